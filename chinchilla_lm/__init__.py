@@ -1,0 +1,37 @@
+"""Chinchilla shortens pretrained transformers and proves on paired data that they are still as good.
+
+    import chinchilla_lm as ch
+    run = ch.compress("model-or-folder", task="token-classification", data="folder", speedup=2.0, margin=0.5, out="out")
+
+The names below are looked up on first use, so `import chinchilla_lm` (and `chinchilla --help`) loads no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Name → module that holds it. `evaluate` is not among them: the room of that name would shadow the function
+# as soon as anything imported it.
+_EXPORTS = {
+    "InputError": "chinchilla_lm.errors",
+    "ContractError": "chinchilla_lm.errors",
+    "Plan": "chinchilla_lm.plan",
+    "Session": "chinchilla_lm.runtime.session",
+    "load": "chinchilla_lm.runtime.session",
+    "compress": "chinchilla_lm.commands.compress",
+    "finetune": "chinchilla_lm.commands.finetune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds an exported name and return the name. Raises AttributeError for any other name."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,73 @@
+"""`chinchilla evaluate`: a model's quality on a split, alone or paired against another model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.recipe import Recipe, add_flags, from_args
+
+FIELDS = (
+    "model", "task", "data", "text_column", "label_column", "group_column", "time_column", "split_by", "margin",
+    "metric", "device", "dtype", "threads", "context", "max_tokens", "seed",
+)  # fmt: skip
+CERTIFICATE_FAILED = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fields of a recipe that decide an evaluation, and what to compare with."""
+    add_flags(parser, FIELDS)
+    parser.add_argument("--split", default="test", metavar="SPLIT", help="train, dev or test (default test)")
+    parser.add_argument("--against", metavar="MODEL", help="certify MODEL against this original, paired")
+    parser.add_argument("--predictions", metavar="FILE", help="write one JSON line an example")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Evaluate and print. Returns 3 where a comparison was asked for and its certificate failed."""
+    recipe = from_args(args)
+    result = evaluate(recipe, console, split=args.split, against=args.against, predictions=args.predictions)
+    console.result(result)
+    certificate = result.get("certificate")
+    return CERTIFICATE_FAILED if certificate and not certificate["passed"] else 0
+
+
+def evaluate(
+    recipe: Recipe,
+    console: Console,
+    *,
+    split: str = "test",
+    against: str | None = None,
+    predictions: str | None = None,
+) -> dict[str, Any]:
+    """Metrics with intervals, tables, and the certificate where there is an original to compare with."""
+    from chinchilla_lm.commands.job import Job
+    from chinchilla_lm.errors import InputError
+    from chinchilla_lm.evaluate.certificate import certify
+    from chinchilla_lm.evaluate.predictions import write_predictions
+
+    job = Job(recipe, console)
+    judge = job.judge(split)
+    judged = judge(job.ready(job.checkpoint.model))
+    result: dict[str, Any] = {
+        "task": recipe.task,
+        "split": split,
+        "n": judged.measurement.n,
+        "metrics": job.show(judged, split),
+        "tables": {name: table.rows for name, table in judged.measurement.tables.items()},
+    }
+    if predictions is not None:
+        console.say(f"{write_predictions(predictions, judged.predictions):,} predictions in {predictions}")
+    if against is not None:
+        other = Job(recipe, console, model=against)
+        original = other.judge(split)(other.ready(other.checkpoint.model))
+        metric = recipe.metric or original.primary.name
+        if metric not in original.measurement.sums:
+            known = ", ".join(original.measurement.sums)
+            raise InputError(f"metric {metric!r} is not one of {known}; pass --metric {original.primary.name}")
+        certificate = certify(
+            original.measurement.sums[metric], judged.measurement.sums[metric], recipe.margin, original.measurement.n
+        )
+        console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
+        result["certificate"] = certificate.to_dict()
+    return result

@@ -1,0 +1,91 @@
+"""The run folder: what each stage wrote, from what, and whether it has to be done again.
+
+`stages.json` holds, for every finished stage, the hash of all that decided its outcome. A stage whose inputs have the same
+hash and whose files are still there is not run again, so the same command resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import json_text, read_json, sha256_text, write_atomic
+from chinchilla_lm.recipe import Recipe
+
+T = TypeVar("T")
+
+
+class RunFolder:
+    """A folder that belongs to one job: recipe.yaml, costs.json, plan.json, model/, report.*, log.jsonl."""
+
+    def __init__(self, path: str | Path, console: Console) -> None:
+        self.path = Path(path)
+        self.console = console
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file, not a folder; pass another -o")
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").exists():
+            raise InputError(f"{self.path} holds files but no recipe.yaml, so it is no run folder; pass another -o")
+
+    @classmethod
+    def of(cls, recipe: Recipe, console: Console) -> RunFolder:
+        """The folder that a recipe names, with the recipe written into it."""
+        if recipe.output is None:
+            raise InputError("output is missing: the verb writes files; pass -o FOLDER")
+        folder = cls(recipe.output, console)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        recipe.save(folder.path / "recipe.yaml")
+        return folder
+
+    def file(self, name: str) -> Path:
+        """A path inside the folder."""
+        return self.path / name
+
+    def require(self, name: str, verb: str) -> Path:
+        """A file that an earlier stage wrote. Raises InputError, naming that stage, where it is missing."""
+        path = self.path / name
+        if not path.exists():
+            raise InputError(f"{path} is missing; run chinchilla {verb} -o {self.path} first")
+        return path
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], outputs: Sequence[str], work: Callable[[], T], read: Callable[[], T]
+    ) -> T:
+        """Do `work` and note it, or, where nothing that decides it has changed, `read` what it wrote."""
+        key = sha256_text(json_text(dict(inputs)))
+        stages = self._stages()
+        if stages.get(name, {}).get("inputs") == key and all((self.path / output).exists() for output in outputs):
+            self.console.say(f"{name}: unchanged, not run again")
+            return read()
+        begun = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - begun
+        stages = self._stages()
+        stages[name] = {"inputs": key, "seconds": round(seconds, 1)}
+        write_atomic(self.path / "stages.json", json_text(stages, indent=1) + "\n")
+        self.log({"stage": name, "seconds": round(seconds, 1)})
+        return result
+
+    def timings(self) -> dict[str, float]:
+        """Seconds that each finished stage took."""
+        return {name: float(stage["seconds"]) for name, stage in self._stages().items()}
+
+    def _stages(self) -> dict[str, Any]:
+        path = self.path / "stages.json"
+        if not path.exists():
+            return {}
+        stages = read_json(path, "stages")
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise InputError(f"{path} is not a mapping of stages; delete it to run all stages again")
+        return stages
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append one line to log.jsonl, with the time."""
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": stamp, **event}) + "\n")

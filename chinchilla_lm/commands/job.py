@@ -1,0 +1,223 @@
+"""What the verbs of the main job share: a recipe with its model, its data and its clock, each made when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
+from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_tagged
+from chinchilla_lm.data.load import load_dataset
+from chinchilla_lm.data.records import Dataset
+from chinchilla_lm.data.splits import disjoint, document_hashes
+from chinchilla_lm.data.windows import encode_text
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.evaluate.judge import Judge, Judged
+from chinchilla_lm.evaluate.sums import Sums
+from chinchilla_lm.files import sha256_text
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.checkpoint import Checkpoint, load
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
+from chinchilla_lm.runtime.prepare import prepare
+
+# Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
+DEFAULT_WINDOW = 512
+# Sequences a timed batch by default: one prompt of a language model, a small batch for everything that reads short texts.
+DEFAULT_BATCH = {"language-modeling": 1}
+# Tokens a batch while judging.
+JUDGE_TOKENS = 4096
+
+
+class Job:
+    """A recipe at work. `model` names what to load in place of the recipe's model."""
+
+    def __init__(self, recipe: Recipe, console: Console, model: str | None = None, *, new_head: bool = False) -> None:
+        self.recipe, self.console = recipe, console
+        self.source = model or recipe.model
+        self.new_head = new_head
+        self.device = resolve_device(recipe.device)
+        self.dtype = resolve_dtype(recipe.dtype, self.device)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The recipe's data. Raises InputError where it names none."""
+        if self.recipe.data is None:
+            raise InputError("data is missing: the verb needs a data set; pass --data FOLDER")
+        return self._read(self.recipe.data)
+
+    def _read(self, source: str) -> Dataset:
+        recipe = self.recipe
+        split_by = None if recipe.split_by == "auto" else recipe.split_by
+        dataset = load_dataset(
+            source,
+            recipe.task,
+            text_column=recipe.text_column,
+            label_column=recipe.label_column,
+            group_column=recipe.group_column,
+            time_column=recipe.time_column,
+            split_by=split_by,
+            seed=recipe.seed,
+        )
+        sizes = ", ".join(f"{name} {len(records):,}" for name, records in dataset.splits.items())
+        self.console.say(f"data: {dataset.name}: {sizes} records")
+        for note in dataset.notes:
+            self.console.say(f"data: {note}")
+        if dataset.skipped:
+            first = dataset.skipped[0]
+            self.console.warn(f"{len(dataset.skipped)} records skipped, first {first.where}: {first.why}")
+        return dataset
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash of every record of every split, and of the calibration data where it is named."""
+        records = [record for split in self.dataset.splits.values() for record in split]
+        if self.recipe.calibration is not None:
+            records += self.training_records
+        return sha256_text("\n".join(repr(record) for record in records))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The model in float32, with a head for the task. Raises InputError where it has none and may not get one."""
+        labels = list(self.dataset.labels) if self.new_head else None
+        checkpoint = load(
+            self.source,
+            task=self.recipe.task,
+            labels=labels,
+            bidirectional=True if self._wants_bidirectional() else None,
+            device=str(self.device),
+        )
+        if checkpoint.fresh and not self.new_head:
+            raise InputError(
+                f"{self.source} has no trained head for {self.recipe.task}; run chinchilla finetune first"
+            )
+        return checkpoint
+
+    def _wants_bidirectional(self) -> bool:
+        """A tagger has to see what follows a word; a new tagging head therefore makes a decoder bidirectional."""
+        return self.new_head and self.recipe.task == "token-classification"
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The model's labels. Raises InputError where the data has one that the model lacks."""
+        known = self.checkpoint.model.config.head.labels
+        unknown = [label for label in self.dataset.labels if label not in known]
+        if self.recipe.task.endswith("classification") and unknown:
+            raise InputError(
+                f"label {unknown[0]!r} of the data is not one of the model's ({', '.join(known[:12])}); "
+                "fine-tune the model on this data first"
+            )
+        return known
+
+    @property
+    def window(self) -> int:
+        """Longest window in tokens: what was asked, or what the model was trained with, within what it can take."""
+        trained = self.checkpoint.meta.get("window", {})
+        wanted = self.recipe.max_tokens or trained.get("max_tokens") or DEFAULT_WINDOW
+        return min(int(wanted), self.checkpoint.model.config.max_positions)
+
+    @property
+    def context(self) -> str:
+        """What the model sees of a document at a time: as it was trained, else as the recipe says."""
+        trained = self.checkpoint.meta.get("window", {}).get("context")
+        return trained if trained and not self.new_head else self.recipe.context
+
+    def encode(self, records: Sequence[Any]) -> list[Encoded]:
+        """Windows of token ids with their targets."""
+        tokenizer, task = self.checkpoint.tokenizer, self.recipe.task
+        if task == "language-modeling":
+            windows = encode_text(records, tokenizer, self.window)
+            return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
+        ids = {label: index for index, label in enumerate(self.labels)}
+        if task == "token-classification":
+            return encode_tagged(records, tokenizer, ids, self.window, self.context)
+        return encode_labelled(records, tokenizer, ids, self.window)
+
+    def batches(
+        self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None
+    ) -> list[EncodedBatch]:
+        """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
+        pad = self.checkpoint.tokenizer.pad_token_id
+        made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad or 0)
+        return [batch.to(self.device) for batch in made]
+
+    def judge(self, split: str) -> Judge:
+        """What judges models on a split."""
+        records = self.dataset.records(split)
+        encoded = self.encode(records)
+        made = self.batches(encoded, JUDGE_TOKENS)
+        self.console.say(f"{split}: {len(encoded):,} windows, {padding_share(made):.1%} padding")
+        return Judge(self.recipe.task, records, encoded, made, self.labels)
+
+    @cached_property
+    def training_records(self) -> list[Any]:
+        """What to train and calibrate on: the train split, or the calibration data where there is none."""
+        if self.recipe.calibration is not None:
+            return self._read(self.recipe.calibration).records("train")
+        return self.dataset.records("train")
+
+    @cached_property
+    def calibration(self) -> tuple[list[EncodedBatch], str]:
+        """Calibration batches, disjoint by document hash from the dev and test splits, and the hash of the documents."""
+        held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]
+        kept, removed = disjoint(self.training_records, held_out)
+        if removed:
+            self.console.warn(f"{removed} calibration records stand in dev or test too and were left out")
+        chosen = self._some(kept)
+        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(kept))))
+
+    def _some(self, records: Sequence[Any]) -> list[Encoded]:
+        """Windows from all over the records, about `calibration_tokens` in all, chosen by the seed."""
+        encoded = self.encode(records)
+        order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
+        chosen: list[Encoded] = []
+        total = 0
+        for index in order:
+            if total >= self.recipe.calibration_tokens:
+                break
+            chosen.append(encoded[index])
+            total += len(encoded[index].ids)
+        if not chosen:
+            raise InputError("0 calibration windows: the data are shorter than one window; pass --calibration TEXT")
+        return chosen
+
+    def ready(self, model: Transformer) -> Transformer:
+        """The model as it will be served: norms folded, in the recipe's dtype, on its device."""
+        return prepare(model, self.device, self.dtype)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and tokens of the timed batch: as asked, else one typical for the task and the data."""
+        batch = self.recipe.batch or DEFAULT_BATCH.get(self.recipe.task, 32)
+        if self.recipe.tokens is not None:
+            return batch, min(self.recipe.tokens, self.checkpoint.model.config.max_positions)
+        lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records("test")))
+        return batch, lengths[len(lengths) // 2]
+
+    def timed_batch(self) -> Batch:
+        """Random token ids of the asked shape; the time does not depend on which."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        ids = torch.randint(self.checkpoint.model.config.vocab_size, self.shape, generator=generator)
+        return Batch(ids.to(self.device))
+
+    @staticmethod
+    def higher_is_better(sums: Sums) -> float:
+        """A metric's value with the sign that makes more of it better."""
+        return sums.value if sums.higher_is_better else -sums.value
+
+    def show(self, judged: Judged, title: str) -> dict[str, Any]:
+        """Print tables and metrics with their intervals; returns the metrics as JSON has them."""
+        for name, table in judged.measurement.tables.items():
+            self.console.show(f"\n{title}: {name}\n\n{table.text()}")
+        estimates = judged.measurement.estimates()
+        rows = [[name, f"{e.value:.4f}", f"[{e.low:.4f}, {e.high:.4f}]"] for name, e in estimates.items()]
+        self.console.table(["metric", "value", "95 % interval"], rows, f"{title}: n = {judged.measurement.n:,}")
+        return {name: estimate.to_dict() for name, estimate in estimates.items()}

@@ -1,0 +1,251 @@
+"""The stages of the main job, each from the run folder's files to the run folder's files.
+
+    score    → costs.json                 search → plan.json, frontier.json
+    shorten  → shortened/                 recover → model/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from chinchilla_lm.commands.folder import RunFolder
+from chinchilla_lm.commands.job import Job
+from chinchilla_lm.console import Console
+from chinchilla_lm.errors import ContractError, InputError
+from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
+from chinchilla_lm.models.checkpoint import Checkpoint, load, save
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.clock import Ratio, interleave, speedup
+from chinchilla_lm.score.contract import Search, Target, fulfil
+from chinchilla_lm.score.measure import Measure
+from chinchilla_lm.score.table import Circumstances, score
+from chinchilla_lm.score.timing import time_links
+from chinchilla_lm.search import MEASURED, METHODS, Memo
+from chinchilla_lm.shorten.surgery import shorten
+from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.recover import Weights, recovery_loss
+
+# Seconds that a plan is timed against the original, in turn.
+CLOCK_SECONDS = 3.0
+# Shares of the way to the target at which the frontier is drawn.
+FRONTIER_SHARES = (0.25, 0.5, 0.75, 1.0)
+BASELINES = ("cosine", "one-shot", "dp")
+
+
+class Stages:
+    """One job in one run folder."""
+
+    def __init__(self, recipe: Recipe, console: Console) -> None:
+        self.recipe, self.console = recipe, console
+        self.folder = RunFolder.of(recipe, console)
+        self.job = Job(recipe, console)
+
+    @cached_property
+    def original(self) -> Transformer:
+        """The original as it would be served."""
+        if self.job.checkpoint.model.dropped:
+            raise InputError(f"{self.recipe.model} is shortened already; start from the original")
+        return self.job.ready(self.job.checkpoint.model)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """The quality cost of any set of dropped links, on calibration data."""
+        batches, _ = self.job.calibration
+        return Measure(self.original, batches, self.recipe.score_loss)
+
+    def _inputs(self, *fields: str) -> dict[str, Any]:
+        job = self.job
+        given = {"model": job.checkpoint.sha256, "data": job.data_sha256, "dtype": str(job.dtype), "device": str(job.device)}
+        return {**given, "recipe": self.recipe.model_dump(include=set(fields))}
+
+    def score(self) -> CostTable:
+        """Measure what each removal costs and saves."""
+        path = self.folder.file("costs.json")
+        inputs = self._inputs("task", "calibration_tokens", "score_loss", "seed", "batch", "tokens", "context", "max_tokens")
+
+        def work() -> CostTable:
+            job = self.job
+            _, documents = job.calibration
+            times = time_links(self.original, job.timed_batch())
+            batch, tokens = job.shape
+            facts = Circumstances(
+                batch, tokens, str(job.device), str(job.dtype).removeprefix("torch."), job.checkpoint.sha256, documents
+            )
+            table = score(self.measure, times, facts, self.console)
+            table.save(path)
+            return table
+
+        return self.folder.stage("score", inputs, ["costs.json"], work, lambda: CostTable.load(path))
+
+    def search(self, table: CostTable) -> Plan:
+        """Choose what to drop, under the contract; also the frontier of plans with the baselines on it."""
+        path = self.folder.file("plan.json")
+        inputs = {
+            "costs": sha256_of(self.folder.require("costs.json", "score")),
+            **self._inputs("speedup", "latency_ms", "method", "max_measures", "seed"),
+        }
+
+        def work() -> Plan:
+            self.measure.norms = dict(table.norms or {})
+            memo = Memo(self.measure)
+            target = Target(self.recipe.speedup, self.recipe.latency_ms)
+            with self.console.progress(0, "search", "measurements") as progress:
+                search = self._searcher(self.recipe.method, memo, lambda note: progress.advance(1, note))
+                found, tries = fulfil(table, target, search, self.clock, self.console)
+            frontier = self._frontier(table, memo, [(one.plan, one.speedup, one.latency_ms) for one in tries])
+            write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
+            found.plan.save(path)
+            return found.plan
+
+        plan = self.folder.stage("search", inputs, ["plan.json", "frontier.json"], work, lambda: Plan.load(path))
+        self.console.say(f"plan: {plan.strip()}")
+        return plan
+
+    def _searcher(self, method: str, memo: Memo, on_measure: Callable[[str], None]) -> Search:
+        function, _ = METHODS[method]
+
+        def search(table: CostTable, budget_us: float) -> Plan:
+            if method == "refine":
+                return function(
+                    table,
+                    budget_us,
+                    memo,
+                    max_measures=self.recipe.max_measures,
+                    seed=self.recipe.seed,
+                    on_progress=lambda p: on_measure(f"{p.stage} {p.best_cost:.4f}"),
+                )
+            if method in MEASURED:
+                return function(table, budget_us, memo, on_step=lambda step: on_measure(f"{step.link} {step.cost:.4f}"))
+            return function(table, budget_us)
+
+        return search
+
+    def clock(self, plan: Plan) -> tuple[Ratio, float]:
+        """The assembled model against the original, in turn: how many times as fast, and its median milliseconds."""
+        import torch
+
+        short = shorten(self.original, plan, share=True)
+        batch = self.job.timed_batch()
+        with torch.inference_mode():
+            timings = interleave(
+                {"original": lambda: self.original(batch), "short": lambda: short(batch)},
+                seconds=CLOCK_SECONDS,
+                device=self.job.device,
+            )
+        return speedup(timings["original"], timings["short"]), timings["short"].p50
+
+    def _frontier(self, table: CostTable, memo: Memo, tried: list[tuple[Plan, Ratio, float]]) -> list[dict[str, Any]]:
+        """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was timed."""
+        target = Target(self.recipe.speedup, self.recipe.latency_ms)
+        full = table.total_us / target.budget_us(table.total_us)
+        points = [_point("original", 1.0, table.total_us / 1000, 0.0, 2 * table.num_blocks)]
+        for name in BASELINES:
+            for share in FRONTIER_SHARES:
+                try:
+                    plan = METHODS[name][0](table, table.total_us / (1 + (full - 1) * share))
+                except ContractError:
+                    continue
+                predicted = table.predict_us(plan.dropped)
+                cost = memo(frozenset(plan.dropped))
+                points.append(_point(name, table.total_us / predicted, predicted / 1000, cost, len(plan.kept)))
+        for index, (plan, ratio, latency_ms) in enumerate(tried):
+            chosen = index + 1 == len(tried)
+            cost = memo(frozenset(plan.dropped))
+            points.append(_point(self.recipe.method, ratio.value, latency_ms, cost, len(plan.kept), chosen))
+        return points
+
+    def shorten(self, plan: Plan) -> Checkpoint:
+        """Carry out the plan; the short model, not yet recovered, is in `shortened/`."""
+        if plan.num_blocks != self.job.checkpoint.model.config.num_blocks:
+            blocks = self.job.checkpoint.model.config.num_blocks
+            raise InputError(f"the plan has {plan.num_blocks} blocks, the model {blocks}; search again for this model")
+        inputs = {"plan": sha256_text(json_text(plan.to_dict())), "model": self.job.checkpoint.sha256}
+        path = self.folder.file("shortened")
+
+        def work() -> Checkpoint:
+            short = replace(self.job.checkpoint, model=shorten(self.job.checkpoint.model, plan), fresh=())
+            save(short, path, self._meta(plan))
+            return short
+
+        def read() -> Checkpoint:
+            return load(str(path), task=self.recipe.task, device=str(self.job.device))
+
+        return self.folder.stage("shorten", inputs, ["shortened/config.json"], work, read)
+
+    def recover(self, short: Checkpoint, plan: Plan) -> Checkpoint:
+        """Train the short model on the original's outputs; the product is in `model/`."""
+        path = self.folder.file("model")
+        inputs = {"plan": sha256_text(json_text(plan.to_dict())), **self._inputs("task", "seed", "recover")}
+
+        def work() -> Checkpoint:
+            if self.recipe.recover.epochs > 0:
+                self._train(short, sha256_text(json_text(inputs)))
+            save(short, path, self._meta(plan))
+            return short
+
+        def read() -> Checkpoint:
+            return load(str(path), task=self.recipe.task, device=str(self.job.device))
+
+        return self.folder.stage("recover", inputs, ["model/config.json"], work, read)
+
+    def _train(self, short: Checkpoint, identity: str) -> None:
+        job, settings = self.job, self.recipe.recover
+        encoded = job.encode(job.training_records)
+        judge = job.judge("dev")
+        epochs = settings.epochs
+        if settings.tokens is not None:
+            epochs = min(epochs, settings.tokens / max(1, sum(len(one.ids) for one in encoded)))
+        weights = settings.weights
+        fit(
+            short.model,
+            lambda epoch: job.batches(encoded, settings.batch_tokens, seed=self.recipe.seed + epoch),
+            recovery_loss(
+                self.original,
+                Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
+            ),
+            FitSettings(
+                epochs=epochs,
+                learning_rate=settings.learning_rate,
+                head_learning_rate=settings.learning_rate,
+                warmup=settings.warmup,
+                seed=self.recipe.seed,
+            ),
+            self.console,
+            label="recover",
+            evaluate=lambda: job.higher_is_better(judge(job.ready(short.model)).primary),
+            state=self.folder.file("recover.state"),
+            identity=identity,
+        )
+
+    def _meta(self, plan: Plan) -> dict[str, Any]:
+        window = {"context": self.job.context, "max_tokens": self.job.window}
+        return {"plan": plan.to_dict(), "window": window, "original": self.job.checkpoint.sha256}
+
+    def frontier(self) -> list[dict[str, Any]]:
+        """What the search stage wrote."""
+        path = self.folder.require("frontier.json", "search")
+        points = read_json(path, "frontier")
+        if not isinstance(points, list):
+            raise InputError(f"{path} is not a list of points; run chinchilla search -o {self.folder.path} again")
+        return points
+
+
+def _point(
+    method: str, speed: float, latency_ms: float, cost: float, links: int, chosen: bool = False
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "stage": "before recovery",
+        "speedup": speed,
+        "latency_ms": latency_ms,
+        "quality": cost,
+        "low": None,
+        "high": None,
+        "links": links,
+        "chosen": chosen,
+    }

@@ -1,0 +1,42 @@
+"""A window of tokens with what it should predict, and the one way that texts are tokenised here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORED = -100  # torch.nn.functional.cross_entropy's ignore_index
+
+
+class DataWarning(UserWarning):
+    """Data that had to be cut to fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One window of tokens.
+
+    ids: token ids, special ones included. segments: 0 or 1 a token, only for pairs of a tokenizer that tells them
+    apart. targets: one label id a token with IGNORED where there is none; or one label id; or None. owners: where each
+    prediction belongs, in order. Token labels: (record, word) a labelled position. One label: (record, 0). Language
+    modelling: (record of the first token, 0). bytes: for language modelling, UTF-8 bytes of the text that the window's
+    predicted tokens spell; else 0.
+    """
+
+    ids: list[int]
+    segments: list[int] | None
+    targets: list[int] | int | None
+    owners: list[tuple[int, int]]
+    bytes: int = 0
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, whole and without special tokens, whatever truncation the tokenizer's file asks for."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    return [list(ids) for ids in found["input_ids"]]

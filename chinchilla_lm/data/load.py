@@ -1,0 +1,161 @@
+"""One call from a folder, a file or a hub name to a Dataset with its splits.
+
+Official splits are taken as they are, duplicates and all (their number is noted). What is missing of dev and test is
+made out of train, so that no document and no text stands on two sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.data.hub import read_hub
+from chinchilla_lm.data.layouts import (
+    WHOLE,
+    find_files,
+    looks_like_path,
+    read_file,
+    read_files,
+    require_usable,
+    resolve,
+    split_of,
+    total_skipped,
+)
+from chinchilla_lm.data.records import SPLITS, TASKS, Dataset, Reading, Tagged, Task, sorted_labels
+from chinchilla_lm.data.rows import Columns
+from chinchilla_lm.data.splits import SplitBy, make_splits, shared_texts
+from chinchilla_lm.errors import InputError
+
+_UNUSED: dict[Task, tuple[str, ...]] = {
+    "language-modeling": ("label_column", "time_column"),
+    "token-classification": ("time_column",),
+}
+
+
+def load_dataset(
+    source: str | Path,
+    task: Task,
+    *,
+    splits: Mapping[str, str] | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    time_column: str | None = None,
+    split_by: SplitBy | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """The records of a data set, by split.
+
+    Args:
+        source: a folder in a known layout, one file, or a hub data set (NAME, OWNER/NAME, with :CONFIG where needed).
+        task: what the records are for; decides the record kind.
+        splits: "train", "dev", "test" -> file in the folder (or hub split); only these are read then.
+        text_column, label_column, group_column, time_column: fields of a table or of JSON objects; else usual names.
+        split_by: how the missing splits are made; by group where group_column is given, else by hash of the document.
+        seed: of the hash that makes the missing splits.
+
+    A file whose name says test or dev becomes that split alone. Every other single file is train, and is split
+    80/10/10.
+
+    Raises:
+        InputError: nothing there, an empty file, more than 1 % of a file unusable, columns or files that are not clear,
+            or too little to make the missing splits of.
+    """
+    if task not in TASKS:
+        raise InputError(f"task {task!r} is not one of {', '.join(TASKS)}; pass one of these")
+    for option, name in (("label_column", label_column), ("time_column", time_column)):
+        if name is not None and option in _UNUSED.get(task, ()):
+            raise InputError(f"{option} {name!r} has no use in {task}; leave it out")
+    columns = Columns(text_column, label_column, group_column, time_column)
+    path = Path(source).expanduser()
+    if path.exists():
+        name = path.name if path.is_dir() else path.name.split(".")[0]
+        readings, notes = _read_path(path, task, splits, columns)
+    elif looks_like_path(str(source)):
+        raise InputError(f"{source} is not there; pass a folder or file that exists, or the name of a hub data set")
+    else:
+        name = str(source)
+        readings, notes = _read_name(name, task, splits, columns)
+    by = split_by or ("group" if group_column else "hash")
+    return _assemble(name, task, readings, notes, by, split_by is not None, seed)
+
+
+def _read_path(
+    path: Path, task: Task, splits: Mapping[str, str] | None, columns: Columns
+) -> tuple[dict[str, Reading], list[str]]:
+    """Readings by split (or under WHOLE) of a folder or file."""
+    if splits:
+        chosen = resolve(path if path.is_dir() else path.parent, splits)
+        return {split: read_file(chosen[split], task, columns) for split in SPLITS if split in chosen}, []
+    if path.is_dir():
+        files, notes = find_files(path, task)
+        return {split: read_files(paths, task, columns) for split, paths in files.items()}, notes
+    return {split_of(path.name) or WHOLE: read_file(path, task, columns)}, []
+
+
+def _read_name(
+    name: str, task: Task, splits: Mapping[str, str] | None, columns: Columns
+) -> tuple[dict[str, Reading], list[str]]:
+    """Readings by split of a hub data set."""
+    found = read_hub(name, task, columns)
+    theirs = dict(splits) if splits else {}
+    if not splits:
+        for split in found:
+            theirs.setdefault(split_of(split) or split, split)
+    unknown = [split for split in theirs.values() if split not in found]
+    if unknown:
+        raise InputError(f"split {unknown[0]!r} is not in {name!r}, which has {', '.join(found)}; mend splits=")
+    readings = {split: require_usable(found[theirs[split]]) for split in SPLITS if split in theirs}
+    if not readings:
+        raise InputError(f"{name!r} has the splits {', '.join(found)}; say which is train, dev and test by splits=")
+    aside = [split for split in found if split not in {theirs[ours] for ours in readings}]
+    return readings, [f"left aside in {name}: {', '.join(aside)}"] if aside else []
+
+
+def _assemble(
+    name: str, task: Task, readings: dict[str, Reading], notes: list[str], by: SplitBy, asked: bool, seed: int
+) -> Dataset:
+    """The Dataset: missing splits made, labels gathered, shared texts counted."""
+    skipped = total_skipped(readings)
+    has_documents = all(reading.has_documents for reading in readings.values())
+    notes = [*notes, *(note for reading in readings.values() for note in reading.notes)]
+    records = {split: reading.records for split, reading in readings.items()}
+    if WHOLE in records:
+        records["train"] = records.pop(WHOLE)
+    missing = [split for split in ("dev", "test") if split not in records]
+    if "train" not in records or not missing:
+        if asked:
+            notes.append(
+                f"split by {by} was asked for, but nothing is left to split: {', '.join(records)} came as files"
+            )
+    else:
+        if by == "group" and not has_documents:
+            raise InputError(f"{name!r} names no groups; pass group_column=, or split by hash")
+        made, without_place = make_splits(records["train"], missing, by, seed)
+        skipped += without_place
+        records.update(made)
+        sizes = ", ".join(f"{split} {len(made[split])}" for split in made)
+        notes.append(f"{' and '.join(missing)} made from train by {by} (seed {seed}): {sizes} records")
+    records = {split: records[split] for split in SPLITS if split in records}
+    notes += _shared(records)
+    labels = sorted_labels(task, _seen(records.values()))
+    return Dataset(name, task, records, labels, skipped, has_documents, notes)
+
+
+def _shared(records: Mapping[str, list[Any]]) -> list[str]:
+    notes = []
+    for one, other in combinations(records, 2):
+        if count := shared_texts(records[one], records[other]):
+            notes.append(f"{count} texts stand in both {one} and {other}")
+    return notes
+
+
+def _seen(splits: Iterable[list[Any]]) -> set[str]:
+    """Every label or tag that occurs."""
+    seen: set[str] = set()
+    for records in splits:
+        for record in records:
+            seen.update(record.tags if isinstance(record, Tagged) else (getattr(record, "label", ""),))
+    return seen - {""}

@@ -1,0 +1,181 @@
+"""Who goes where: train, dev and test that share no document and no text, and calibration data that shares none with
+test.
+
+A made split never depends on the order of the file. A document goes by the hash of its content (with the seed), so the
+same document is on the same side again when more are added, and two copies of a text are always on one side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from chinchilla_lm.data.records import Dataset, Record, Skipped, Tagged, record_text, text_hash
+from chinchilla_lm.errors import InputError
+
+R = TypeVar("R", bound=Record)
+SplitBy = Literal["hash", "group", "time"]
+SHARE = 0.1  # of the documents go to test and as many to dev, the usual 80/10/10
+UNDATED = 0.05  # at most this share of records may lack a time where the split goes by time
+
+
+def document_hashes(records: Sequence[Record]) -> list[str]:
+    """For each record the SHA-256 of its whole document: the record texts in order, one a line."""
+    texts: dict[str, list[str]] = {}
+    for record in records:
+        texts.setdefault(record.document, []).append(record_text(record))
+    hashes = {document: text_hash("\n".join(lines)) for document, lines in texts.items()}
+    return [hashes[record.document] for record in records]
+
+
+def disjoint(records: Sequence[R], test_records: Sequence[Record]) -> tuple[list[R], int]:
+    """The records whose document is not, word for word, a document of the test data; and how many were removed."""
+    forbidden = set(document_hashes(test_records))
+    hashes = document_hashes(records)
+    kept = [record for record, digest in zip(records, hashes, strict=True) if digest not in forbidden]
+    return kept, len(records) - len(kept)
+
+
+def shared_texts(records: Iterable[Record], others: Iterable[Record]) -> int:
+    """How many distinct texts stand on both sides."""
+    return len({record_text(record) for record in records} & {record_text(record) for record in others})
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Records to calibrate on, how many were removed because test has their document, and the split they came from."""
+
+    records: list[Record]
+    removed: int
+    origin: str
+
+
+def calibration_documents(
+    dataset: Dataset, *, count: int | None = None, source: Dataset | None = None, seed: int = 0
+) -> Calibration:
+    """Whole documents to calibrate on, none of which is in the test split of `dataset`.
+
+    They come from train (of `source`, else of `dataset`), or from dev where there is no train. With `count`, that many
+    documents, drawn by hash and seed and returned in file order; fewer where there are not enough.
+
+    Raises:
+        InputError: there is neither train nor dev, `count` is below 1, or nothing is left.
+    """
+    if count is not None and count < 1:
+        raise InputError(f"count {count} is below 1 document; leave it out to take all")
+    pool = source or dataset
+    origin = next((split for split in ("train", "dev") if split in pool.splits), None)
+    if origin is None:
+        raise InputError(f"{pool.name!r} has neither train nor dev to calibrate on; pass another calibration source")
+    kept, removed = disjoint(pool.splits[origin], dataset.splits.get("test", []))
+    if not kept:
+        raise InputError(
+            f"all {removed} records of {pool.name!r} {origin} are in test; pass another calibration source"
+        )
+    documents = list(dict.fromkeys(record.document for record in kept))
+    chosen = set(sorted(documents, key=lambda document: text_hash(f"{seed}:{document}"))[:count])
+    return Calibration([record for record in kept if record.document in chosen], removed, origin)
+
+
+def make_splits(
+    records: Sequence[R], missing: Sequence[str], by: SplitBy, seed: int = 0
+) -> tuple[dict[str, list[R]], list[Skipped]]:
+    """Train and the `missing` of dev and test, out of `records`, each in file order; and the records that had no place.
+
+    Records stay together when they share their document, or their text (for sentences with tags, which repeat short
+    lines everywhere: when their whole documents are equal). By "time" the latest become test, and copies of a text go
+    with the latest of them, so that train holds nothing of test.
+
+    Raises:
+        InputError: too few documents, or too many without a time.
+    """
+    units = _units(records)
+    skipped: list[Skipped] = []
+    if by == "time":
+        places, skipped = _by_time(records, units, missing)
+    else:
+        places = _by_hash(units, missing, seed)
+    made: dict[str, list[R]] = {split: [] for split in ("train", *missing)}
+    for record, unit in zip(records, units, strict=True):
+        if unit in places:
+            made[places[unit]].append(record)
+    return made, skipped
+
+
+def _units(records: Sequence[Record]) -> list[str]:
+    """For each record the name of what must stay together: the least content hash of all that its document touches."""
+    documents = document_hashes(records)
+    content = [
+        documents[i] if isinstance(record, Tagged) else text_hash(" ".join(record.text.split()))
+        for i, record in enumerate(records)
+    ]
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    for record, digest in zip(records, content, strict=True):
+        # A hash has 64 hexadecimal digits, a document's name is told apart by its prefix.
+        parent[root(f"document {record.document}")] = root(digest)
+    least: dict[str, str] = {}
+    for digest in content:
+        top = root(digest)
+        least[top] = min(least.get(top, digest), digest)
+    return [least[root(digest)] for digest in content]
+
+
+def _by_hash(units: Sequence[str], missing: Sequence[str], seed: int) -> dict[str, str]:
+    """Unit to split. Below SHARE on the unit interval is test, below twice SHARE dev; each gets at least one unit."""
+    position = {unit: int(text_hash(f"{seed}:{unit}")[:16], 16) / 2**64 for unit in units}
+    if len(position) <= len(missing):
+        need = f"{len(missing) + 1} are needed for train, {' and '.join(missing)}"
+        raise InputError(f"{len(position)} different documents cannot be split, {need}; pass files by splits=")
+    order = sorted(position, key=lambda unit: position[unit])
+    places = dict.fromkeys(order, "train")
+    next_unit = 0
+    for rank, split in enumerate(("test", "dev"), start=1):
+        if split not in missing:
+            continue
+        low = SHARE * (rank - 1)
+        inside = [unit for unit in order[next_unit:] if low <= position[unit] < SHARE * rank]
+        chosen = inside or order[next_unit : next_unit + 1]
+        places.update(dict.fromkeys(chosen, split))
+        next_unit = order.index(chosen[-1]) + 1
+    return places
+
+
+def _by_time(
+    records: Sequence[Record], units: Sequence[str], missing: Sequence[str]
+) -> tuple[dict[str, str], list[Skipped]]:
+    """Unit to split, the latest SHARE of the records to test, the next to dev; a tie goes to the later side."""
+    times = [getattr(record, "time", None) for record in records]
+    latest: dict[str, str] = {}
+    for unit, time in zip(units, times, strict=True):
+        if time is not None:
+            latest[unit] = max(latest.get(unit, time), time)
+    skipped = [
+        Skipped(r.id, "no time to split by") for r, unit in zip(records, units, strict=True) if unit not in latest
+    ]
+    if len(skipped) > UNDATED * len(records):
+        raise InputError(
+            f"{len(skipped)} of {len(records)} records have no readable time, more than {UNDATED:.0%}; "
+            "name the right column by time_column=, or split by hash"
+        )
+    moments = sorted((latest[unit] for unit in units if unit in latest), reverse=True)
+    places = dict.fromkeys(latest, "train")
+    taken = 0
+    bound: str | None = None
+    for split in ("test", "dev"):
+        if split not in missing:
+            continue
+        later = bound
+        bound = moments[min(taken + max(1, int(SHARE * len(moments))), len(moments)) - 1]
+        inside = [unit for unit, time in latest.items() if time >= bound and (later is None or time < later)]
+        taken = sum(time >= bound for time in moments)
+        places.update(dict.fromkeys(inside, split))
+        if not inside or taken == len(moments):
+            raise InputError(f"the {len(moments)} dated records have too few different times to split; split by hash")
+    return places, skipped

@@ -1,0 +1,121 @@
+"""Plain text for language modelling: files, folders and zip archives of them, cut into documents.
+
+The cut follows what the text itself says, tried in this order: the ` = Title = ` headings of WikiText, the `<doc …>` of
+WikiExtractor, `<|endoftext|>`. Ten or more files without such marks are one document each. Fewer are cut at paragraphs
+into pieces of about 2,000 characters, each counted as a document: enough for a bootstrap to resample.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from chinchilla_lm.data.decode import decode, inner_suffix, read_bytes
+from chinchilla_lm.data.records import Reading, Text
+from chinchilla_lm.errors import InputError
+
+SUFFIXES = (".txt", ".utf8", ".raw", ".tokens", ".text")
+ARCHIVE = ".zip"
+PIECE_CHARACTERS = 2000  # a few paragraphs, about 500 tokens: a document of usual size
+MANY_FILES = 10  # in one folder or archive: from here on a file is a document; fewer could not be split three ways
+# Not data, though they end in .txt.
+PAPERS = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
+
+_TITLE = re.compile(r"= (?!=)(.*[^ =]) =")  # ` = Title = `, but not ` = = Section = = `
+_DOC = re.compile(r"^<doc [^>\n]*>\n", re.MULTILINE)
+_END_OF_TEXT = "<|endoftext|>"
+
+
+def is_paper(name: str) -> bool:
+    """Whether a file name is that of a README, a licence or the like."""
+    return Path(name).name.lower().split(".")[0] in PAPERS
+
+
+def read_text(paths: Sequence[Path]) -> Reading:
+    """The documents of text files and zip archives of text files, in order, as Text records.
+
+    Raises:
+        InputError: a file is missing, empty or damaged, or an archive holds no text.
+    """
+    reading = Reading(", ".join(path.name for path in paths), has_documents=True)
+    loose = [path for path in paths if inner_suffix(path) != ARCHIVE]
+    folders = [[(path.name, read_bytes(path)) for path in loose]] if loose else []
+    folders += [_unzip(path) for path in paths if path not in loose]
+    not_utf8: list[str] = []
+    for files in folders:
+        for name, data in files:
+            text, notes = decode(data, name)
+            not_utf8 += [name] if notes else []
+            reading.records.extend(_documents(name, text, whole=len(files) >= MANY_FILES))
+    if not_utf8:
+        reading.notes.append(f"{len(not_utf8)} files are not UTF-8 and were read as ISO-8859-1: {', '.join(not_utf8)}")
+    return reading
+
+
+def _documents(name: str, text: str, whole: bool) -> list[Text]:
+    """The documents of one file; `whole`: it is one document unless it marks several."""
+    documents = marked_documents(text)
+    if documents is None:
+        documents = [text] if whole else pieces(text)
+    cleaned = [document.strip("\n").rstrip() for document in documents if document.strip()]
+    names = [f"{name}#{i}" for i in range(len(cleaned))] if len(cleaned) > 1 else [name]
+    return [Text(name, name, document) for name, document in zip(names, cleaned, strict=True)]
+
+
+def _unzip(path: Path) -> list[tuple[str, bytes]]:
+    """(name, content) of the text files in an archive, by name; empty ones are left out."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(
+                name for name in archive.namelist() if name.lower().endswith(SUFFIXES) and not is_paper(name)
+            )
+            files = [(f"{path.name}/{name}", archive.read(name)) for name in names]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}); pass a zip archive of text files") from error
+    files = [(name, data) for name, data in files if data.strip()]
+    if not files:
+        raise InputError(f"{path} holds no text file; an archive needs files that end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def marked_documents(text: str) -> list[str] | None:
+    """The documents that the text itself marks; None where it marks none."""
+    lines = text.split("\n")
+    starts = [i for i in range(len(lines)) if _is_title(lines, i)]
+    if starts:
+        bounds = [0, *starts[1:], len(lines)]  # what stands before the first title goes with it
+        return ["\n".join(lines[a:b]) for a, b in pairwise(bounds)]
+    if _DOC.match(text):
+        return [part.replace("</doc>", "") for part in _DOC.split(text)[1:]]
+    if _END_OF_TEXT in text:
+        return text.split(_END_OF_TEXT)
+    return None
+
+
+def _is_title(lines: list[str], i: int) -> bool:
+    """A title line stands alone: WikiText has formulas that look like one inside a paragraph."""
+    around = lines[max(i - 1, 0) : i] + lines[i + 1 : i + 2]
+    return _TITLE.fullmatch(lines[i].strip()) is not None and not any(line.strip() for line in around)
+
+
+def pieces(text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
+    """The text cut between paragraphs (between lines where it has no blank line) into pieces of at least `characters`.
+
+    Every paragraph is in exactly one piece. The last piece may be shorter, and a long paragraph is not cut.
+    """
+    paragraphs = [part for part in re.split(r"\n[ \t]*(?:\n[ \t]*)+", text) if part.strip()]
+    joint = "\n\n"
+    if len(paragraphs) == 1:
+        paragraphs, joint = [line for line in text.split("\n") if line.strip()], "\n"
+    found: list[list[str]] = [[]]
+    length = 0
+    for paragraph in paragraphs:
+        if length >= characters:
+            found.append([])
+            length = 0
+        found[-1].append(paragraph)
+        length += len(paragraph) + len(joint)
+    return [joint.join(part) for part in found]

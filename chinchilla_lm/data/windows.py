@@ -1,0 +1,115 @@
+"""Running text cut into windows for language modelling.
+
+The protocol of the perplexity figures in papers: documents joined by an empty line, tokenised as one text, cut into
+windows that do not overlap, the remainder dropped. Each window knows how many bytes its predictions spell, so that
+losses of different tokenizers compare as bits per byte.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from chinchilla_lm.data.encoded import Encoded
+from chinchilla_lm.data.records import Text
+from chinchilla_lm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+JOINT = "\n\n"
+# Tokenised in one call, in characters. WikiText-2 test (1.3 M) is one block, so its ids are exactly those of the
+# protocol; larger corpora are parted between documents, to bound the memory that a tokenizer's offsets take.
+BLOCK_CHARACTERS = 4_000_000
+
+
+def encode_text(
+    records: Sequence[Text], tokenizer: PreTrainedTokenizerFast, window: int, *, bos: bool = False
+) -> list[Encoded]:
+    """Windows of exactly `window` tokens, in text order; targets None, since the ids are their own.
+
+    `owners` is one pair, the record that the window's first token of text stands in, and 0. `bytes` counts the text of
+    the predicted tokens: all of the window with `bos` (a beginning-of-sequence token, then window − 1 tokens of text),
+    all but the first token without.
+
+    Raises:
+        InputError: a window below 2, `bos` without such a token, or less text than one window.
+    """
+    if window < 2:
+        raise InputError(
+            f"window {window} is below 2 tokens, which predict nothing; pass 2048, or what the model takes"
+        )
+    if bos and tokenizer.bos_token_id is None:
+        raise InputError("the tokenizer has no beginning-of-sequence token; leave out bos")
+    texts = [record.text for record in records]
+    starts = _starts(texts)
+    whole = JOINT.join(texts)
+    ids, places = _tokens_and_places(tokenizer, whole, starts)
+    take = window - bos
+    if len(ids) < take:
+        raise InputError(
+            f"{len(ids)} tokens of text do not fill one window of {window}; pass more text or a smaller window"
+        )
+    places.append(len(whole))
+    windows = []
+    for first in range(0, len(ids) - take + 1, take):
+        predicted = whole[places[first if bos else first + 1] : places[first + take]]
+        record = bisect_right(starts, places[first] + _spaces_at(whole, places[first])) - 1
+        head = [tokenizer.bos_token_id] if bos else []
+        size = len(predicted.encode("utf-8", "surrogatepass"))
+        windows.append(Encoded(head + ids[first : first + take], None, None, [(record, 0)], size))
+    return windows
+
+
+def _starts(texts: Sequence[str]) -> list[int]:
+    """The character at which each record begins in the joined text."""
+    starts, at = [], 0
+    for text in texts:
+        starts.append(at)
+        at += len(text) + len(JOINT)
+    return starts
+
+
+def _spaces_at(text: str, place: int) -> int:
+    """How many line ends follow: a token that only joins two documents counts to the second."""
+    end = place
+    while end < len(text) and text[end] == "\n":
+        end += 1
+    return end - place
+
+
+def _tokens_and_places(
+    tokenizer: PreTrainedTokenizerFast, whole: str, starts: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Token ids, and the character at which the text of each begins, white space before it included.
+
+    Places never decrease and the first is 0, so the texts between them add up to the whole. Tokens that share a
+    character (byte-level BPE inside an emoji) share its place, and the last of them carries its bytes.
+    """
+    ids: list[int] = []
+    places: list[int] = []
+    end = 0
+    for low, high in _blocks(len(whole), starts):
+        found = tokenizer(
+            whole[low:high],
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids.extend(found["input_ids"])
+        for start, stop in found["offset_mapping"]:
+            places.append(min(end, low + start))
+            end = max(end, low + stop)
+    return ids, places
+
+
+def _blocks(length: int, starts: Sequence[int]) -> list[tuple[int, int]]:
+    """The text in parts of about BLOCK_CHARACTERS, parted where a record begins."""
+    bounds = [0]
+    for start in starts:
+        if start - bounds[-1] >= BLOCK_CHARACTERS:
+            bounds.append(start)
+    return list(zip(bounds, [*bounds[1:], length], strict=True))

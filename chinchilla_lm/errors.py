@@ -1,0 +1,13 @@
+"""The two errors that a user can meet; everything else is our own bug.
+
+Each message is one line that shows the value, the rule and the remedy:
+`margin 70.0 is not in (0, 50] F1 points; pass --margin 1.0`.
+"""
+
+
+class InputError(ValueError):
+    """Bad input or wrong usage: exit status 2."""
+
+
+class ContractError(RuntimeError):
+    """What was asked cannot be had on this machine with this model: exit status 1."""

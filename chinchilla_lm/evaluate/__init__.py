@@ -1,0 +1,1 @@
+"""Metrics with intervals, the paired certificate, speed, and the report."""

@@ -1,0 +1,141 @@
+"""One split, encoded once, on which any number of models is judged in the same way.
+
+What comes out of a model is reduced to one answer an example (tags, a label, a number, nats), and from there on the
+metrics know nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chinchilla_lm.data.batches import EncodedBatch
+from chinchilla_lm.data.encode import IGNORED, Encoded
+from chinchilla_lm.data.records import Labelled, Tagged
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.evaluate.classification import measure_labels
+from chinchilla_lm.evaluate.language import measure_text
+from chinchilla_lm.evaluate.predictions import Prediction
+from chinchilla_lm.evaluate.ranking import measure_scores
+from chinchilla_lm.evaluate.sums import Sums
+from chinchilla_lm.evaluate.tables import Measurement
+from chinchilla_lm.evaluate.tagging import measure_tags
+from chinchilla_lm.models.batch import Batch
+
+Forward = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one model did: metrics as sums, tables, and its answer to every example."""
+
+    measurement: Measurement
+    predictions: list[Prediction]
+
+    @property
+    def primary(self) -> Sums:
+        """The metric that the certificate is about: the first one."""
+        return next(iter(self.measurement.sums.values()))
+
+
+class Judge:
+    """Judges models on one split.
+
+    records: what the split holds; encoded: its windows, with owners that point into records; labels: the model's labels
+    in the order of its outputs; batches: the windows in batches, `rows` pointing into encoded.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        records: Sequence[Any],
+        encoded: Sequence[Encoded],
+        batches: Sequence[EncodedBatch],
+        labels: Sequence[str],
+    ) -> None:
+        if not records or not encoded:
+            raise InputError(f"the split has {len(records)} records and {len(encoded)} windows; pass one that is not empty")
+        self.task, self.records, self.encoded = task, records, encoded
+        self.batches, self.labels = batches, list(labels)
+
+    def __call__(self, forward: Forward) -> Judged:
+        """Run the whole split through a model and measure its answers."""
+        with torch.inference_mode():
+            if self.task == "token-classification":
+                return self._tags(forward)
+            if self.task == "language-modeling":
+                return self._text(forward)
+            return self._sequences(forward)
+
+    def _tags(self, forward: Forward) -> Judged:
+        records: Sequence[Tagged] = self.records
+        answers: list[list[str]] = [["O"] * len(record.words) for record in records]
+        scores: list[list[float]] = [[0.0] * len(record.words) for record in records]
+        for batch in self.batches:
+            best, index = F.softmax(_checked(forward(batch.batch)), dim=-1).max(-1)
+            assert batch.targets is not None
+            for row, window in enumerate(batch.rows):
+                places = (batch.targets[row] != IGNORED).nonzero().squeeze(1)
+                chosen, sure = index[row, places].tolist(), best[row, places].tolist()
+                for (record, word), label, score in zip(self.encoded[window].owners, chosen, sure, strict=True):
+                    answers[record][word] = self.labels[label]
+                    scores[record][word] = score
+        gold = [list(record.tags) for record in records]
+        measurement = measure_tags(gold, answers, [record.document for record in records])
+        predictions = [
+            Prediction(record.id, tags, answer, score)
+            for record, tags, answer, score in zip(records, gold, answers, scores, strict=True)
+        ]
+        return Judged(measurement, predictions)
+
+    def _sequences(self, forward: Forward) -> Judged:
+        records: Sequence[Labelled] = self.records
+        outputs: list[Tensor | None] = [None] * len(records)
+        for batch in self.batches:
+            logits = _checked(forward(batch.batch)).cpu()
+            for row, window in enumerate(batch.rows):
+                outputs[self.encoded[window].owners[0][0]] = logits[row]
+        stacked = torch.stack([output for output in outputs if output is not None])
+        documents = [record.document for record in records]
+        gold = [record.label for record in records]
+        if self.task == "ranking":
+            values = stacked.squeeze(-1).tolist()
+            pairs = zip(records, values, strict=True)
+            made = [Prediction(record.id, float(record.label), value, value) for record, value in pairs]
+            return Judged(measure_scores([float(label) for label in gold], values, documents), made)
+        best, index = F.softmax(stacked, dim=-1).max(-1)
+        answers = [self.labels[label] for label in index.tolist()]
+        rows = zip(records, answers, best.tolist(), strict=True)
+        predictions = [Prediction(record.id, record.label, answer, score) for record, answer, score in rows]
+        return Judged(measure_labels(gold, answers, documents), predictions)
+
+    def _text(self, forward: Forward) -> Judged:
+        nats = np.zeros(len(self.encoded))
+        counts = np.zeros(len(self.encoded), dtype=np.int64)
+        for batch in self.batches:
+            assert batch.targets is not None
+            logits = _checked(forward(batch.batch))
+            for row, window in enumerate(batch.rows):
+                targets = batch.targets[row].to(logits.device)
+                nats[window] = float(F.cross_entropy(logits[row], targets, ignore_index=IGNORED, reduction="sum"))
+                counts[window] = int((targets != IGNORED).sum())
+        documents = [self.records[encoded.owners[0][0]].document for encoded in self.encoded]
+        measurement = measure_text(nats.tolist(), counts.tolist(), [e.bytes for e in self.encoded], documents)
+        predictions = [
+            Prediction(f"window-{i}", None, None, float(nats[i] / max(1, counts[i]))) for i in range(len(self.encoded))
+        ]
+        return Judged(measurement, predictions)
+
+
+def _checked(logits: Tensor) -> Tensor:
+    """float32 logits; refuses outputs that are not numbers."""
+    logits = logits.float()
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError("the model's outputs are not finite numbers; check its weights, or pass --dtype float32")
+    return logits

@@ -1,0 +1,58 @@
+"""Metrics of a language model: perplexity, and bits per byte, which models with different tokenizers can share.
+
+    perplexity    = exp(nats / predicted tokens)
+    bits per byte = nats / (ln 2 * bytes of text predicted)
+
+Both weigh every token (byte) alike over the whole set: sums are divided once, at the end, never averaged over windows.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.evaluate.sums import Floats, Sums, document_rows, ratio
+from chinchilla_lm.evaluate.tables import Measurement
+
+NATS, TOKENS, BYTES = range(3)
+
+
+def measure_text(
+    nats: Sequence[float], predicted_tokens: Sequence[int], text_bytes: Sequence[int], documents: Sequence[str]
+) -> Measurement:
+    """Metrics of one language model, all arguments [windows].
+
+    nats: summed negative log-likelihood of a window's predicted tokens. predicted_tokens: how many those are (the first
+    token of a text is given, not predicted). text_bytes: UTF-8 bytes that they spell. documents: ids.
+    Sums `perplexity` and `bits_per_byte`, lower is better, compared in percent. Raises InputError where the lengths
+    differ, nothing is predicted, or a number is not finite.
+    """
+    lengths = [len(nats), len(predicted_tokens), len(text_bytes), len(documents)]
+    if len(set(lengths)) > 1:
+        raise InputError(
+            f"{lengths} windows of nats, tokens, bytes and document ids; the numbers must be equal; "
+            "pass one of each per window"
+        )
+    tokens, size = sum(predicted_tokens), sum(text_bytes)
+    if tokens <= 0 or size <= 0:
+        raise InputError(
+            f"{tokens} predicted tokens and {size} bytes; perplexity needs at least 1 of each; pass a text of two "
+            "tokens or more"
+        )
+    rows, number = document_rows(documents)
+    per_document = np.zeros((number, 3))
+    np.add.at(per_document, rows, np.column_stack([nats, predicted_tokens, text_bytes]).astype(np.float64))
+    sums = {
+        "perplexity": Sums("perplexity", "percent", False, per_document, _perplexity),
+        "bits_per_byte": Sums("bits_per_byte", "percent", False, per_document, _bits_per_byte),
+    }
+    return Measurement(len(nats), sums, {})
+
+
+def _perplexity(sums: Floats) -> Floats:
+    return np.asarray(np.exp(ratio(sums[..., NATS], sums[..., TOKENS])))
+
+
+def _bits_per_byte(sums: Floats) -> Floats:
+    return ratio(sums[..., NATS], sums[..., BYTES] * math.log(2))

@@ -1,0 +1,1 @@
+"""One transformer, the families that fill it, and the files it comes from."""

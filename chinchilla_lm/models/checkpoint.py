@@ -1,0 +1,216 @@
+"""Models in and out of files: Hugging Face folders, GGUF files, hub names; and our own folders of shortened models.
+
+A shortened model keeps its family's config and weight names, gaps included, but says `"model_type": "chinchilla"`, so
+that stock transformers refuses it instead of filling the gaps with random weights; `chinchilla.json` lists what was
+dropped. Nothing dropped: a stock folder. (`export` makes a stock folder of any shortened model.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import read_json, sha256_of
+from chinchilla_lm.models.config import HeadConfig, HeadKind
+from chinchilla_lm.models.families import family_of
+from chinchilla_lm.models.families.base import Family
+from chinchilla_lm.models.filling import fill
+from chinchilla_lm.models.source import Located, locate
+from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
+from chinchilla_lm.models.tokenizer import load_tokenizer
+from chinchilla_lm.models.transformer import NormFate, Transformer
+
+META = "chinchilla.json"
+VERSION = 1
+OWN_TYPE = "chinchilla"
+
+
+@dataclass
+class Checkpoint:
+    """A model and what belongs to it.
+
+    hf_config: the Hugging Face config with the family's own model_type. source: the folder or GGUF file. meta: what
+    chinchilla.json says, or {}. fresh: names of head weights that were initialised, not loaded.
+    """
+
+    model: Transformer
+    hf_config: dict[str, Any]
+    source: Path | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer of transformers, loaded when first asked for. Raises InputError where there is none."""
+        if self.source is None:
+            raise InputError("this model was built without a tokenizer; load it from a folder that holds tokenizer.json")
+        return load_tokenizer(self.source)
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.hf_config)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the weights and their config as they were loaded; of the weights in memory if built here."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+        if not self.files:
+            for name, tensor in self.model.state_dict().items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load(
+    source: str | Path,
+    *,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    bidirectional: bool | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Checkpoint:
+    """Load a model with the head it was saved with, or a new one for another `task`.
+
+    labels: those of a new classification head; a trained head whose labels include them all keeps its own, in its own
+    order. bidirectional: let a decoder's tokens look at what follows (True), or not (False); None keeps the config's.
+    Raises InputError for anything missing, damaged or beyond what our transformer can represent.
+    """
+    located = locate(source)
+    with _open(located) as (raw, tensors):
+        meta = _read_meta(located)
+        hf = _own_config(raw)
+        family = family_of(hf)
+        hf = _with_direction(hf, family, bidirectional)
+        head, trained = choose_head(family, hf, task, labels, located)
+        config = family.read(hf, head)
+        dropped: dict[str, NormFate] = dict(meta.get("dropped", {}))
+        model, fresh = fill(config, dropped, family, tensors, trained, torch.device(device), dtype)
+    return Checkpoint(model, hf, located.gguf or located.folder, meta, fresh, _files(located))
+
+
+@contextmanager
+def _open(located: Located) -> Iterator[tuple[dict[str, Any], TensorSource]]:
+    """The raw config and the tensors of what was located."""
+    if located.gguf is not None:
+        from chinchilla_lm.models.gguf import open_gguf
+
+        with open_gguf(located.gguf) as file:
+            yield file.config, file
+        return
+    config = read_json(located.folder / "config.json", "model config")
+    if not isinstance(config, dict):
+        raise InputError(f"{located.folder / 'config.json'} is not a dictionary; download the model again")
+    with open_safetensors(located.folder) as tensors:
+        yield config, tensors
+
+
+def _files(located: Located) -> tuple[Path, ...]:
+    if located.gguf is not None:
+        return (located.gguf,)
+    own = [located.folder / META] if (located.folder / META).is_file() else []
+    return (*weight_files(located.folder), located.folder / "config.json", *own)
+
+
+def _read_meta(located: Located) -> dict[str, Any]:
+    path = located.folder / META
+    if located.gguf is not None or not path.is_file():
+        return {}
+    meta = read_json(path, "model description")
+    if not isinstance(meta, dict) or meta.get("version") != VERSION:
+        found = meta.get("version") if isinstance(meta, dict) else None
+        raise InputError(f"{path} has version {found}, not {VERSION}; update chinchilla-lm or make the model again")
+    dropped = meta.get("dropped", {})
+    if not isinstance(dropped, dict) or not all(fate in get_args(NormFate) for fate in dropped.values()):
+        raise InputError(f"{path}: dropped {dropped!r} is not links with keep or lose; make the model again")
+    return meta
+
+
+def _own_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with its family's model_type, whichever of the two forms it was saved in."""
+    hf = dict(raw)
+    if hf.get("model_type") == OWN_TYPE:
+        hf["model_type"] = hf.pop("chinchilla_model_type", None)
+        hf["architectures"] = hf.pop("chinchilla_architectures", None)
+    return hf
+
+
+def _with_direction(hf: dict[str, Any], family: Family, bidirectional: bool | None) -> dict[str, Any]:
+    if bidirectional is None:
+        return hf
+    if not family.decoder:
+        if bidirectional:
+            return hf
+        raise InputError(f"bidirectional=False is not possible for {family.name}, an encoder; leave it out")
+    hf = {key: value for key, value in hf.items() if key not in ("is_causal", "use_bidirectional_attention")}
+    return hf | {"is_causal": False} if bidirectional else hf
+
+
+def choose_head(
+    family: Family, hf: Mapping[str, Any], task: str | None, labels: Sequence[str] | None, located: Located
+) -> tuple[HeadConfig, bool]:
+    """The head for a task, and whether the checkpoint holds its weights."""
+    if task is not None and task not in get_args(HeadKind):
+        raise InputError(f"task {task!r} is not one of {', '.join(get_args(HeadKind))}; pass one of them")
+    trained = family.trained_head(hf)
+    if task is None:
+        if trained is None:
+            raise InputError(
+                f"architectures {hf.get('architectures')} has no head that we know and no task was given; "
+                f"pass a task: {', '.join(get_args(HeadKind))}"
+            )
+        task = trained.kind
+    kind: HeadKind = next(known for known in get_args(HeadKind) if known == task)
+    if trained is not None and _serves(trained, kind, labels):
+        return _with_pooling(replace(trained, kind=kind), located), True
+    if kind == "ranking":
+        labels = labels if labels and len(labels) == 1 else ("relevance",)
+    if kind in ("token-classification", "text-classification") and not labels:
+        raise InputError(f"this model has no head for {kind} and no labels were given; pass labels or data with labels")
+    head = family.default_head(hf, kind, tuple(labels or ()))
+    return _with_pooling(head, located), kind == "embedding"
+
+
+def _serves(trained: HeadConfig, kind: HeadKind, labels: Sequence[str] | None) -> bool:
+    """Whether the checkpoint's own head does this task with these labels."""
+    if kind in ("language-modeling", "embedding"):
+        return trained.kind == kind
+    if kind == "ranking":
+        return trained.kind == "ranking"
+    same = trained.kind == kind or {trained.kind, kind} == {"ranking", "text-classification"}
+    return same and set(labels or ()) <= set(trained.labels)
+
+
+def _with_pooling(head: HeadConfig, located: Located) -> HeadConfig:
+    """An embedding head as a sentence-transformers folder describes it, where there is such a description."""
+    path = located.folder / "modules.json"
+    if head.kind != "embedding" or located.gguf is not None or not path.is_file():
+        return head
+    modules = read_json(path, "sentence-transformers modules")
+    kinds = {str(part.get("type", "")).rsplit(".", 1)[-1]: str(part.get("path", "")) for part in modules}
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise InputError(f"{path} has a module {unknown[0]}, not Transformer, Pooling or Normalize; use another model")
+    head = replace(head, normalize="Normalize" in kinds)
+    if "Pooling" not in kinds:
+        return head
+    if Path(kinds["Pooling"]).name != kinds["Pooling"]:
+        raise InputError(f"{path} names the folder {kinds['Pooling']!r}, which is not beside it; do not use it")
+    pooling = read_json(located.folder / kinds["Pooling"] / "config.json", "pooling config")
+    ours = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+    chosen = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True]
+    if len(chosen) != 1 or chosen[0] not in ours:
+        raise InputError(f"pooling {', '.join(chosen) or 'none'} is not one of {', '.join(ours)}; use another model")
+    return replace(head, pooling=ours[chosen[0]])  # type: ignore[arg-type]

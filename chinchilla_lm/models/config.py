@@ -1,0 +1,85 @@
+"""The numbers that drive the one transformer. A family file translates a Hugging Face `config.json` into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+HeadKind = Literal["language-modeling", "token-classification", "text-classification", "ranking", "embedding"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """What stands on top of the last hidden state.
+
+    language-modeling: `transform` (dense, activation, layer norm: BERT's) and the decoder, tied to the embedding or not;
+    token-classification: one linear layer; text-classification and ranking: pooling, an optional dense layer with
+    `dense_activation`, one linear layer (a ranking head has one output); embedding: pooling, L2-normalised or not.
+    """
+
+    kind: HeadKind
+    labels: tuple[str, ...] = ()
+    bias: bool = True
+    tied: bool = False
+    transform: bool = False
+    dense_activation: Activation | None = None
+    pooling: Literal["first", "last", "mean"] = "first"
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary positions: base `theta`; `scaling` holds the items of Hugging Face's dictionary (`linear` or `llama3`), sorted.
+
+    Hashable, because every distinct rope of a model has one rotation table a pass.
+    """
+
+    theta: float = 10_000.0
+    scaling: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One transformer. Widths are in features, windows and positions in tokens.
+
+    placement: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))).
+    windows: one entry a block, None for full attention, else the number of positions a token sees (itself included).
+    ropes: one entry a block; empty for learned positions.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_blocks: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    causal: bool
+    norm: Literal["layernorm", "rmsnorm"]
+    norm_eps: float
+    placement: Literal["pre", "post", "sandwich"]
+    activation: Activation
+    gated: bool
+    head: HeadConfig
+    norm_unit_offset: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    positions: Literal["rope", "learned"] = "learned"
+    position_offset: int = 0
+    segment_types: int = 0
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    final_norm: bool = True
+    windows: tuple[int | None, ...] = ()
+    ropes: tuple[RopeConfig, ...] = field(default=())
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether the norm stands after the residual sum, so that a dropped link may leave its norm behind."""
+        return self.placement == "post"

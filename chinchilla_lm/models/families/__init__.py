@@ -1,0 +1,31 @@
+"""The families: one literal table, by Hugging Face model_type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.families import bert, distilbert, gemma3_text, gpt2, llama, qwen2, qwen3, roberta
+from chinchilla_lm.models.families.base import Family
+
+FAMILIES: dict[str, Family] = {
+    "bert": bert.FAMILY,
+    "roberta": roberta.FAMILY,
+    "xlm-roberta": roberta.FAMILY,
+    "distilbert": distilbert.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": llama.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "gemma3_text": gemma3_text.FAMILY,
+}
+
+
+def family_of(hf: Mapping[str, Any]) -> Family:
+    """The family of a config.json. Raises InputError for a model_type that is not in the table."""
+    model_type = hf.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"model_type {model_type!r} is not one of {', '.join(FAMILIES)}; use a model of these families")
+    return FAMILIES[model_type]

@@ -1,0 +1,110 @@
+"""What a family file declares: how one Hugging Face model_type's config and weight names translate to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
+from chinchilla_lm.models.families.reading import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One of our parameters and the tensors of a Hugging Face checkpoint that hold it.
+
+    ours: its name in `Transformer.state_dict()`. theirs: names, concatenated on dim 0 in this order; without the base
+    prefix where `in_base`. rows: how many rows each has, where there are several. transposed: stored as [in, out].
+    aliases: other names of a single tensor; the first one present is read, and all are written.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    transposed: bool = False
+    in_base: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One literal table entry; see `families/__init__.py`.
+
+    architectures: for each model_type, the class names in transformers by head, the one to write first. base_prefix:
+    what a model with a head puts before the names of its base model. depth_key: the config's number of blocks.
+    ignored: regular expressions of tensors that a checkpoint may hold and we do not need. decoder: causal unless
+    config says otherwise.
+    """
+
+    name: str
+    architectures: Mapping[str, Mapping[HeadKind, tuple[str, ...]]]
+    base_prefix: str
+    depth_key: str
+    decoder: bool
+    to_config: Callable[[Mapping[str, Any], HeadConfig], ModelConfig]
+    weights: Callable[[ModelConfig], list[Weight]]
+    default_head: Callable[[Mapping[str, Any], HeadKind, tuple[str, ...]], HeadConfig]
+    ignored: tuple[str, ...] = ()
+    layer_types: bool = False
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The values of `model_type` that this family reads."""
+        return tuple(self.architectures)
+
+    def read(self, hf: Mapping[str, Any], head: HeadConfig | None = None) -> ModelConfig:
+        """Our config; without `head`, with the checkpoint's own. Raises InputError for what we cannot represent."""
+        head = head or self.trained_head(hf)
+        if head is None:
+            known = ", ".join(name for names in self.architectures[hf["model_type"]].values() for name in names)
+            raise InputError(f"architectures {hf.get('architectures')} is not one of {known}; pass a task")
+        check_common(hf)
+        return self.to_config(hf, head)
+
+    def trained_head(self, hf: Mapping[str, Any]) -> HeadConfig | None:
+        """The head that the checkpoint was saved with; None where it is one we do not have."""
+        named = hf.get("architectures") or []
+        if not isinstance(named, list | tuple):
+            raise Fields(hf).error("architectures", named, "a list of class names")
+        table = self.architectures[hf["model_type"]]
+        for kind, names in table.items():
+            if set(names) & set(map(str, named)):
+                return self._trained(hf, kind)
+        if not named and self.decoder:
+            return self._trained(hf, "language-modeling")
+        return None
+
+    def _trained(self, hf: Mapping[str, Any], kind: HeadKind) -> HeadConfig:
+        labels = Fields(hf).labels() if kind in ("token-classification", "text-classification") else ()
+        if kind == "text-classification" and len(labels) == 1:
+            kind = "ranking"
+        return self.default_head(hf, kind, labels)
+
+    def architecture(self, model_type: str, kind: HeadKind) -> str | None:
+        """The class in transformers that holds this head, or None where there is none."""
+        names = self.architectures[model_type].get("text-classification" if kind == "ranking" else kind)
+        return names[0] if names else None
+
+
+def standard_architectures(stem: str, lm: str = "ForCausalLM", *more: str) -> dict[HeadKind, tuple[str, ...]]:
+    """The usual class names of one model_type; `more` are other endings of classes with the same LM head."""
+    return {
+        "language-modeling": (stem + lm, *(stem + ending for ending in more)),
+        "token-classification": (f"{stem}ForTokenClassification",),
+        "text-classification": (f"{stem}ForSequenceClassification",),
+        "embedding": (f"{stem}Model",),
+    }
+
+
+def check_common(hf: Mapping[str, Any]) -> None:
+    """Refuse what no family can represent."""
+    fields = Fields(hf)
+    for key in ("add_cross_attention", "is_encoder_decoder"):
+        fields.require(key, False, None)
+    fields.require("quantization_config", None)
+    fields.require("position_embedding_type", "absolute", None)
+    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+        fields.require(key, 0, None)
+    fields.require("pruned_heads", {}, None)

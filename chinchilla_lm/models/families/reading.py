@@ -1,0 +1,159 @@
+"""Typed, checked access to a Hugging Face `config.json`: what is wrong, or what we cannot represent, is refused by name.
+
+Transformers 5 writes `rope_parameters` (one dictionary, or one a layer type); older files have `rope_theta` and
+`rope_scaling`. Both are read, with the priorities that transformers gives them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.config import Activation, HeadConfig, HeadKind, RopeConfig
+
+# What transformers' ACT2FN calls them, and what we do. `gelu_fast` has tanh constants rounded to ten digits.
+ACTIVATION_NAMES: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+# More is a damaged file, and would have us build modules for ever. The largest published models have about 130.
+MAX_BLOCKS = 4096
+
+SCALING_FACTORS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+class Fields:
+    """The items of one config. Every method raises InputError for a value of a wrong type or out of range."""
+
+    def __init__(self, hf: Mapping[str, Any]) -> None:
+        self.hf = hf
+        self.model_type = str(hf.get("model_type"))
+
+    def whole(self, key: str, default: int, low: int = 1, high: int = 1 << 31) -> int:
+        """A whole number in [low, high]; `default` where the key is missing or null."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, value, f"a whole number in {low} … {high}")
+        return value
+
+    def optional_whole(self, key: str, default: int | None) -> int | None:
+        """A whole number from 1, or None where the file says null."""
+        if key in self.hf and self.hf[key] is None:
+            return None
+        return default if default is None and key not in self.hf else self.whole(key, default or 1)
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number above zero."""
+        return self._positive(key, self._get(key, default))
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; null counts as missing."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return value
+
+    def activation(self, key: str, default: str) -> Activation:
+        """The activation function's name in our words."""
+        value = self._get(key, default)
+        if value not in ACTIVATION_NAMES:
+            raise self.error(key, value, "one of " + ", ".join(ACTIVATION_NAMES))
+        return ACTIVATION_NAMES[value]
+
+    def require(self, key: str, *allowed: object) -> None:
+        """Refuse a value outside `allowed`; a missing key is allowed."""
+        if key in self.hf and self.hf[key] not in allowed:
+            raise self.error(key, self.hf[key], "supported; only " + ", ".join(map(repr, allowed)) + " is")
+
+    def error(self, key: str, value: object, rule: str) -> InputError:
+        """One line: the value, the rule, the remedy."""
+        return InputError(f"config.json: {key} {value!r} is not {rule} ({self.model_type}); use another model")
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.hf.get(key)
+        return default if value is None else value
+
+    def _positive(self, key: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise self.error(key, value, "a number above 0")
+        return float(value)
+
+    def layer_types(self, blocks: int, default: tuple[str, ...]) -> tuple[str, ...]:
+        """`full_attention` or `sliding_attention` for each block."""
+        value = self._get("layer_types", list(default))
+        if not isinstance(value, list | tuple) or len(value) != blocks:
+            raise self.error("layer_types", value, f"a list of {blocks} names")
+        for name in value:
+            if name not in ("full_attention", "sliding_attention"):
+                raise self.error("layer_types", name, "full_attention or sliding_attention")
+        return tuple(value)
+
+    def windows(self, types: tuple[str, ...], window: int | None, causal: bool) -> tuple[int | None, ...]:
+        """One window a block. Transformers' bidirectional window counts its far edge in, its causal one does not."""
+        if "sliding_attention" in types and window is None:
+            raise self.error("sliding_window", None, "a number of tokens, though layer_types has sliding_attention")
+        seen = None if window is None else window + (0 if causal else 1)
+        return tuple(seen if name == "sliding_attention" else None for name in types)
+
+    def rope(self, theta: float, layer_type: str | None = None) -> RopeConfig:
+        """The rotary embedding; `theta` is the family's default base, `layer_type` the key of a nested dictionary."""
+        given = self.hf.get("rope_scaling") or self.hf.get("rope_parameters") or {}
+        if not isinstance(given, Mapping):
+            raise self.error("rope_parameters", given, "a dictionary")
+        nested = [key for key in given if isinstance(given[key], Mapping)]
+        if nested:
+            if layer_type not in given:
+                raise self.error("rope_parameters", sorted(given), f"keyed by {layer_type or 'rope_theta'}")
+            given = given[layer_type]
+        base = given.get("rope_theta", self._get("rope_theta", theta))
+        return self.rope_of(given, self._positive("rope_theta", base))
+
+    def rope_of(self, given: Mapping[str, Any], theta: float) -> RopeConfig:
+        """The rotary embedding of one dictionary of parameters."""
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind not in SCALING_FACTORS:
+            raise self.error("rope_type", kind, "one of " + ", ".join(SCALING_FACTORS))
+        partial = given.get("partial_rotary_factor", self._get("partial_rotary_factor", 1.0))
+        if partial != 1.0:
+            raise self.error("partial_rotary_factor", partial, "1.0")
+        if kind == "default":
+            return RopeConfig(theta)
+        items: dict[str, float | str] = {"rope_type": kind}
+        for key in SCALING_FACTORS[kind]:
+            items[key] = self._positive(key, given.get(key, self.hf.get(key)))
+        return RopeConfig(theta, tuple(sorted(items.items())))
+
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the logits, from `id2label` or `num_labels` (transformers' default is two)."""
+        table = self.hf.get("id2label")
+        if table is None:
+            return tuple(f"LABEL_{index}" for index in range(self.whole("num_labels", 2, high=1 << 20)))
+        if not isinstance(table, Mapping) or sorted(map(str, table)) != sorted(map(str, range(len(table)))):
+            raise self.error("id2label", table, "a dictionary of 0 … N-1 to names")
+        names = {int(index): str(name) for index, name in table.items()}
+        if not names:
+            raise self.error("id2label", table, "a dictionary with at least one label")
+        return tuple(names[index] for index in range(len(names)))
+
+
+def plain_head(hf: Mapping[str, Any], kind: HeadKind, labels: tuple[str, ...], **more: Any) -> HeadConfig:
+    """The part of a head that no family does differently."""
+    if kind == "language-modeling":
+        return HeadConfig(kind, **more)
+    if kind == "embedding":
+        return HeadConfig(kind, pooling="mean", normalize=True)
+    return HeadConfig(cast(HeadKind, kind), labels, **more)

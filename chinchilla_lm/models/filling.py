@@ -1,0 +1,152 @@
+"""A transformer built without storage, then given the tensors of a checkpoint one by one: no wasted initialisation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.config import ModelConfig
+from chinchilla_lm.models.families.base import Family, Weight
+from chinchilla_lm.models.tensors import TensorSource, read_checked
+from chinchilla_lm.models.transformer import NormFate, Transformer
+
+FRESH_STD = 0.02  # of a new head's weights; BERT's and GPT-2's initializer_range
+FRESH_SEED = 0
+EMBEDDING, OUTPUT = "embedding.tokens.weight", "head.output.weight"
+
+
+def fill(
+    config: ModelConfig,
+    dropped: Mapping[str, NormFate],
+    family: Family,
+    source: TensorSource,
+    trained: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Transformer, tuple[str, ...]]:
+    """The model with a checkpoint's weights, and the names of those that are new.
+
+    trained: the checkpoint holds this head's weights. Raises InputError for tensors that are missing, unexpected, of
+    another shape or not finite.
+    """
+    names = Names(family, source)
+    config = untie_if_different(config, family, source, names)
+    names.refuse_unexpected(config, trained)
+    with torch.device("meta"):
+        model = Transformer(config, dropped)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    fresh: list[str] = []
+    generator = torch.Generator().manual_seed(FRESH_SEED)
+    for weight in family.weights(config):
+        if weight.ours not in shapes:
+            continue
+        if not trained and is_new(weight, names):
+            tensor = initial(weight.ours, shapes[weight.ours], generator)
+            fresh.append(weight.ours)
+        else:
+            tensor = assemble(weight, shapes[weight.ours], source, names)
+        # A clone, because what a file mapping holds is read-only in spirit and aligned by chance.
+        converted = tensor.to(device=device, dtype=dtype)
+        state[weight.ours] = converted.clone() if converted is tensor else converted
+    if config.head.tied:
+        state[OUTPUT] = state[EMBEDDING]
+    missing = sorted(set(shapes) - set(state))
+    assert not missing, f"{family.name} has no name for {missing}"
+    model.load_state_dict(state, assign=True)
+    model.tie()
+    return model.eval(), tuple(fresh)
+
+
+class Names:
+    """The names that a family uses and those that this checkpoint has, which may lack the base prefix or be older."""
+
+    def __init__(self, family: Family, source: TensorSource) -> None:
+        self.family, self.source, self.present = family, source, source.names
+        prefix = family.base_prefix
+        self.prefix = prefix if any(name.startswith(prefix) for name in self.present) else ""
+
+    def spellings(self, weight: Weight, name: str) -> list[str]:
+        """What a tensor may be called in the file, the likeliest first."""
+        found = []
+        for one in (name, *weight.aliases):
+            full = (self.prefix if weight.in_base else "") + one
+            found.append(full)
+            if "LayerNorm." in full:  # checkpoints converted from TensorFlow
+                found.append(full.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"))
+        return found
+
+    def find(self, weight: Weight, name: str) -> str | None:
+        """The spelling that the file has."""
+        return next((full for full in self.spellings(weight, name) if full in self.present), None)
+
+    def refuse_unexpected(self, config: ModelConfig, trained: bool) -> None:
+        """Refuse weights that our model would leave out; other heads' weights are left out only where ours is new."""
+        known = {
+            full
+            for one in (config, replace(config, head=replace(config.head, tied=False)))
+            for weight in self.family.weights(one)
+            for name in weight.theirs
+            for full in self.spellings(weight, name)
+        }
+        ignored = re.compile("|".join(self.family.ignored) or "(?!)")
+        for name in sorted(self.present - known):
+            in_base = name.startswith(self.prefix)
+            if ignored.fullmatch(name.removeprefix(self.prefix)) or (not in_base and not trained):
+                continue
+            if not in_base and config.head.kind == "embedding":
+                continue
+            raise InputError(
+                f"tensor {name} of {self.source.where(name)} is not a part of {self.family.name} with this config.json; "
+                "use the config.json that belongs to the weights"
+            )
+
+
+def untie_if_different(config: ModelConfig, family: Family, source: TensorSource, names: Names) -> ModelConfig:
+    """As transformers does: a decoder stored beside the embedding, with other values, is not tied to it."""
+    if not config.head.tied:
+        return config
+    apart = replace(config, head=replace(config.head, tied=False))
+    weights = {weight.ours: weight for weight in family.weights(apart)}
+    output = names.find(weights[OUTPUT], weights[OUTPUT].theirs[0])
+    embedding = names.find(weights[EMBEDDING], weights[EMBEDDING].theirs[0])
+    if output is None or embedding is None:
+        return config
+    shape = (config.vocab_size, config.hidden_size)
+    same = torch.equal(read_checked(source, output, shape), read_checked(source, embedding, shape))
+    return config if same else apart
+
+
+def is_new(weight: Weight, names: Names) -> bool:
+    """Whether a weight belongs to a head that this checkpoint was not trained with; BERT's pooler may be there."""
+    if not weight.ours.startswith("head."):
+        return False
+    return not weight.in_base or names.find(weight, weight.theirs[0]) is None
+
+
+def assemble(weight: Weight, shape: tuple[int, ...], source: TensorSource, names: Names) -> Tensor:
+    """One of our parameters out of the checkpoint's tensors."""
+    parts = []
+    for rows, name in zip(weight.rows or (shape[0],), weight.theirs, strict=True):
+        found = names.find(weight, name)
+        if found is None:
+            full = names.spellings(weight, name)[0]
+            raise InputError(f"tensor {full} is missing from the checkpoint; download the model again")
+        expected = (rows, *shape[1:])
+        tensor = read_checked(source, found, expected[::-1] if weight.transposed else expected)
+        parts.append(tensor.T if weight.transposed else tensor)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A new weight: normal(0, 0.02) for a matrix, zero for a bias, one for a norm."""
+    if name.endswith(".bias"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    return torch.empty(shape).normal_(0.0, FRESH_STD, generator=generator)

@@ -1,0 +1,232 @@
+"""GGUF models as Hugging Face checkpoints: their config, and their tensors under Hugging Face names, dequantised.
+
+What llama.cpp's converter (convert_hf_to_gguf.py) changed is undone: Llama's query and key rows are interleaved for its
+rotation, Gemma's norms have one added. Llama 3.1's rope scaling is stored as a table of factors; it is recognised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.config import RopeConfig
+from chinchilla_lm.models.gguf_file import GgufFile, open_file
+from chinchilla_lm.models.rope import inverse_frequencies
+
+# general.architecture → model_type and class.
+ARCHITECTURES = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
+}
+PLAIN_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output.weight": "lm_head.weight",
+    "output_norm.weight": "model.norm.weight",
+}
+BLOCK_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+}
+# The norms behind the attention have other names where there are four of them.
+TWO_NORMS = {"ffn_norm": "post_attention_layernorm"}
+FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+ROPE_FACTORS = "rope_freqs.weight"
+# Llama 3.1 and 3.2: config.json of meta-llama/Llama-3.1-8B and Llama-3.2-1B.
+LLAMA3_FACTORS = (8.0, 32.0)
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+class GgufSource:
+    """A GGUF file as a source of tensors with Hugging Face names; `config` is what its config.json would be."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self._architecture = str(file.metadata.get("general.architecture"))
+        if self._architecture not in ARCHITECTURES:
+            raise InputError(
+                f"{file.path}: architecture {self._architecture!r} is not one of {', '.join(ARCHITECTURES)}; "
+                "use another model"
+            )
+        self.config = read_config(file, self._architecture)
+        self._places = {self._their_name(name): name for name in file.tensors if name != ROPE_FACTORS}
+
+    def _their_name(self, name: str) -> str:
+        if name in PLAIN_NAMES:
+            return PLAIN_NAMES[name]
+        found = _BLOCK.fullmatch(name)
+        names = BLOCK_NAMES | (FOUR_NORMS if self._architecture == "gemma3" else TWO_NORMS)
+        if found is None or found[2] not in names:
+            return f"model.{name}"  # which no family knows, so it is refused by name
+        return f"model.layers.{found[1]}.{names[found[2]]}.{found[3]}"
+
+    @property
+    def names(self) -> set[str]:
+        """All names."""
+        return set(self._places)
+
+    def where(self, name: str) -> str:
+        """The file."""
+        return str(self._file.path)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self._file.tensors[self._places[name]].shape
+
+    def read(self, name: str) -> Tensor:
+        """Its values in float32, as Hugging Face's model has them."""
+        tensor = self._file.read(self._places[name])
+        if self._architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
+            heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+            return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+        if self._architecture == "gemma3" and "norm" in name:
+            return tensor - 1.0
+        return tensor
+
+
+@contextmanager
+def open_gguf(path: Path) -> Iterator[GgufSource]:
+    """The model in a GGUF file. Raises InputError where it is damaged or of an architecture that we do not have."""
+    with open_file(path) as file:
+        yield GgufSource(file)
+
+
+def read_config(file: GgufFile, architecture: str) -> dict[str, Any]:
+    """The Hugging Face config that the metadata amount to."""
+    items = Items(file, architecture)
+    model_type, class_name = ARCHITECTURES[architecture]
+    if "token_embd.weight" not in file.tensors:
+        raise InputError(f"tensor token_embd.weight is missing from {file.path}; download it again")
+    heads, hidden = items.whole("attention.head_count"), items.whole("embedding_length")
+    head_dim = items.whole("attention.key_length", hidden // max(heads, 1))
+    items.refuse("expert_count", 0)
+    items.refuse("attention.value_length", head_dim)
+    items.refuse("rope.dimension_count", head_dim)
+    items.refuse("final_logit_softcapping", 0)
+    items.refuse("attn_logit_softcapping", 0)
+    config: dict[str, Any] = {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": items.whole("feed_forward_length"),
+        "num_hidden_layers": items.whole("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": items.whole("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": items.whole("context_length"),
+        "rms_norm_eps": items.number("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+    for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
+        config[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if architecture == "gemma3":
+        return config | _gemma(items, config)
+    if architecture in ("llama", "qwen3"):
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    return config | {"hidden_act": "silu", "rope_parameters": _rope(file, items, head_dim)}
+
+
+class Items:
+    """The metadata of one architecture, checked."""
+
+    def __init__(self, file: GgufFile, architecture: str) -> None:
+        self.file, self.architecture = file, architecture
+
+    def get(self, key: str) -> Any:
+        """A value, or None."""
+        return self.file.metadata.get(f"{self.architecture}.{key}")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number from 1."""
+        value = self.get(key) if self.get(key) is not None else default
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 31:
+            raise self.error(key, value, "a whole number above 0")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number above zero, written with the fewest digits that give its float32: 1e-05, not 9.99999974e-06."""
+        value = self.get(key) if self.get(key) is not None else default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value <= 0:
+            raise self.error(key, value, "a number above 0")
+        return float(str(np.float32(value)))
+
+    def refuse(self, key: str, allowed: float) -> None:
+        """Refuse any value but one; a missing key is allowed."""
+        if self.get(key) not in (None, allowed):
+            raise self.error(key, self.get(key), f"{allowed}, all that is supported")
+
+    def error(self, key: str, value: object, rule: str) -> InputError:
+        """One line."""
+        return InputError(f"{self.file.path}: {self.architecture}.{key} {value!r} is not {rule}; use another model")
+
+
+def _rope(file: GgufFile, items: Items, head_dim: int) -> dict[str, Any]:
+    theta = items.number("rope.freq_base", 10_000.0)
+    plain = {"rope_type": "default", "rope_theta": theta}
+    kind = items.get("rope.scaling.type") or "none"
+    if ROPE_FACTORS in file.tensors:
+        return plain | _llama3(file.read(ROPE_FACTORS), theta, head_dim, items)
+    if kind == "linear":
+        return plain | {"rope_type": "linear", "factor": items.number("rope.scaling.factor")}
+    if kind != "none":
+        raise items.error("rope.scaling.type", kind, "none or linear")
+    return plain
+
+
+def _llama3(factors: Tensor, theta: float, head_dim: int, items: Items) -> Mapping[str, Any]:
+    """The parameters that give a stored table of frequency divisors."""
+    device = torch.device("cpu")
+    base = inverse_frequencies(RopeConfig(theta), head_dim, device)
+    for factor in LLAMA3_FACTORS:
+        scaling: dict[str, float | str] = {"rope_type": "llama3", "factor": factor, **LLAMA3}
+        scaled = inverse_frequencies(RopeConfig(theta, tuple(sorted(scaling.items()))), head_dim, device)
+        if factors.shape == base.shape and torch.allclose(base / scaled, factors, rtol=1e-3):
+            return scaling
+    raise items.error(ROPE_FACTORS, "(a table)", "the rope scaling of Llama 3.1 or 3.2")
+
+
+def _gemma(items: Items, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every sixth block sees everything; only its rope is scaled, and linearly."""
+    kind = items.get("rope.scaling.type") or "none"
+    if kind not in ("none", "linear"):
+        raise items.error("rope.scaling.type", kind, "none or linear")
+    full: dict[str, Any] = {"rope_type": "default", "rope_theta": items.number("rope.freq_base", 1_000_000.0)}
+    if kind == "linear":
+        full |= {"rope_type": "linear", "factor": items.number("rope.scaling.factor")}
+    blocks = config["num_hidden_layers"]
+    # As llama.cpp: only the 27B, with its 62 blocks, scales by the width of a head before the projection.
+    wide = blocks == 62
+    local = items.number("rope.freq_base_swa", 10_000.0)
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": items.whole("attention.sliding_window", 512),
+        "layer_types": ["full_attention" if (block + 1) % 6 == 0 else "sliding_attention" for block in range(blocks)],
+        "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"],
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }

@@ -1,0 +1,171 @@
+"""The container of GGUF files: header, metadata, tensor table. Layout: ggml/docs/gguf.md, versions 2 and 3.
+
+The reader of the `gguf` package trusts the counts in the header, so a damaged file can have it loop for hours. Here every
+count and offset is checked against the file's size before anything is read; the values are decoded by `gguf.quants`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+# Type code → numpy type, little-endian. 8 is a string, 9 an array.
+SCALARS = dict(enumerate("<u1 <i1 <u2 <i2 <u4 <i4 <f4 ? s a <u8 <i8 <f8".split()))
+STRING, ARRAY = 8, 9
+MAX_DIMENSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies: shape in torch's order, ggml type code, start and size in bytes."""
+
+    shape: tuple[int, ...]
+    code: int
+    start: int
+    size: int
+
+
+class Cursor:
+    """Reads the header front to back; whatever would lie behind the end of the file raises InputError."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 0
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if count > len(self.data) - self.at:
+            raise self.error(f"{count} bytes at offset {self.at} are behind its end")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def unpack(self, form: str) -> int:
+        """One little-endian number of a `struct` form."""
+        return int(struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))[0])
+
+    def text(self) -> str:
+        """A string with its length in front."""
+        raw = self.take(self.unpack("Q"))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error(f"a string at offset {self.at} is not UTF-8") from error
+
+    def value(self, code: int) -> Any:
+        """One metadata value: a number, a string, a list of strings or a list of numbers."""
+        if code == STRING:
+            return self.text()
+        if code == ARRAY:
+            inner, count = self.unpack("I"), self.unpack("Q")
+            if inner == STRING:
+                self.count(count, 8)
+                return [self.text() for _ in range(count)]
+            return self.numbers(inner, count).tolist()
+        return self.numbers(code, 1)[0].item()
+
+    def numbers(self, code: int, count: int) -> np.ndarray[Any, Any]:
+        """`count` numbers of one type."""
+        if code not in SCALARS or code in (STRING, ARRAY):
+            raise self.error(f"metadata type {code} is unknown")
+        kind = np.dtype(SCALARS[code])
+        self.count(count, kind.itemsize)
+        return np.frombuffer(self.take(count * kind.itemsize), kind)
+
+    def count(self, count: int, size: int) -> int:
+        """A number of items of at least `size` bytes, checked against what is left of the file."""
+        if count * size > len(self.data) - self.at:
+            raise self.error(f"{count} items at offset {self.at} are more than it can hold")
+        return count
+
+    def error(self, reason: str) -> InputError:
+        """One line naming the file."""
+        return InputError(f"{self.path} is not a whole GGUF file ({reason}); download it again")
+
+
+class GgufFile:
+    """Metadata and tensors of one file, mapped, not read."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self._data = path, data
+        cursor = Cursor(path, data)
+        if cursor.take(4) != b"GGUF":
+            raise cursor.error("it does not begin with GGUF")
+        version = cursor.unpack("I")
+        if version not in VERSIONS:
+            raise cursor.error(f"version {version} is not one of {VERSIONS}")
+        # A tensor's entry takes at least 32 bytes, a metadata entry at least 13.
+        tensors, pairs = cursor.unpack("Q"), cursor.unpack("Q")
+        cursor.count(tensors, 32)
+        cursor.count(pairs, 13)
+        self.metadata: dict[str, Any] = {}
+        for _ in range(pairs):
+            key = cursor.text()
+            self.metadata[key] = cursor.value(cursor.unpack("I"))
+        self.tensors = self._table(cursor, tensors)
+
+    def _table(self, cursor: Cursor, count: int) -> dict[str, TensorInfo]:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        entries = []
+        for _ in range(count):
+            name, dimensions = cursor.text(), cursor.unpack("I")
+            if not 1 <= dimensions <= MAX_DIMENSIONS:
+                raise cursor.error(f"tensor {name} has {dimensions} dimensions")
+            shape = tuple(cursor.unpack("Q") for _ in range(dimensions))[::-1]
+            entries.append((name, shape, cursor.unpack("I"), cursor.unpack("Q")))
+        alignment = int(self.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+        if alignment <= 0:
+            raise cursor.error(f"alignment {alignment} is not above 0")
+        base = -(-cursor.at // alignment) * alignment
+        known = {int(kind): GGML_QUANT_SIZES[kind] for kind in GGMLQuantizationType if kind in GGML_QUANT_SIZES}
+        table: dict[str, TensorInfo] = {}
+        for name, shape, code, offset in entries:
+            if code not in known:
+                raise cursor.error(f"tensor {name} has the unknown type {code}")
+            block, size = known[code]
+            if shape[-1] % block or name in table:
+                raise cursor.error(f"tensor {name} is doubled, or its rows are no whole blocks of {block}")
+            total = prod(shape) // block * size
+            if base + offset + total > len(self._data):
+                raise cursor.error(f"tensor {name} ends at byte {base + offset + total} of {len(self._data)}")
+            table[name] = TensorInfo(shape, code, base + offset, total)
+        return table
+
+    def read(self, name: str) -> Tensor:
+        """A tensor's values in float32."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        info = self.tensors[name]
+        kind = GGMLQuantizationType(info.code)
+        raw = np.frombuffer(self._data[info.start : info.start + info.size], np.uint8)
+        try:
+            values = dequantize(raw.reshape(*info.shape[:-1], -1), kind)
+        except NotImplementedError as error:
+            raise InputError(f"tensor {name} of {self.path} is {kind.name}, which cannot be read; use Q8_0") from error
+        return torch.from_numpy(np.array(values, np.float32)).reshape(info.shape)
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[GgufFile]:
+    """A GGUF file. Raises InputError naming it where it is truncated or damaged."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield GgufFile(path, data)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {path} ({error}); check the file") from error

@@ -1,0 +1,165 @@
+"""The links of the chain, each with its own norms and its own residual sum, so that one can vanish without the others.
+
+B rows, T new positions, S positions seen, D hidden features, H heads, P head features.
+
+Query, key and value are one matrix, and so are gate and up: fused products are the same sums in fewer, larger calls.
+The price is that a family's file has to split them again when it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chinchilla_lm.models.cache import KVCache
+from chinchilla_lm.models.config import ModelConfig, RopeConfig
+from chinchilla_lm.models.rope import rotate
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(slots=True)
+class Context:
+    """What every link of one pass shares.
+
+    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look) or None where
+    SDPA needs no mask tensor. causal: SDPA's own causal path, valid where the mask is None.
+    """
+
+    tables: dict[RopeConfig, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    causal: bool = False
+    cache: KVCache | None = None
+
+
+class Norm(nn.Module):
+    """Layer norm or RMS norm over the last dimension; Gemma's weights are stored as their difference from one.
+
+    After folding (`shorten.precompute`) there is no weight left, and the norm only centres and scales.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        super().__init__()
+        self.size, self.eps = size, config.norm_eps
+        self.rms, self.unit_offset = config.norm == "rmsnorm", config.norm_unit_offset
+        self.weight = nn.Parameter(torch.ones(size) if not config.norm_unit_offset else torch.zeros(size))
+        self.register_parameter("bias", None if self.rms else nn.Parameter(torch.zeros(size)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        if not self.rms:
+            return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
+        weight = self.weight
+        if weight is not None and self.unit_offset:
+            weight = 1.0 + weight
+        return F.rms_norm(x, (self.size,), weight, self.eps)
+
+
+class Link(nn.Module):
+    """One residual sublayer: `forward` returns the residual stream with its contribution in it."""
+
+    def __init__(self, config: ModelConfig, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.placement = config.placement
+        self.norm = Norm(config, config.hidden_size)
+        self.norm_after = Norm(config, config.hidden_size) if config.placement == "sandwich" else None
+
+    def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """What the link adds to the stream, [B, T, D]."""
+        raise NotImplementedError
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """The stream behind this link, [B, T, D]."""
+        if self.placement == "post":
+            return self.norm(x_BTD + self.contribution(x_BTD, context))  # type: ignore[no-any-return]
+        added = self.contribution(self.norm(x_BTD), context)
+        return x_BTD + (added if self.norm_after is None else self.norm_after(added))
+
+
+class BareNorm(nn.Module):
+    """The norm that a dropped link of a post-norm model leaves behind."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = Norm(config, config.hidden_size)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """The normalised stream, [B, T, D]."""
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
+
+
+class Attention(Link):
+    """Grouped-query attention, rotary or not, with optional norms of query and key and a sliding window."""
+
+    def __init__(self, config: ModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        self.name = f"{block}.attn"
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.widths = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
+        self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=config.qkv_bias)
+        self.out = nn.Linear(self.widths[0], config.hidden_size, bias=config.out_bias)
+        self.q_norm = Norm(config, config.head_dim) if config.qk_norm else None
+        self.k_norm = Norm(config, config.head_dim) if config.qk_norm else None
+        self.rope = config.ropes[block] if config.positions == "rope" else None
+        self.window = config.windows[block] if config.windows else None
+        self.scale = config.attention_scale
+
+    def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Attention over this pass's and, with a cache, all earlier positions, [B, T, D]."""
+        rows, positions, _ = x_BTD.shape
+        query, key, value = (
+            part.view(rows, positions, -1, self.head_dim).transpose(1, 2)
+            for part in self.qkv(x_BTD).split(self.widths, dim=-1)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if self.rope is not None:
+            table = context.tables[self.rope]
+            query, key = rotate(query, table), rotate(key, table)
+        if context.cache is not None:
+            key, value = context.cache.extend(self.name, key, value)
+        mixed = self._attend(query, key, value, context)
+        return self.out(mixed.transpose(1, 2).reshape(rows, positions, -1))  # type: ignore[no-any-return]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+        if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
+            shared = self.heads // self.kv_heads
+            key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+        mask = context.masks.get(self.window)
+        causal = context.causal and mask is None
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=self.scale)
+
+
+class MLP(Link):
+    """down(act(up x)), or down(act(gate x) * up x) with gate and up in one matrix, gate first."""
+
+    def __init__(self, config: ModelConfig, block: int) -> None:
+        super().__init__(config, block)
+        self.name = f"{block}.mlp"
+        self.gated = config.gated
+        self.activation = ACTIVATIONS[config.activation]
+        inner = config.intermediate_size
+        self.up = nn.Linear(config.hidden_size, inner * (2 if config.gated else 1), bias=config.mlp_bias)
+        self.down = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+
+    def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """[B, T, D]."""
+        inner = self.up(x_BTD)
+        if not self.gated:
+            return self.down(self.activation(inner))  # type: ignore[no-any-return]
+        gate, up = inner.chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)  # type: ignore[no-any-return]

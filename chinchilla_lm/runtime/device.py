@@ -1,0 +1,49 @@
+"""Which device to run on, and which dtype is fast there."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from chinchilla_lm.errors import InputError
+
+# Instruction sets that multiply bfloat16 natively; without one of them it is slower than float32.
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} is not there; pass --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is not one of auto, cpu, cuda; pass --device auto") from error
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The CPU's instruction-set flags as Linux names them; empty on other systems."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return frozenset()
+    for line in path.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if cpu_flags() & NATIVE_BFLOAT16 else torch.float32
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`, `float32` or `bfloat16`."""
+    return fast_dtype(device) if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

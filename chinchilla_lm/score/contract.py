@@ -1,0 +1,108 @@
+"""The contract: a plan counts only when the model it makes is as fast as was asked, timed end to end on this machine.
+
+A cost table predicts; a clock decides. The search is given a time budget, the model is assembled and timed against the
+original in turn, and the search repeats with a tighter budget until the promise holds, or it is known what can be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.errors import ContractError
+from chinchilla_lm.plan import CostTable, Plan, chain
+from chinchilla_lm.runtime.clock import Ratio
+
+# Searches at most: each miss tightens the budget by what was missed, so three are usual.
+MAX_ROUNDS = 8
+# A plan must be faster than asked by this share, so that noise in the final timing does not break the promise.
+HEADROOM = 0.02
+# A miss tightens the budget by the miss and by this much more; without it, noise can stall the loop.
+EXTRA = 0.01
+
+Search = Callable[[CostTable, float], Plan]
+TimeAgainstOriginal = Callable[[Plan], tuple[Ratio, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Exactly one of the two: a speed-up over the original, or a latency in milliseconds, both at the asked shape."""
+
+    speedup: float | None = None
+    latency_ms: float | None = None
+
+    def budget_us(self, total_us: float) -> float:
+        """Time that one pass may take, in microseconds."""
+        if self.speedup is not None:
+            return total_us / self.speedup
+        assert self.latency_ms is not None
+        return self.latency_ms * 1000
+
+    def reached(self, ratio: Ratio, latency_ms: float) -> float:
+        """How many times the promise is kept: 1.0 or more is enough."""
+        if self.speedup is not None:
+            return ratio.value / self.speedup
+        assert self.latency_ms is not None
+        return self.latency_ms / latency_ms
+
+    def words(self) -> str:
+        """`speed-up 2` or `latency 5 ms`."""
+        return f"speed-up {self.speedup:g}" if self.speedup is not None else f"latency {self.latency_ms:g} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One plan that was assembled and timed."""
+
+    plan: Plan
+    budget_us: float
+    speedup: Ratio
+    latency_ms: float
+
+
+def fulfil(
+    table: CostTable, target: Target, search: Search, clock: TimeAgainstOriginal, console: Console
+) -> tuple[Try, list[Try]]:
+    """The first plan that keeps the promise, and all that were tried.
+
+    Raises ContractError, with what can be had, when no plan does.
+    """
+    tries: list[Try] = []
+    budget = target.budget_us(table.total_us) / (1 + HEADROOM)
+    for _ in range(MAX_ROUNDS):
+        try:
+            plan = search(table, budget)
+        except ContractError as error:
+            raise ContractError(_what_can_be_had(table, target, clock)) from error
+        ratio, latency_ms = clock(plan)
+        tries.append(Try(plan, budget, ratio, latency_ms))
+        kept = target.reached(ratio, latency_ms) / (1 + HEADROOM)
+        console.say(
+            f"contract: {len(plan.kept)} of {2 * plan.num_blocks} links kept, measured {ratio.value:.2f}× "
+            f"[{ratio.low:.2f}, {ratio.high:.2f}], {latency_ms:.2f} ms ({'holds' if kept >= 1 else 'misses'})"
+        )
+        if kept >= 1:
+            timed = replace(plan, origin={**plan.origin, "measured": _facts(tries)})
+            return Try(timed, budget, ratio, latency_ms), tries
+        # The next plan must differ: at least one more link has to go.
+        room = table.predict_us(plan.dropped)
+        budget = min(budget, room) * min(kept, 1 - EXTRA) * (1 - EXTRA)
+    raise ContractError(_what_can_be_had(table, target, clock))
+
+
+def _facts(tries: list[Try]) -> list[dict[str, float]]:
+    return [
+        {"budget_us": one.budget_us, "speedup": one.speedup.value, "latency_ms": one.latency_ms, "links": len(one.plan.kept)}
+        for one in tries
+    ]
+
+
+def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOriginal) -> str:
+    """The limit, measured: with every link dropped, nothing of the chain is left to drop."""
+    names = [link.name for link in chain(table.num_blocks)]
+    ratio, latency_ms = clock(Plan.from_dropped(table.num_blocks, names, norms=table.norms))
+    return (
+        f"{target.words()} cannot be had: without any link the model is {ratio.value:.2f}× as fast ({latency_ms:.2f} ms); "
+        f"ask for less, such as --speedup {1 + 0.6 * (ratio.value - 1):.1f}"
+    )

@@ -1,0 +1,84 @@
+"""What each link takes on this machine at the asked shape, by the clock.
+
+The whole chain is walked again and again with a clock between the links, so each link is timed with its own weights and
+with the caches as the pass leaves them; a link repeated in a loop would be flattered by a warm cache. Links of the same
+geometry take the same time, so their medians are averaged: what is left of the noise is not something to search on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.layers import Attention
+from chinchilla_lm.models.transformer import Transformer
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTimes:
+    """Microseconds of one pass: all of it, what is not a link, and each link that is left."""
+
+    total_us: float
+    fixed_us: float
+    link_us: dict[str, float]
+
+
+def time_links(model: Transformer, batch: Batch, *, seconds: float = 4.0, min_rounds: int = 7) -> LinkTimes:
+    """Median times over as many passes as fit into `seconds`, at least `min_rounds`."""
+    names = model.link_names
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    totals: list[float] = []
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for round_ in range(10_000):
+            warm = round_ >= WARM_UP
+            total, links = _timed_pass(model, batch, names)
+            if warm:
+                totals.append(total)
+                for name, value in links.items():
+                    samples[name].append(value)
+            if len(totals) >= min_rounds and time.perf_counter() - started > seconds:
+                break
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    link_us = _average_alike(model, medians)
+    total_us = statistics.median(totals)
+    return LinkTimes(total_us, max(0.0, total_us - sum(link_us.values())), link_us)
+
+
+def _timed_pass(model: Transformer, batch: Batch, names: list[str]) -> tuple[float, dict[str, float]]:
+    device = batch.ids.device
+    begin = now = _clock(device)
+    links: dict[str, float] = {}
+    x, context = model.embed(batch)
+    now = _clock(device)
+    for name in names:
+        x = model.link(name)(x, context)
+        then, now = now, _clock(device)
+        links[name] = (now - then) * 1e6
+    model.head(model.finish(x), batch)
+    return (_clock(device) - begin) * 1e6, links
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _average_alike(model: Transformer, medians: dict[str, float]) -> dict[str, float]:
+    groups: dict[object, list[str]] = {}
+    for name in medians:
+        groups.setdefault(_geometry(model.link(name)), []).append(name)
+    return {name: statistics.fmean(medians[other] for other in group) for group in groups.values() for name in group}
+
+
+def _geometry(link: nn.Module) -> object:
+    window = link.window if isinstance(link, Attention) else None
+    return type(link), window, tuple(tuple(parameter.shape) for parameter in link.parameters())

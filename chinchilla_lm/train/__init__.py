@@ -1,0 +1,1 @@
+"""One loop, its losses, and the recovery of a shortened model by distillation."""

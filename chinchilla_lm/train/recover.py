@@ -1,0 +1,106 @@
+"""Recovery: the shortened model learns from the original what the dropped links did.
+
+The loss is a weighted sum: KL of the outputs from the original's, the hidden states at shared boundaries, the squared
+error of the outputs, and the task's own loss (Hinton et al. 2015; hidden states as in TinyBERT, Jiao et al. 2020). A
+boundary is shared where both models have the link in front of it: links keep their names, so no map has to be invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chinchilla_lm.data.batches import EncodedBatch
+from chinchilla_lm.data.encode import IGNORED
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.train.losses import hidden_error, logit_kl, squared_error, task_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weight of each part of the recovery loss; a part with weight 0 is not computed."""
+
+    kl: float = 1.0
+    hidden: float = 0.0
+    squared: float = 0.0
+    task: float = 0.0
+    temperature: float = 1.0
+
+
+def fine_tuning_loss(smoothing: float) -> Callable[[Transformer, EncodedBatch], Tensor]:
+    """The task's own loss at the positions that have a target."""
+
+    def loss(model: Transformer, batch: EncodedBatch) -> Tensor:
+        assert batch.targets is not None
+        logits = outputs(model, batch, last_hidden(model, batch))
+        return task_loss(logits, chosen_targets(batch), smoothing)
+
+    return loss
+
+
+def recovery_loss(teacher: Transformer, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
+    """The loss of a student that learns from `teacher`, which is run without gradients in its own dtype."""
+
+    def loss(student: Transformer, batch: EncodedBatch) -> Tensor:
+        boundaries = _shared_boundaries(student) if weights.hidden else ()
+        with torch.no_grad():
+            their_hidden, their_streams = _walk(teacher, batch, boundaries)
+            theirs = outputs(teacher, batch, their_hidden).float()
+        our_hidden, our_streams = _walk(student, batch, boundaries)
+        ours = outputs(student, batch, our_hidden)
+        total = ours.new_zeros((), dtype=torch.float32)
+        if weights.kl:
+            total = total + weights.kl * logit_kl(ours, theirs, weights.temperature)
+        if weights.squared:
+            total = total + weights.squared * squared_error(ours, theirs)
+        if weights.hidden:
+            total = total + weights.hidden * hidden_error(our_streams, their_streams, batch.batch.mask)
+        if weights.task:
+            total = total + weights.task * task_loss(ours, chosen_targets(batch))
+        return total
+
+    return loss
+
+
+def last_hidden(model: Transformer, batch: EncodedBatch) -> Tensor:
+    """The last hidden state, [B, T, D]."""
+    x, context = model.embed(batch.batch)
+    return model.finish(model.run(x, context))
+
+
+def outputs(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:
+    """Logits of the positions that have a target, [N, V], or of the sequences, [B, C]."""
+    if batch.targets is None or batch.targets.ndim == 1:
+        return model.head(hidden_BTD, batch.batch)  # type: ignore[no-any-return]
+    return model.head.classify(hidden_BTD[batch.targets != IGNORED])
+
+
+def chosen_targets(batch: EncodedBatch) -> Tensor:
+    """The targets that `outputs` gives logits for, [N] or [B]."""
+    assert batch.targets is not None
+    return batch.targets if batch.targets.ndim == 1 else batch.targets[batch.targets != IGNORED]
+
+
+def _walk(model: Transformer, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+    """The last hidden state, and the streams at some boundaries on the way."""
+    x, context = model.embed(batch.batch)
+    streams: list[Tensor] = []
+    start = 0
+    for boundary in boundaries:
+        x = model.run(x, context, start, boundary)
+        streams.append(x)
+        start = boundary
+    return model.finish(model.run(x, context, start)), streams
+
+
+def _shared_boundaries(student: Transformer) -> tuple[int, ...]:
+    """Boundaries behind a link that is left and in front of a gap or the end: there the student has to have caught up.
+
+    Behind a gap the next kept link sees the wrong input, so its own output, not its input, is compared.
+    """
+    kept = set(student.link_names)
+    names = student.names
+    return tuple(i + 1 for i, name in enumerate(names) if name in kept and (i + 1 == len(names) or i % 2 == 1))

@@ -1,0 +1,210 @@
+"""The machine as the system describes it, rates against work counted by hand, the verdict on made-up machines."""
+
+import copy
+import json
+import os
+import time
+
+import pytest
+import torch
+
+from chinchilla_lm import cli
+from chinchilla_lm.commands.doctor import make_checks
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime import machine
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    return machine.describe()
+
+
+def test_the_description_is_plain_json_and_agrees_with_the_system(found: dict):
+    assert json.loads(json.dumps(found)) == found
+    cpu = found["cpu"]
+    assert 1 <= cpu["usable_cores"] <= cpu["logical_cores"] == os.cpu_count()
+    assert cpu["threads"] == torch.get_num_threads()
+    assert found["versions"]["torch"] == torch.__version__
+    assert len(found["cuda"]) == torch.cuda.device_count()
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        assert found["memory_bytes"] == pytest.approx(
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), rel=0.02
+        )
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
+def test_usable_cores_follow_the_affinity_mask():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert machine.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_a_container_quota_caps_the_cores(monkeypatch):
+    monkeypatch.setattr(machine, "_cgroup_quota", lambda: 0.5)
+    assert machine.usable_cores() == 1
+
+
+def test_two_hyper_threads_are_one_core(monkeypatch, tmp_path):
+    for cpu, core in enumerate([0, 0, 1, 1]):
+        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}" / "topology" / "physical_package_id").write_text("0\n")
+        (tmp_path / f"cpu{cpu}" / "topology" / "core_id").write_text(f"{core}\n")
+    monkeypatch.setattr(machine, "_CPUS", tmp_path)
+    monkeypatch.setattr(machine, "_cgroup_quota", lambda: None)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    assert machine.usable_cores() == 2
+
+
+def test_the_last_level_cache_is_the_largest(monkeypatch, tmp_path):
+    for index, size in enumerate(["48K", "1024K", "32M"]):
+        (tmp_path / "cpu0" / "cache" / f"index{index}").mkdir(parents=True)
+        (tmp_path / "cpu0" / "cache" / f"index{index}" / "size").write_text(size + "\n")
+    monkeypatch.setattr(machine, "_CPUS", tmp_path)
+    assert machine.last_level_cache() == 32 << 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({"avx2", "fma"}, ["AVX2"]),
+        ({"avx2", "avx_vnni"}, ["AVX2", "VNNI"]),
+        (
+            {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8"},
+            ["AVX2", "AVX-512F", "BF16", "AMX-BF16", "AMX-INT8"],
+        ),
+        ({"asimd", "asimddp", "bf16"}, ["BF16", "NEON", "DOTPROD"]),
+        (set(), []),
+    ],
+)
+def test_instruction_sets_are_named_from_the_flags(flags: set[str], names: list[str]):
+    assert machine.instruction_sets(frozenset(flags)) == names
+
+
+class Clock:
+    """Each look at it is a hundredth of a second later, so each timed call takes exactly that."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
+def test_rates_are_work_over_the_median_time(monkeypatch):
+    """By a clock under which each call takes 0.01 s, the rates follow from bytes and operations counted by hand."""
+    monkeypatch.setattr(machine, "time", Clock())
+    monkeypatch.setattr(machine, "_LEAST_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "last_level_cache", lambda: 1 << 20)
+    assert machine.measure_bandwidth(0.5) == pytest.approx(4 * (1 << 20) / 0.01 / 1e9)
+    # Three products of 512 fit in 0.05 s when one takes 0.01 s; three of 1024, at eight times the work, do not.
+    assert machine.measure_gemm("float32", 0.05) == pytest.approx(2 * 512**3 / 0.01 / 1e9)
+
+
+def test_the_median_is_over_at_least_three_calls_after_one_to_warm_up():
+    calls = []
+    assert machine._median_time(lambda: calls.append(1) or time.sleep(0.002), 0.0) >= 0.002
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_must_be_positive(seconds: float):
+    with pytest.raises(InputError, match="is not greater than 0; pass"):
+        machine.measure_bandwidth(seconds)
+    with pytest.raises(InputError, match="is not greater than 0; pass"):
+        machine.measure_gemm("float32", seconds)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(InputError, match="dtype int3 is not one of float32, bfloat16; pass float32"):
+        machine.measure_gemm("int3", 0.1)
+
+
+def test_packaged_models_are_found_without_importing_them(monkeypatch, tmp_path):
+    package = tmp_path / "a_model_package"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    places = {"there": ("a_model_package", "model"), "cut": ("a_model_package", "x.gguf"), "none": ("no_such", "model")}
+    monkeypatch.setattr(machine, "PACKAGED_MODELS", places)
+    assert machine.packaged_models() == {"there": str(package / "model"), "cut": None, "none": None}
+
+
+GOOD = {
+    "cpu": {"architecture": "x86_64", "instruction_sets": ["AVX2"], "usable_cores": 8, "threads": 8},
+    "memory_bytes": 64e9,
+    "memory_available_bytes": 60e9,
+    "load_average": 0.1,
+    "cuda": [],
+}
+
+
+def warned(found: dict, gemm: tuple[float, float] = (100.0, 200.0), models: dict | None = None) -> dict[str, str]:
+    checks = make_checks(found, 50.0, {"float32": gemm[0], "bfloat16": gemm[1]}, models or {"m": "/m"})
+    return {check.name: check.text for check in checks if not check.passed}
+
+
+def test_a_good_machine_has_no_warning():
+    assert warned(GOOD) == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name", "remedy"),
+    [
+        (("cpu", "instruction_sets"), ["SVE"], "instruction sets", "no AVX2"),
+        (("cpu", "instruction_sets"), [], "instruction sets", "does not name"),
+        (("cpu", "threads"), 16, "cores", "pass --threads 8"),
+        (("load_average",), 2.5, "load", "stop what else runs"),
+        (("memory_available_bytes",), 1e9, "memory", "1.0 GB free: close something"),
+    ],
+)
+def test_each_fault_is_one_warning_with_its_remedy(place: tuple[str, ...], value, name: str, remedy: str):
+    found = copy.deepcopy(GOOD)
+    inner = found
+    for key in place[:-1]:
+        inner = inner[key]  # type: ignore[assignment]
+    inner[place[-1]] = value
+    assert list(warned(found)) == [name]
+    assert remedy in warned(found)[name]
+
+
+def test_slow_bfloat16_and_missing_models_are_warned_of():
+    assert warned(GOOD, gemm=(100.0, 50.0)) == {
+        "bfloat16": "0.50 times the speed of float32 here; pass --dtype float32"
+    }
+    assert "requirements-demo.txt" in warned(GOOD, models={"m": None})["m"]
+
+
+def test_what_a_system_does_not_tell_is_no_warning():
+    found = GOOD | {"memory_bytes": None, "memory_available_bytes": None, "load_average": None}
+    assert warned(found) == {}
+
+
+def test_the_verb_prints_one_object_with_measured_figures(capsys):
+    assert cli.main(["doctor", "--seconds", "0.1", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert err == ""
+    assert result["bandwidth_gb_s"] > 0.1
+    assert set(result["gemm_gflops"]) == {"float32", "bfloat16"}
+    assert min(result["gemm_gflops"].values()) > 0.1
+    assert {check["status"] for check in result["checks"]} <= {"pass", "warn"}
+    assert set(result["models"]) == set(machine.PACKAGED_MODELS)
+
+
+def test_the_verb_prints_every_check_for_people(capsys):
+    assert cli.main(["doctor", "--seconds", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert "GFLOP/s" in out
+    assert "GB/s" in out
+    lines = [line for line in out.splitlines() if line.startswith(("PASS  ", "WARN  "))]
+    assert len(lines) == 7 + len(machine.PACKAGED_MODELS)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_the_verb_refuses_a_time_that_is_not_positive(capsys, seconds: str):
+    assert cli.main(["doctor", f"--seconds={seconds}"]) == 2
+    assert "is not greater than 0; pass --seconds 5" in capsys.readouterr().err
