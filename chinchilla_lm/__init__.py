@@ -19,8 +19,8 @@ _EXPORTS = {
     "Plan": "chinchilla_lm.plan",
     "Session": "chinchilla_lm.runtime.session",
     "load": "chinchilla_lm.runtime.session",
-    "compress": "chinchilla_lm.commands.compress",
-    "finetune": "chinchilla_lm.commands.finetune",
+    "compress": "chinchilla_lm.api",
+    "finetune": "chinchilla_lm.api",
 }
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
@@ -67,8 +67,8 @@ _OUT_OF_MEMORY = "out of memory; pass a smaller --batch or --max-tokens, or use 
 class _Parser(argparse.ArgumentParser):
     """argparse, with no abbreviated options and with errors of one line."""
 
-    def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**({"allow_abbrev": False} | settings))
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")

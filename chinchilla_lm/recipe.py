@@ -34,30 +34,30 @@ class _Settings(BaseModel):
 class LossWeights(_Settings):
     """What recovery lowers: the sum of these, each times its weight (train/losses.py)."""
 
-    kl: float = Field(1.0, ge=0)
+    kl: float = Field(default=1.0, ge=0)
     """weight of the divergence from the original's outputs (nats a position)"""
-    hidden: float = Field(1.0, ge=0)
+    hidden: float = Field(default=1.0, ge=0)
     """weight of the error of hidden states at shared boundaries, relative to their variance"""
-    squared: float = Field(0.0, ge=0)
+    squared: float = Field(default=0.0, ge=0)
     """weight of the squared error of the outputs, summed over them"""
-    task: float = Field(0.0, ge=0)
+    task: float = Field(default=0.0, ge=0)
     """weight of the task's own loss on the gold labels (nats a position)"""
 
 
 class RecoverSettings(_Settings):
     """How a shortened model learns from the original again."""
 
-    epochs: float = Field(3.0, ge=0, le=1000, examples=[3.0])
+    epochs: float = Field(default=3.0, ge=0, le=1000, examples=[3.0])
     """passes over the training data; 0 leaves recovery out"""
-    tokens: int | None = Field(None, ge=1, examples=[1_000_000])
+    tokens: int | None = Field(default=None, ge=1, examples=[1_000_000])
     """stop after this many tokens, even within a pass"""
-    learning_rate: float = Field(1e-4, gt=0, le=1, examples=[1e-4])
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, examples=[1e-4])
     """peak step size of AdamW"""
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(default=4096, ge=1)
     """tokens a step"""
-    temperature: float = Field(1.0, gt=0, le=100)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """both models' outputs are divided by this before the divergence is taken"""
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     """share of the steps over which the rate climbs to its peak"""
     weights: LossWeights = LossWeights()
     """what the loss is made of"""
@@ -66,19 +66,19 @@ class RecoverSettings(_Settings):
 class FinetuneSettings(_Settings):
     """How a pretrained model learns a task."""
 
-    epochs: float = Field(3.0, gt=0, le=1000)
+    epochs: float = Field(default=3.0, gt=0, le=1000)
     """passes over the training data"""
-    learning_rate: float = Field(5e-5, gt=0, le=1)
+    learning_rate: float = Field(default=5e-5, gt=0, le=1)
     """peak step size of AdamW for pretrained weights"""
-    head_learning_rate: float = Field(5e-4, gt=0, le=1)
+    head_learning_rate: float = Field(default=5e-4, gt=0, le=1)
     """peak step size for weights that start from nothing"""
-    batch_tokens: int = Field(2048, ge=1)
+    batch_tokens: int = Field(default=2048, ge=1)
     """tokens a step"""
-    weight_decay: float = Field(0.01, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
     """AdamW's decoupled decay of matrices, a step, relative to the rate"""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     """share of the steps over which the rate climbs to its peak"""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """share of the target that is spread evenly over all labels"""
 
 
@@ -89,9 +89,9 @@ class Recipe(_Settings):
     """a folder, a hub id, a GGUF file, or the `model` folder of an earlier run"""
     task: Task
     """what the model is for"""
-    data: str | None = Field(None, min_length=1)
+    data: str | None = Field(default=None, min_length=1)
     """a folder or file in a known layout, or a hub dataset: to train, choose and test on"""
-    calibration: str | None = Field(None, min_length=1)
+    calibration: str | None = Field(default=None, min_length=1)
     """text or data to measure costs on; without it, part of the training data"""
     text_column: str | None = None
     """column or key of the text, where it is not found by itself"""
@@ -103,37 +103,37 @@ class Recipe(_Settings):
     """column or key of the date, for splits by time"""
     split_by: Literal["auto", "hash", "group", "time"] = "auto"
     """how to split data that comes in one piece; auto: by group or time where a column is named, else by hash"""
-    output: str | None = Field(None, min_length=1)
+    output: str | None = Field(default=None, min_length=1)
     """folder to write to"""
-    speedup: float | None = Field(None, gt=1.0, le=20, examples=[1.5])
+    speedup: float | None = Field(default=None, gt=1.0, le=20, examples=[1.5])
     """how many times faster than the original, end to end on this machine"""
-    latency_ms: float | None = Field(None, gt=0, examples=[20])
+    latency_ms: float | None = Field(default=None, gt=0, examples=[20])
     """time for one request in milliseconds, end to end on this machine"""
-    margin: float = Field(1.0, gt=0, le=50, examples=[1.0])
+    margin: float = Field(default=1.0, gt=0, le=50, examples=[1.0])
     """largest loss of quality that passes: points of F1 or accuracy, percent of perplexity"""
     metric: str | None = None
     """the metric to certify; without it, the task's own"""
     method: Literal["dp", "greedy", "refine", "cosine", "one-shot"] = "refine"
     """how the path is searched"""
-    max_measures: int = Field(200, ge=1, le=100_000)
+    max_measures: int = Field(default=200, ge=1, le=100_000)
     """true measurements that a search may make"""
     device: Literal["cpu", "cuda", "auto"] = "auto"
     """where it runs"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """number format of the computation; auto: bfloat16 where it is native"""
-    threads: int | None = Field(None, ge=1, le=4096, examples=[4])
+    threads: int | None = Field(default=None, ge=1, le=4096, examples=[4])
     """CPU threads; without it, one for each usable core"""
-    batch: int | None = Field(None, ge=1, examples=[1])
+    batch: int | None = Field(default=None, ge=1, examples=[1])
     """sequences a batch while timing"""
-    tokens: int | None = Field(None, ge=1, examples=[128])
+    tokens: int | None = Field(default=None, ge=1, examples=[128])
     """tokens a sequence while timing"""
     context: Literal["sentence", "document"] = "sentence"
     """what the model sees of a document at a time"""
-    max_tokens: int | None = Field(None, ge=4, examples=[512])
+    max_tokens: int | None = Field(default=None, ge=4, examples=[512])
     """longest window in tokens; without it, what the model takes"""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """decides every random choice"""
-    calibration_tokens: int = Field(8192, ge=1)
+    calibration_tokens: int = Field(default=8192, ge=1)
     """tokens to measure costs on"""
     score_loss: Literal["kl", "task"] = "kl"
     """what a removal costs: divergence from the original's outputs, or the task's loss"""

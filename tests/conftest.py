@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,5 +75,78 @@ def tiny_model() -> Callable[..., Transformer]:
                 centre = 1.0 if name.endswith("norm.weight") and not config.norm_unit_offset else 0.0
                 weight.copy_(centre + spread * torch.randn(weight.shape, generator=random, dtype=torch.float64))
         return model
+
+    return make
+
+
+WORDS = (
+    "Once upon a time the quick brown fox met Angela Merkel and Siemens in Munich , where the lazy dog slept . "
+    "naïve façade – 日本語 🙂 is it good or bad ? The answer is : very good , U.S. prices rose 3.5 % ."
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def byte_level_tokenizer() -> Any:
+    """Byte-level BPE without merges across words, as GPT-2 and Llama 3 have it; every text can be spelt."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([WORDS], trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end, unk_token=end)
+
+
+def word_piece_tokenizer() -> Any:
+    """WordPiece with [CLS] and [SEP], as BERT has it, lower-cased."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([WORDS.lower()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Hugging Face folders with a random model and its tokenizer: `llama-gqa` or `bert`, with a head.
+
+    The same arguments give the same folder: do not write into it.
+    """
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(name: str = "llama-gqa", kind: str = "language-modeling") -> Path:
+        if (name, kind) not in made:
+            from tests.models.tiny import DECODERS, build
+
+            tokenizer = byte_level_tokenizer() if name in DECODERS else word_piece_tokenizer()
+            tokenizer.chat_template = CHAT_TEMPLATE if name in DECODERS else None
+            folder = tmp_path_factory.mktemp(f"{name}-{kind}")
+            build(name, kind, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[name, kind] = folder
+        return made[name, kind]
 
     return make

@@ -30,9 +30,11 @@ def run(args, console):
         from chinchilla_lm.files import building
         with building(args.path):
             print("ready", flush=True)
-            time.sleep(60)
-    if args.action == "print":
-        for line in range(200_000):
+            time.sleep(20)
+    if args.action in ("print much", "print little"):
+        print("ready", flush=True)
+        input()  # until the reader has gone
+        for line in range(200_000 if args.action == "print much" else 1):
             print(line)
     return 3
 """
@@ -65,6 +67,7 @@ def process(tmp_path: Path, *arguments: str, **options) -> subprocess.Popen:
     (tmp_path / "probe_verb.py").write_text(PROBE)
     script = "import sys; from chinchilla_lm import cli; cli.VERBS['probe'] = ('probe_verb', 'p'); sys.exit(cli.main())"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    environment.pop("PYTHONUNBUFFERED", None)  # buffers must be there to be lost
     command = [sys.executable, "-c", script, "probe", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
 
@@ -212,7 +215,12 @@ def test_a_traceback_is_shown_only_when_asked_for(verb, capsys, monkeypatch):
 def test_sigterm_is_handled_only_while_a_verb_runs(verb):
     before = signal.getsignal(signal.SIGTERM)
     seen = []
-    verb(lambda args, console: seen.append(signal.getsignal(signal.SIGTERM)) or 0)
+
+    def run(args, console) -> int:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    assert verb(run) == 0
     assert seen[0] is not before
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -231,12 +239,17 @@ def test_a_signal_ends_with_130_one_line_and_nothing_half_written(tmp_path: Path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
-def test_a_reader_that_leaves_early_ends_it_silently(tmp_path: Path):
-    with process(tmp_path, "print") as running:
+@pytest.mark.parametrize("amount", ["print much", "print little"])
+def test_a_reader_that_leaves_early_ends_it_silently(tmp_path: Path, amount: str):
+    """Much fails while it is written; little only when the last buffer is flushed, and again at Python's exit."""
+    with process(tmp_path, amount, stdin=subprocess.PIPE) as running:
+        assert running.stdin is not None
         assert running.stdout is not None
         assert running.stderr is not None
-        running.stdout.readline()
+        assert running.stdout.readline() == b"ready\n"
         running.stdout.close()
+        running.stdin.write(b"gone\n")
+        running.stdin.close()
         assert running.stderr.read() == b""
         assert running.wait(timeout=30) == 141
 

@@ -14,7 +14,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime import machine
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def found() -> dict:
     return machine.describe()
 
@@ -105,8 +105,13 @@ def test_rates_are_work_over_the_median_time(monkeypatch):
 
 
 def test_the_median_is_over_at_least_three_calls_after_one_to_warm_up():
-    calls = []
-    assert machine._median_time(lambda: calls.append(1) or time.sleep(0.002), 0.0) >= 0.002
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(1)
+        time.sleep(0.002)
+
+    assert machine._median_time(work, 0.0) >= 0.002
     assert len(calls) == 4
 
 

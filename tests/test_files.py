@@ -200,7 +200,7 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_is_left_alone(tmp_
     script = (
         "import sys, time; from chinchilla_lm.files import building\n"
         "with building(sys.argv[1]) as t:\n"
-        "    (t / 'half').touch(); print('ready', flush=True); time.sleep(60)"
+        "    (t / 'half').touch(); print('ready', flush=True); time.sleep(20)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "model")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -88,7 +88,7 @@ def test_from_dropped_refuses(dropped: list[str], norms: Any, message: str) -> N
     assert str(caught.value) == message
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 6).flatmap(
         lambda blocks: st.tuples(st.just(blocks), st.sets(st.sampled_from([link.name for link in chain(blocks)])))

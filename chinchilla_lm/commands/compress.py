@@ -27,6 +27,8 @@ FIELDS = (
 CERTIFICATE_FAILED = 3
 # Seconds that original, shortened and recovered model are timed, in turn.
 FINAL_CLOCK_SECONDS = 6.0
+# Words of the first test document that both models continue in the report.
+PROMPT_WORDS = 12
 METRIC_LABELS = {
     "entity_f1": "entity F1",
     "token_micro": "token micro F1",
@@ -232,7 +234,8 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
 
     from chinchilla_lm.runtime.session import Session
 
-    prompt = "The meaning of life is"
+    text = stages.job.dataset.records("test")[0].text
+    prompt = " ".join(text.split()[:PROMPT_WORDS])
     texts = []
     for name in ("original", "recovered"):
         checkpoint = replace(stages.job.checkpoint, model=models[name])

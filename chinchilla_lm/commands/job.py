@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -96,9 +96,7 @@ class Job:
             device=str(self.device),
         )
         if checkpoint.fresh and not self.new_head:
-            raise InputError(
-                f"{self.source} has no trained head for {self.recipe.task}; run chinchilla finetune first"
-            )
+            raise InputError(f"{self.source} has no trained head for {self.recipe.task}; run chinchilla finetune first")
         return checkpoint
 
     def _wants_bidirectional(self) -> bool:
@@ -125,10 +123,10 @@ class Job:
         return min(int(wanted), self.checkpoint.model.config.max_positions)
 
     @property
-    def context(self) -> str:
+    def context(self) -> Literal["sentence", "document"]:
         """What the model sees of a document at a time: as it was trained, else as the recipe says."""
-        trained = self.checkpoint.meta.get("window", {}).get("context")
-        return trained if trained and not self.new_head else self.recipe.context
+        trained = None if self.new_head else self.checkpoint.meta.get("window", {}).get("context")
+        return "document" if (trained or self.recipe.context) == "document" else "sentence"
 
     def encode(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows of token ids with their targets."""
@@ -141,9 +139,7 @@ class Job:
             return encode_tagged(records, tokenizer, ids, self.window, self.context)
         return encode_labelled(records, tokenizer, ids, self.window)
 
-    def batches(
-        self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None
-    ) -> list[EncodedBatch]:
+    def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
         """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
         pad = self.checkpoint.tokenizer.pad_token_id
         made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad or 0)

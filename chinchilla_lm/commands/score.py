@@ -15,7 +15,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     stages = open_stages(args, console)
     table = stages.score()
     rows = [
-        [entry.what, f"{entry.cost:.4f}", f"[{entry.low:.4f}, {entry.high:.4f}]", f"{entry.time_us:.0f}", entry.norm or ""]
+        [
+            entry.what,
+            f"{entry.cost:.4f}",
+            f"[{entry.low:.4f}, {entry.high:.4f}]",
+            f"{entry.time_us:.0f}",
+            entry.norm or "",
+        ]
         for entry in table.entries
     ]
     console.table(["dropped", table.unit, "95 % interval", "saves µs", "norm"], rows, "cost of each removal")

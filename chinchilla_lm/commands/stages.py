@@ -1,7 +1,7 @@
 """The stages of the main job, each from the run folder's files to the run folder's files.
 
-    score    → costs.json                 search → plan.json, frontier.json
-    shorten  → shortened/                 recover → model/
+score    → costs.json                 search → plan.json, frontier.json
+shorten  → shortened/                 recover → model/
 """
 
 from __future__ import annotations
@@ -60,13 +60,20 @@ class Stages:
 
     def _inputs(self, *fields: str) -> dict[str, Any]:
         job = self.job
-        given = {"model": job.checkpoint.sha256, "data": job.data_sha256, "dtype": str(job.dtype), "device": str(job.device)}
+        given = {
+            "model": job.checkpoint.sha256,
+            "data": job.data_sha256,
+            "dtype": str(job.dtype),
+            "device": str(job.device),
+        }
         return {**given, "recipe": self.recipe.model_dump(include=set(fields))}
 
     def score(self) -> CostTable:
         """Measure what each removal costs and saves."""
         path = self.folder.file("costs.json")
-        inputs = self._inputs("task", "calibration_tokens", "score_loss", "seed", "batch", "tokens", "context", "max_tokens")
+        inputs = self._inputs(
+            "task", "calibration_tokens", "score_loss", "seed", "batch", "tokens", "context", "max_tokens"
+        )
 
         def work() -> CostTable:
             job = self.job

@@ -15,6 +15,7 @@ from chinchilla_lm.data.records import BadRecord, Reading, Skipped, Tagged
 from chinchilla_lm.data.tags import detect_scheme, to_bio
 
 _DOCUMENT_START = "-DOCSTART-"
+_TAG = re.compile(r"O|[BIESLUM]-.+")
 _GAP = re.compile(r"[ \t]+")  # not every white space: a word may hold a no-break space
 
 
@@ -89,9 +90,13 @@ def _usual_width(blocks: list[_Block]) -> int:
 
 
 def _without_comments(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Rows less the leading `# …` lines of CoNLL-U and MultiCoNER; a word "#" with the usual columns is a word."""
+    """Rows less the leading `# id …` lines of MultiCoNER; a word "#" in the usual columns with a tag is a word."""
     start = 0
-    while start < len(rows) and rows[start][0] == "#" and len(rows[start]) != width:
+    while start < len(rows) and rows[start][0] == "#":
+        others = [row for row in rows if row[0] != "#"]
+        has_tag = _TAG.fullmatch(rows[start][-1]) or not all(_TAG.fullmatch(row[-1]) for row in others)
+        if len(rows[start]) == width and has_tag:
+            break
         start += 1
     return rows[start:]
 

@@ -1,15 +1,15 @@
-"""Records and a tokenizer become windows of token ids with targets.
+"""Records and a tokenizer become windows of token ids with targets; running text is cut in `windows`.
 
-Words are tokenised one by one, each distinct word once: exact for tokenizers that never merge across a space, which
-WordPiece and byte-level BPE do not. In byte-level BPE the space belongs to the word after it, so every word but the first
-of its sentence is tokenised as " word"; without it the model would read a glued text.
+Words are tokenised one by one, each distinct word once: exact for WordPiece and byte-level BPE, which never merge
+across a space. In byte-level BPE the space belongs to the word after it, so every word but the first of its sentence is
+tokenised as " word"; without it the model would read a glued text.
 
     sentence   [CLS] EU    rejects German call [SEP]
     document   [CLS] EU    rejects German call [SEP] Peter Blackburn [SEP] …
     target     -100  B-ORG O       B-MISC O    -100  B-PER I-PER     -100    at the first piece of each word
 
-Between the sentences of a document stands a line end where the vocabulary has one, else [SEP]. Nothing is lost: a record
-that is longer than a window is cut between words, and a word of no tokens becomes one unknown.
+Between the sentences of a document stands a line end where the vocabulary has one, else [SEP]. Nothing is lost: a
+record that is longer than a window is cut between words, and a word of no tokens becomes one unknown.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ class DataWarning(UserWarning):
 class Encoded:
     """One window of tokens.
 
-    ids: token ids, special ones included. segments: 0 or 1 a token, only for pairs of a tokenizer that tells them
-    apart. targets: one label id a token with IGNORED where there is none; or one label id; or None. owners: where each
-    prediction belongs, in order. Token labels: (record, word) a labelled position. One label: (record, 0). Language
-    modelling: (record of the first token, 0). bytes: for language modelling, UTF-8 bytes of the text that the window's
-    predicted tokens spell; else 0.
+    ids: token ids, special ones included.
+    segments: 0 or 1 a token, for pairs of a tokenizer that tells the two apart; else None.
+    targets: one label id a token, IGNORED where there is none; or one label id for the window; or None.
+    owners: whose predictions these are, in order. Token labels: (record, word) for each position that has one. A label
+        for the window: (record, 0). Language modelling: (record that the first token stands in, 0).
+    bytes: for language modelling, UTF-8 bytes of the text that the window's predicted tokens spell; else 0.
     """
 
     ids: list[int]

@@ -36,7 +36,7 @@ _UNUSED: dict[Task, tuple[str, ...]] = {
 
 def load_dataset(
     source: str | Path,
-    task: Task,
+    task: str,
     *,
     splits: Mapping[str, str] | None = None,
     text_column: str | None = None,
@@ -50,7 +50,7 @@ def load_dataset(
 
     Args:
         source: a folder in a known layout, one file, or a hub data set (NAME, OWNER/NAME, with :CONFIG where needed).
-        task: what the records are for; decides the record kind.
+        task: "language-modeling", "token-classification", "text-classification" or "ranking".
         splits: "train", "dev", "test" -> file in the folder (or hub split); only these are read then.
         text_column, label_column, group_column, time_column: fields of a table or of JSON objects; else usual names.
         split_by: how the missing splits are made; by group where group_column is given, else by hash of the document.
@@ -63,23 +63,29 @@ def load_dataset(
         InputError: nothing there, an empty file, more than 1 % of a file unusable, columns or files that are not clear,
             or too little to make the missing splits of.
     """
-    if task not in TASKS:
-        raise InputError(f"task {task!r} is not one of {', '.join(TASKS)}; pass one of these")
+    kind = _task(task)
     for option, name in (("label_column", label_column), ("time_column", time_column)):
-        if name is not None and option in _UNUSED.get(task, ()):
+        if name is not None and option in _UNUSED.get(kind, ()):
             raise InputError(f"{option} {name!r} has no use in {task}; leave it out")
     columns = Columns(text_column, label_column, group_column, time_column)
     path = Path(source).expanduser()
     if path.exists():
         name = path.name if path.is_dir() else path.name.split(".")[0]
-        readings, notes = _read_path(path, task, splits, columns)
+        readings, notes = _read_path(path, kind, splits, columns)
     elif looks_like_path(str(source)):
         raise InputError(f"{source} is not there; pass a folder or file that exists, or the name of a hub data set")
     else:
         name = str(source)
-        readings, notes = _read_name(name, task, splits, columns)
+        readings, notes = _read_name(name, kind, splits, columns)
     by = split_by or ("group" if group_column else "hash")
-    return _assemble(name, task, readings, notes, by, split_by is not None, seed)
+    return _assemble(name, kind, readings, notes, by, split_by is not None, seed)
+
+
+def _task(name: str) -> Task:
+    for task in TASKS:
+        if task == name:
+            return task
+    raise InputError(f"task {name!r} is not one of {', '.join(TASKS)}; pass one of these")
 
 
 def _read_path(

@@ -1,8 +1,7 @@
-"""Who goes where: train, dev and test that share no document and no text, and calibration data that shares none with
-test.
+"""Who goes where: train, dev and test without a shared document, and calibration data that shares none with test.
 
-A made split never depends on the order of the file. A document goes by the hash of its content (with the seed), so the
-same document is on the same side again when more are added, and two copies of a text are always on one side.
+A made split never depends on the order of the file. A document goes by the hash of its content (with the seed), so that
+it is on the same side again when others are added, and two copies of a text are always on one side.
 """
 
 from __future__ import annotations
@@ -136,14 +135,15 @@ def _by_hash(units: Sequence[str], missing: Sequence[str], seed: int) -> dict[st
     order = sorted(position, key=lambda unit: position[unit])
     places = dict.fromkeys(order, "train")
     next_unit = 0
-    for rank, split in enumerate(("test", "dev"), start=1):
+    waiting = len(missing)  # splits, train among them, that come after this one and need a unit each
+    for low, split in ((0.0, "test"), (SHARE, "dev")):
         if split not in missing:
             continue
-        low = SHARE * (rank - 1)
-        inside = [unit for unit in order[next_unit:] if low <= position[unit] < SHARE * rank]
-        chosen = inside or order[next_unit : next_unit + 1]
+        inside = [unit for unit in order[next_unit:] if low <= position[unit] < low + SHARE]
+        chosen = (inside or order[next_unit:][:1])[: len(order) - next_unit - waiting]
         places.update(dict.fromkeys(chosen, split))
         next_unit = order.index(chosen[-1]) + 1
+        waiting -= 1
     return places
 
 

@@ -17,8 +17,7 @@ _DELIMITERS = ("\t", ",", ";", "|")  # where two give as many columns, the earli
 
 
 def read_table(path: Path, task: Task, columns: Columns | None = None) -> Reading:
-    """The records of a delimited table whose first line names the columns; the delimiter is the one that splits it
-    most.
+    """The records of a table whose first line names the columns; the delimiter is the one that parts it most.
 
     Raises:
         InputError: the file is missing, empty or not a table, or a column is missing or not clear.

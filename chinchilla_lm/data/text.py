@@ -25,6 +25,7 @@ MANY_FILES = 10  # in one folder or archive: from here on a file is a document; 
 PAPERS = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
 
 _TITLE = re.compile(r"= (?!=)(.*[^ =]) =")  # ` = Title = `, but not ` = = Section = = `
+_BLANK_START = re.compile(r"\A(?:[ \t]*\n)+")  # the space before a title stays
 _DOC = re.compile(r"^<doc [^>\n]*>\n", re.MULTILINE)
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -51,7 +52,7 @@ def read_text(paths: Sequence[Path]) -> Reading:
             not_utf8 += [name] if notes else []
             reading.records.extend(_documents(name, text, whole=len(files) >= MANY_FILES))
     if not_utf8:
-        reading.notes.append(f"{len(not_utf8)} files are not UTF-8 and were read as ISO-8859-1: {', '.join(not_utf8)}")
+        reading.notes.append(f"not UTF-8 and read as ISO-8859-1: {', '.join(not_utf8)}")
     return reading
 
 
@@ -60,7 +61,7 @@ def _documents(name: str, text: str, whole: bool) -> list[Text]:
     documents = marked_documents(text)
     if documents is None:
         documents = [text] if whole else pieces(text)
-    cleaned = [document.strip("\n").rstrip() for document in documents if document.strip()]
+    cleaned = [_BLANK_START.sub("", document).rstrip() for document in documents if document.strip()]
     names = [f"{name}#{i}" for i in range(len(cleaned))] if len(cleaned) > 1 else [name]
     return [Text(name, name, document) for name, document in zip(names, cleaned, strict=True)]
 

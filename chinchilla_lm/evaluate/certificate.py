@@ -47,7 +47,7 @@ class Certificate:
     def to_dict(self) -> dict[str, str | float | int | bool | None]:
         return {
             "metric": self.metric,
-            "difference": self.difference,
+            "difference": finite_or_none(self.difference),
             "low": finite_or_none(self.low),
             "high": finite_or_none(self.high),
             "margin": self.margin,

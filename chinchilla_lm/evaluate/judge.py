@@ -60,7 +60,9 @@ class Judge:
         labels: Sequence[str],
     ) -> None:
         if not records or not encoded:
-            raise InputError(f"the split has {len(records)} records and {len(encoded)} windows; pass one that is not empty")
+            raise InputError(
+                f"the split has {len(records)} records and {len(encoded)} windows; pass one that is not empty"
+            )
         self.task, self.records, self.encoded = task, records, encoded
         self.batches, self.labels = batches, list(labels)
 

@@ -61,7 +61,7 @@ def significant(value: object, digits: int = 3) -> str:
         return MISSING
     if number == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(number)))
+    exponent = int(f"{abs(number):.{digits - 1}e}".partition("e")[2])  # of the rounded number: 0.9999 is 1.00
     if exponent < -4:
         return f"{number:.{digits - 1}e}".replace("-", MINUS)
     return fixed(number, max(0, digits - 1 - exponent))
@@ -136,9 +136,10 @@ def duration(seconds: object) -> str:
 def moment(created: object) -> str:
     """An ISO time for people; text that is not one stays as it is."""
     try:
-        return datetime.fromisoformat(str(created)).strftime("%-d %B %Y, %H:%M %Z").strip()
+        when = datetime.fromisoformat(str(created))
     except ValueError:
         return plain(created)
+    return f"{when.day} {when:%B %Y, %H:%M %Z}".strip()
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -91,6 +91,8 @@ def lay_out(report: Report, width: int) -> Plot | None:
     height = 420.0 if width > 600 else 340.0
     target = target_latency(report, items)
     across = [float(item["latency_ms"]) for item in items] + ([target] if target is not None else [])
+    room = 0.04 * (max(across) - min(across))  # a mark on the edge would cover the ticks
+    across += [max(min(across) - room, 0.0), max(across) + room]
     up = [float(item[key]) for item in items for key in ("quality", "low", "high") if finite(item.get(key)) is not None]
     values = [float(item["quality"]) for item in items]
     x = linear(across, 58.0, width - 16.0, most=8 if width > 600 else 5)
@@ -160,18 +162,22 @@ def _frame(plot: Plot, labels: Mapping[str, Any], width: int) -> list[str]:
     return drawn
 
 
-def _series(points: Sequence[Point]) -> list[str]:
-    """Points of one method and stage joined in order of latency, and the step that recovery made."""
+def _runs(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """The points of each method and stage in order of latency, with the method's style; single points apart."""
     groups: dict[tuple[str, object], list[Point]] = {}
     for point in points:
         if point.style not in ("original", "chosen", "other"):
             groups.setdefault((point.style, point.item.get("stage")), []).append(point)
+    runs = [(style, sorted(group, key=lambda point: point.x)) for (style, _), group in groups.items()]
+    return [(style, run) for style, run in runs if len(run) > 1]
+
+
+def _series(points: Sequence[Point]) -> list[str]:
+    """A line through each run, and the step that recovery made."""
     drawn = []
-    for (style, _), group in groups.items():
-        ordered = sorted(group, key=lambda point: point.x)
-        path = " ".join(f"{point.x:.1f},{point.y:.1f}" for point in ordered)
-        if len(ordered) > 1:
-            drawn.append(element("polyline", {"points": path, "class": f"path m-{style}"}))
+    for style, run in _runs(points):
+        path = " ".join(f"{point.x:.1f},{point.y:.1f}" for point in run)
+        drawn.append(element("polyline", {"points": path, "class": f"path m-{style}"}))
     chosen = sorted((point for point in points if point.chosen), key=lambda point: not point.hollow)
     if len(chosen) == 2 and chosen[0].hollow != chosen[1].hollow:
         drawn.append(_arrow(chosen[0], chosen[1]))
@@ -249,69 +255,63 @@ def point_words(item: Mapping[str, Any]) -> str:
 # ---- names in the plot ----------------------------------------------------------------------------------------------
 
 Box = tuple[float, float, float, float]
-Name = tuple[str, str, list[tuple[Point, float, float, str]]]  # words, class, places: point, offset in px, anchor
+Place = tuple[float, float, str]  # where a name's baseline begins, has its middle or ends, px
+Name = tuple[tuple[str, ...], str, list[Place]]  # words and what to say where they do not fit, class, places
 CLEARANCE = 3 * RADIUS  # px between a point and its name
 STEP = 5.0  # px between the spots of a line that a name is tested against
 
 
 def _names(plot: Plot) -> list[str]:
-    """The chosen plan, the original, the target and each method by name, where a name fits without covering a point."""
+    """The chosen plan, the target, the original and each method by name, where a name fits without covering a point."""
     taken = [_around(point) for point in plot.points]
     lines = [spot for line_ends in _lines(plot) for spot in _spots(*line_ends)]
     drawn = []
-    if plot.target is not None:
-        flipped = plot.target + 5 + text_width("target") > plot.x.stop
-        x, anchor = (plot.target - 5, "end") if flipped else (plot.target + 5, "start")
-        drawn.append(label(x, plot.y.stop + 10, "target", "soft", anchor))
-        taken.append(_box(x, plot.y.stop + 10, "target", anchor))
-    for words, role, places in _wanted(plot.points):
-        free = [place for place in _resolved(plot, words, places) if not any(_overlap(place[0], box) for box in taken)]
-        if free:
-            # Crossing a line is bearable (a name has a halo), so it only counts; the first of the best places wins.
-            box, x, y, anchor = min(free, key=lambda place: sum(_inside(spot, place[0]) for spot in lines))
-            taken.append(box)
-            drawn.append(label(x, y, words, role, anchor))
+    for alternatives, role, places in _wanted(plot):
+        for words in alternatives:
+            boxes = [(_box(x, y, words, anchor), (x, y, anchor)) for x, y, anchor in places]
+            free = [each for each in boxes if _within(plot, each[0]) and not any(_overlap(each[0], b) for b in taken)]
+            if free:
+                # Crossing a line is bearable (a name has a halo), so it only counts; the first of the best places wins.
+                box, (x, y, anchor) = min(free, key=lambda each: sum(_inside(spot, each[0]) for spot in lines))
+                taken.append(box)
+                drawn.append(label(x, y, words, role, anchor))
+                break
     return drawn
 
 
-def _wanted(points: Sequence[Point]) -> list[Name]:
+def _wanted(plot: Plot) -> list[Name]:
     """Each name with its places, the best first; the most important name first."""
     wanted: list[Name] = []
+    points = plot.points
     for point in sorted((point for point in points if point.chosen), key=lambda point: point.hollow)[:1]:
         words = f"chosen: {times(point.item.get('speedup'))}, {significant(point.item.get('quality'))}"
-        wanted.append((words, "strong", [(point, *place) for place in _places("start", "end")]))
+        wanted.append(((words, "chosen"), "strong", _places(point, "start", "end")))
+    if plot.target is not None:
+        heights = (plot.y.stop + 10, (plot.y.zero or plot.y.start) - 8)
+        sides = ((plot.target + 5, "start"), (plot.target - 5, "end"))
+        wanted.append((("target",), "label soft", [(x, y, anchor) for y in heights for x, anchor in sides]))
     for point in [point for point in points if point.style == "original"][:1]:
-        wanted.append(("original", "label", [(point, *place) for place in _places("end", "start")]))
+        wanted.append((("original",), "label", _places(point, "end", "start")))
     for style in METHODS:
         ends = sorted((p for p in points if p.style == style and not p.chosen), key=lambda point: point.x)
         if ends and style not in ("original", "chosen"):
-            places = [(ends[-1], *place) for place in _places("start")] + [
-                (ends[0], *place) for place in _places("end")
-            ]
-            wanted.append((style, f"label name m-{style}", places))
+            wanted.append(((style,), f"label name m-{style}", _places(ends[-1], "start") + _places(ends[0], "end")))
     return wanted
 
 
-def _places(*sides: str) -> list[tuple[float, float, str]]:
-    """Offsets from a point with their anchors: beside it, then above, then below."""
-    beside = {"start": (CLEARANCE, 4.0, "start"), "end": (-CLEARANCE, 4.0, "end")}
-    above, below = -CLEARANCE, CLEARANCE + 9.0
-    middle = [(0.0, above, "middle"), (0.0, below, "middle")]
-    return [*(beside[side] for side in sides), *middle, (RADIUS, above, "end"), (-RADIUS, above, "start")]
+def _places(point: Point, *sides: str) -> list[Place]:
+    """Places for the name of a point: beside it, then above and below."""
+    x, y = point.x, point.y
+    beside = {"start": (x + CLEARANCE, y + 4, "start"), "end": (x - CLEARANCE, y + 4, "end")}
+    above, below = y - CLEARANCE, y + CLEARANCE + 9
+    around = [(x, above, "middle"), (x, below, "middle"), (x + RADIUS, above, "end"), (x - RADIUS, above, "start")]
+    return [*(beside[side] for side in sides), *around]
 
 
-def _resolved(
-    plot: Plot, words: str, places: Sequence[tuple[Point, float, float, str]]
-) -> list[tuple[Box, float, float, str]]:
-    """The places that lie inside the plot area, in px."""
-    resolved = []
-    for point, dx, dy, anchor in places:
-        x, y = point.x + dx, point.y + dy
-        box = _box(x, y, words, anchor)
-        across = plot.x.start <= box[0] and box[2] <= plot.x.stop + 16
-        if across and plot.y.stop - FONT <= box[1] and box[3] <= (plot.y.zero or plot.y.start):
-            resolved.append((box, x, y, anchor))
-    return resolved
+def _within(plot: Plot, box: Box) -> bool:
+    """Whether a name stays inside the plot area; a little room beside and above it is free as well."""
+    across = plot.x.start <= box[0] and box[2] <= plot.x.stop + 16
+    return across and plot.y.stop - FONT <= box[1] and box[3] <= (plot.y.zero or plot.y.start)
 
 
 def _box(x: float, y: float, words: str, anchor: str) -> Box:
@@ -328,13 +328,7 @@ def _around(point: Point) -> Box:
 
 def _lines(plot: Plot) -> list[tuple[float, float, float, float]]:
     """Everything straight between points: the series and the target."""
-    groups: dict[tuple[str, object], list[Point]] = {}
-    for point in plot.points:
-        groups.setdefault((point.style, point.item.get("stage")), []).append(point)
-    ends = []
-    for group in groups.values():
-        ordered = sorted(group, key=lambda point: point.x)
-        ends += [(a.x, a.y, b.x, b.y) for a, b in pairwise(ordered)]
+    ends = [(a.x, a.y, b.x, b.y) for _, run in _runs(plot.points) for a, b in pairwise(run)]
     if plot.target is not None:
         ends.append((plot.target, plot.y.stop, plot.target, plot.y.zero or plot.y.start))
     return ends

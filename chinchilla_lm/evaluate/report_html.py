@@ -28,6 +28,7 @@ from chinchilla_lm.evaluate.report_format import (
     signed,
     significant,
     times,
+    with_unit,
 )
 from chinchilla_lm.evaluate.report_frontier import METHODS, drawable, frontier_figure, glyph
 from chinchilla_lm.evaluate.report_style import SCRIPT, STYLE
@@ -95,10 +96,10 @@ def tile_values(report: Report) -> list[tuple[str, str, str]]:
     speed_limits = interval(fixed(speedup.get("low"), 2), fixed(speedup.get("high"), 2))
     target = words.target_words(speedup).removeprefix(", ")
     size_before, size_after = (words.row_cells(report, row)[-3:-1] for row in (report["rows"][0], last))
-    change = signed(quality(certificate.get("difference"), unit)) + (" %" if unit == "percent" else "")
+    change = with_unit(signed(quality(certificate.get("difference"), unit)), unit if unit == "percent" else None)
     tiles = [
         ("speedup", times(speedup.get("value")), "\n".join(filter(None, (speed_limits, target)))),
-        (f"{words.metric_label(report)}{'' if unit == 'percent' else f', {plain(unit)}'}", change, limits),
+        (words.metric_label(report) + (f", {plain(unit)}" if unit and unit != "percent" else ""), change, limits),
     ]
     for name, before, after in zip(("parameters", "size"), size_before, size_after, strict=True):
         tiles.append((name, after.text, f"{after.change}, from {before.text}" if after.change else ""))
@@ -138,10 +139,7 @@ def _other_metrics(report: Report) -> str:
     lines = []
     for name in names:
         cells = [words.metric_cell(report, row, name, None) for row in report["rows"]]
-        unit = next(
-            (row["metrics"][name].get("unit") for row in report["rows"] if name in row.get("metrics", {})), None
-        )
-        head = plain(name).replace("_", " ") + (f", {plain(unit)}" if unit else "")
+        head = words.other_head(report, name)
         body = "".join(_value_cell(plain(row["name"]), cell) for row, cell in zip(report["rows"], cells, strict=True))
         lines.append(f'<tr><th scope="row">{text_of(head)}</th>{body}</tr>')
     return f"""<h3>Other metrics</h3>

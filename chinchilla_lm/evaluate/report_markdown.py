@@ -34,21 +34,15 @@ def markdown(value: object) -> str:
     text = " ".join(plain(value).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*|~$])", r"\\\1", text)
-    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word it is no sign
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word it is no sign
     text = text.replace("](", "]\\(").replace("][", "]\\[")
-    text = re.sub(r"(https?|ftp)://", r"\1:\\//", text)
-    return re.sub(r"^([#+\-=]|\d+[.)])", _escaped_start, text)
+    text = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)  # a numbered list
+    return re.sub(r"^(#+(?=\s|$)|[+-](?=\s|$)|-+$|=+$)", r"\\\1", text)  # a heading, a list, a rule
 
 
-def _escaped_start(match: re.Match[str]) -> str:
-    """A heading, list or rule sign at the start of a line as mere text."""
-    sign = match.group(1)
-    return "\\" + sign if len(sign) == 1 else f"{sign[:-1]}\\{sign[-1]}"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers. Cells are Markdown already."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A table whose first `texts` columns are text and whose others are numbers. Cells are Markdown already."""
+    lines = [heads, [*["---"] * texts, *["---:"] * (len(heads) - texts)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -86,9 +80,13 @@ def rows_section(report: Report) -> str:
     others = words.other_metrics(report)
     if others:
         heads = ["other metrics", *(markdown(row["name"]) for row in report["rows"])]
-        cells = [[_cell(words.metric_cell(report, row, name, None)) for row in report["rows"]] for name in others]
-        parts.append(table(heads, [[markdown(name), *line] for name, line in zip(others, cells, strict=True)]))
+        parts.append(table(heads, [_other_line(report, name) for name in others]))
     return "\n\n".join(parts)
+
+
+def _other_line(report: Report, name: str) -> list[str]:
+    cells = (_cell(words.metric_cell(report, row, name, None)) for row in report["rows"])
+    return [markdown(words.other_head(report, name)), *cells]
 
 
 def _cell(cell: words.Cell) -> str:
@@ -138,7 +136,7 @@ def frontier_section(report: Report) -> str:
         )
         lines.append([name, markdown(point.get("stage") or MISSING), *(markdown(number) for number in numbers)])
     heads = ["method", "stage", "speedup", "latency, ms", markdown(label), "links"]
-    return "## Quality against latency\n\n" + table(heads, lines)
+    return "## Quality against latency\n\n" + table(heads, lines, texts=2)
 
 
 def tables_section(report: Report) -> str:
@@ -183,7 +181,7 @@ def facts_section(report: Report) -> str:
     for name, facts in groups.items():
         if facts:
             lines = [[markdown(key), markdown(value)] for key, value in flat(facts)]
-            parts.append(f"## {name}\n\n{table(['', ''], lines)}")
+            parts.append(f"## {name}\n\n{table(['', ''], lines, texts=2)}")
     timings = [[markdown(stage), duration(seconds)] for stage, seconds in (report.get("timings") or {}).items()]
     if timings:
         timings.append(["all", duration(report.get("seconds"))])

@@ -51,20 +51,21 @@ p { margin: 4px 0 0; max-width: 54em; }
 .tiles .big { display: block; font-size: 1.75rem; line-height: 1.25; font-weight: 600; letter-spacing: -0.01em; }
 .tiles .small { display: block; white-space: pre-line; font-size: 0.875rem; color: var(--soft); line-height: 1.4; }
 figure { margin: 12px 0 0; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg { display: block; width: 100%; height: auto; overflow: hidden; }
 svg text { font-size: 13px; fill: var(--ink); }
 svg .soft, svg .tick { fill: var(--soft); }
 svg .strong { font-weight: 600; }
 .narrow { display: none; }
 .grid { stroke: var(--rule); }
 .axis { stroke: var(--soft); }
-.interval .strong { font-size: 15px; paint-order: stroke; stroke: var(--panel); stroke-width: 5px; }
+.interval .strong { font-size: 15px; }
 .interval .zone { fill: var(--fail); fill-opacity: 0.15; }
 .interval .margin { stroke: var(--fail); stroke-width: 1.5; }
 .interval .margin-name { fill: var(--fail); }
 .interval .zero { stroke: var(--soft); stroke-dasharray: 2 3; }
 .interval .band { fill: var(--tone); fill-opacity: 0.45; }
 .interval .point { fill: var(--tone); }
+.interval .chip { fill: var(--panel); }
 .solid { fill: var(--blue); }
 .hollow { fill: none; stroke: var(--soft); stroke-opacity: 0.75; }
 .norm { fill: var(--soft); }
@@ -157,11 +158,16 @@ pre { background: var(--faint); border-radius: 8px; padding: 12px 16px; margin: 
 }
 @media print {
   @page { margin: 16mm; }
+  html { font-size: 13px; }
+  body { font-size: 13px; }
   main { padding: 0; max-width: none; }
-  body { font-size: 11pt; }
+  .scroll { overflow: visible; }
+  .tiles { grid-template-columns: repeat(4, 1fr); }
+  th, td { padding-left: 10px; }
+  h2 { margin-top: 36px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  h2, h3 { break-after: avoid; }
-  figure, tr, .verdict { break-inside: avoid; }
+  h2, h3, .lead, summary { break-after: avoid; }
+  figure, tr, .verdict, .rows, details { break-inside: avoid; }
   .tip { display: none; }
 }
 """

@@ -152,6 +152,7 @@ def _decade(value: float) -> int:
 # ---- the certificate ------------------------------------------------------------------------------------------------
 
 INTERVAL_HEIGHT = 132
+STRONG = 1.0  # width of the larger bold figures against mixed ordinary text: digits are narrow
 
 
 def interval_figure(report: Report, width: int) -> str:
@@ -175,7 +176,7 @@ def interval_figure(report: Report, width: int) -> str:
         f"{metric_label(report)}: difference {words}, margin {quality(margin, unit)}",
         *_margin(axis, margin, unit, bottom),
         *_difference_axis(axis, bottom),
-        *_whisker(axis, (low, value, high), middle, words),
+        *_whisker(axis, (low, value, high), middle, words, (axis.at(margin), axis.at(0.0))),
         label(width / 2, INTERVAL_HEIGHT - 6.0, f"{metric_label(report)}, change from the original", "soft", "middle"),
     )
 
@@ -212,13 +213,19 @@ def _difference_axis(axis: Axis, bottom: float) -> list[str]:
     return drawn
 
 
-def _whisker(axis: Axis, values: tuple[float, float, float], y: float, words: str) -> list[str]:
-    """The interval with its point, and the figures above it."""
+def _whisker(axis: Axis, values: tuple[float, float, float], y: float, words: str, rules: Sequence[float]) -> list[str]:
+    """The interval with its point, and the figures above it, where no upright rule runs through them."""
     low, value, high = (axis.at(each) for each in values)
-    half = text_width(words) * 1.1 / 2
-    x = min(max(value, axis.start + half), axis.stop - half)
+    half = text_width(words) * STRONG / 2
+    inside = min(max(value, axis.start + half), axis.stop - half)
+    places = [inside, *(rule + side * (half + 6) for rule in rules for side in (-1, 1))]
+    free = [x for x in places if axis.start <= x - half and x + half <= axis.stop]
+    free = [x for x in free if all(abs(rule - x) >= half for rule in rules)]
+    x = min(free, key=lambda place: abs(place - value), default=inside)
+    chip = {"x": x - half, "y": y - 30, "width": 2 * half, "height": 20.0, "rx": 3, "class": "chip"}
+    ground = [] if free else [element("rect", chip)]
     body = element(
         "rect", {"x": low, "y": y - 4, "width": max(high - low, 1.0), "height": 8.0, "rx": 4, "class": "band"}
     )
     point = element("circle", {"cx": value, "cy": y, "r": 7.0, "class": "point"})
-    return [hover(words, body, point), label(x, y - 15, words, "strong", "middle")]
+    return [hover(words, body, point), *ground, label(x, y - 15, words, "strong", "middle")]

@@ -78,17 +78,23 @@ def ratio(value: object, base: object, faster_is_more: bool) -> tuple[str, str]:
     return (f"{times(gain)} faster", "better") if gain > 1 else (f"{times(1 / gain)} slower", "worse")
 
 
+def metric(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A metric of a row; empty where the row has none of that name."""
+    found: Mapping[str, Any] = (row.get("metrics") or {}).get(name) or {}
+    return found
+
+
 def metric_cell(report: Report, row: Mapping[str, Any], name: str, higher_is_better: bool | None) -> Cell:
     """A metric of a row, with interval and change. Nothing is called better where the direction is not known."""
-    metric = row.get("metrics", {}).get(name, {})
+    found = metric(row, name)
     base = report["rows"][0]
-    unit = metric.get("unit")
+    unit = found.get("unit")
     change, tone = "", ""
     if row is not base:
-        before = base.get("metrics", {}).get(name, {}).get("value")
-        change, tone = difference(metric.get("value"), before, unit, bool(higher_is_better))
-    limits = interval(quality(metric.get("low"), unit), quality(metric.get("high"), unit))
-    return Cell(quality(metric.get("value"), unit), limits, change, tone if higher_is_better is not None else "")
+        before = metric(base, name).get("value")
+        change, tone = difference(found.get("value"), before, unit, bool(higher_is_better))
+    limits = interval(quality(found.get("low"), unit), quality(found.get("high"), unit))
+    return Cell(quality(found.get("value"), unit), limits, change, tone if higher_is_better is not None else "")
 
 
 def headers(report: Report) -> list[str]:
@@ -107,7 +113,7 @@ def row_cells(report: Report, row: Mapping[str, Any]) -> list[Cell]:
     first = row is base
     cells = [metric_cell(report, row, primary["name"], bool(primary["higher_is_better"]))]
     for key in ("p50", "p95"):
-        value, before = row.get("latency_ms", {}).get(key), base.get("latency_ms", {}).get(key)
+        value, before = ((each.get("latency_ms") or {}).get(key) for each in (row, base))
         cells.append(Cell(significant(value), "", *(("", "") if first else ratio(value, before, False))))
     speed = row.get("throughput")
     cells.append(Cell(significant(speed), "", *(("", "") if first else ratio(speed, base.get("throughput"), True))))
@@ -120,7 +126,14 @@ def row_cells(report: Report, row: Mapping[str, Any]) -> list[Cell]:
 def other_metrics(report: Report) -> list[str]:
     """Names of the metrics that are not the primary one, in order of appearance."""
     primary = report["primary_metric"]["name"]
-    return list(dict.fromkeys(name for row in report["rows"] for name in row.get("metrics", {}) if name != primary))
+    return list(dict.fromkeys(name for row in report["rows"] for name in row.get("metrics") or {} if name != primary))
+
+
+def other_head(report: Report, name: str) -> str:
+    """What a further metric is called, with its unit."""
+    units = (metric(row, name).get("unit") for row in report["rows"])
+    unit = next(filter(None, units), None)
+    return plain(name).replace("_", " ") + (f", {plain(unit)}" if unit else "")
 
 
 # ---- the verdict in words -------------------------------------------------------------------------------------------

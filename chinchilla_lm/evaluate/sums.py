@@ -87,7 +87,7 @@ class Estimate:
     high: float
 
     def to_dict(self) -> dict[str, float | None]:
-        return {"value": self.value, "low": finite_or_none(self.low), "high": finite_or_none(self.high)}
+        return {"value": finite_or_none(self.value), "low": finite_or_none(self.low), "high": finite_or_none(self.high)}
 
 
 @dataclass(frozen=True)

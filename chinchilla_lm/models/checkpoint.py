@@ -18,19 +18,19 @@ from typing import Any, get_args
 import torch
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.files import read_json, sha256_of
+from chinchilla_lm.files import building, json_text, read_json, sha256_of
 from chinchilla_lm.models.config import HeadConfig, HeadKind
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import fill
+from chinchilla_lm.models.saving import OWN_TYPE, copy_sentence_files, write_config, write_weights
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
-from chinchilla_lm.models.tokenizer import load_tokenizer
+from chinchilla_lm.models.tokenizer import load_tokenizer, save_tokenizer
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 META = "chinchilla.json"
-VERSION = 1
-OWN_TYPE = "chinchilla"
+VERSION = 1  # of META's layout
 
 
 @dataclass
@@ -52,7 +52,9 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The fast tokenizer of transformers, loaded when first asked for. Raises InputError where there is none."""
         if self.source is None:
-            raise InputError("this model was built without a tokenizer; load it from a folder that holds tokenizer.json")
+            raise InputError(
+                "this model was built without a tokenizer; load it from a folder that holds tokenizer.json"
+            )
         return load_tokenizer(self.source)
 
     @property
@@ -99,6 +101,36 @@ def load(
         dropped: dict[str, NormFate] = dict(meta.get("dropped", {}))
         model, fresh = fill(config, dropped, family, tensors, trained, torch.device(device), dtype)
     return Checkpoint(model, hf, located.gguf or located.folder, meta, fresh, _files(located))
+
+
+def save(checkpoint: Checkpoint, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+    """Write a model folder, wholly or not at all: weights, config, tokenizer files, and chinchilla.json where needed.
+
+    meta: what else chinchilla.json shall hold; None keeps what the checkpoint has. With nothing dropped, the folder is a
+    stock one that transformers loads. Raises InputError where the folder cannot be written or is not ours to replace.
+    """
+    model = checkpoint.model
+    extra = checkpoint.meta if meta is None else meta
+    content = dict(extra) | {"version": VERSION, "dropped": model.dropped}
+    with building(folder) as temporary:
+        write_weights(model, checkpoint.family, temporary)
+        write_config(model, _with_padding(checkpoint), temporary)
+        save_tokenizer(checkpoint.source, temporary, checkpoint.__dict__.get("tokenizer"))
+        if model.config.head.kind == "embedding":
+            copy_sentence_files(checkpoint.source, temporary)
+        if model.dropped or extra:
+            (temporary / META).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_padding(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config, with the padding id that transformers needs to find a text's last token."""
+    hf = checkpoint.hf_config
+    if checkpoint.model.config.head.pooling != "last" or hf.get("pad_token_id") is not None:
+        return hf
+    try:
+        return hf | {"pad_token_id": checkpoint.tokenizer.pad_token_id}
+    except InputError:  # without a tokenizer nobody pads
+        return hf
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""A transformer built without storage, then given the tensors of a checkpoint one by one: no wasted initialisation."""
+"""Tensors of a checkpoint into our transformer and back again.
+
+The transformer is built without storage, then given the tensors one by one: no wasted initialisation, and never more than
+one tensor beyond the model in memory.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,8 @@ def fill(
     for weight in family.weights(config):
         if weight.ours not in shapes:
             continue
+        if weight.ours == EMBEDDING and config.head.tied and names.find(weight, weight.theirs[0]) is None:
+            weight = replace(output_weight(config, family), ours=EMBEDDING)  # some tools save only this one of the two
         if not trained and is_new(weight, names):
             tensor = initial(weight.ours, shapes[weight.ours], generator)
             fresh.append(weight.ours)
@@ -78,7 +84,9 @@ class Names:
             full = (self.prefix if weight.in_base else "") + one
             found.append(full)
             if "LayerNorm." in full:  # checkpoints converted from TensorFlow
-                found.append(full.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"))
+                found.append(
+                    full.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+                )
         return found
 
     def find(self, weight: Weight, name: str) -> str | None:
@@ -89,7 +97,7 @@ class Names:
         """Refuse weights that our model would leave out; other heads' weights are left out only where ours is new."""
         known = {
             full
-            for one in (config, replace(config, head=replace(config.head, tied=False)))
+            for one in (config, untied(config))
             for weight in self.family.weights(one)
             for name in weight.theirs
             for full in self.spellings(weight, name)
@@ -111,15 +119,24 @@ def untie_if_different(config: ModelConfig, family: Family, source: TensorSource
     """As transformers does: a decoder stored beside the embedding, with other values, is not tied to it."""
     if not config.head.tied:
         return config
-    apart = replace(config, head=replace(config.head, tied=False))
-    weights = {weight.ours: weight for weight in family.weights(apart)}
-    output = names.find(weights[OUTPUT], weights[OUTPUT].theirs[0])
-    embedding = names.find(weights[EMBEDDING], weights[EMBEDDING].theirs[0])
+    decoder = output_weight(config, family)
+    table = next(weight for weight in family.weights(config) if weight.ours == EMBEDDING)
+    output, embedding = names.find(decoder, decoder.theirs[0]), names.find(table, table.theirs[0])
     if output is None or embedding is None:
         return config
     shape = (config.vocab_size, config.hidden_size)
     same = torch.equal(read_checked(source, output, shape), read_checked(source, embedding, shape))
-    return config if same else apart
+    return config if same else untied(config)
+
+
+def untied(config: ModelConfig) -> ModelConfig:
+    """The config with a decoder of its own."""
+    return replace(config, head=replace(config.head, tied=False))
+
+
+def output_weight(config: ModelConfig, family: Family) -> Weight:
+    """What the decoder would be called if it were not tied."""
+    return next(weight for weight in family.weights(untied(config)) if weight.ours == OUTPUT)
 
 
 def is_new(weight: Weight, names: Names) -> bool:
@@ -150,3 +167,21 @@ def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     if len(shape) == 1:
         return torch.ones(shape)
     return torch.empty(shape).normal_(0.0, FRESH_STD, generator=generator)
+
+
+def spread(model: Transformer, family: Family) -> dict[str, Tensor]:
+    """The model's weights under Hugging Face names, fused ones split and turned back: the inverse of `fill`."""
+    state = model.state_dict()
+    prefix = "" if model.config.head.kind == "embedding" else family.base_prefix
+    found: dict[str, Tensor] = {}
+    for weight in family.weights(model.config):
+        if weight.ours not in state:
+            continue
+        tensor = state[weight.ours].detach().cpu()
+        parts = tensor.split(weight.rows) if weight.rows else (tensor,)
+        for name, part in zip(weight.theirs, parts, strict=True):
+            for one in (name, *weight.aliases):
+                # safetensors wants every tensor whole and none to share memory with another.
+                turned = part.T if weight.transposed else part
+                found[(prefix if weight.in_base else "") + one] = turned.clone(memory_format=torch.contiguous_format)
+    return found

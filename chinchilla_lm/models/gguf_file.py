@@ -24,7 +24,7 @@ from chinchilla_lm.errors import InputError
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 # Type code → numpy type, little-endian. 8 is a string, 9 an array.
-SCALARS = dict(enumerate("<u1 <i1 <u2 <i2 <u4 <i4 <f4 ? s a <u8 <i8 <f8".split()))
+SCALARS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "s", "a", "<u8", "<i8", "<f8"]))
 STRING, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
 
@@ -161,11 +161,11 @@ class GgufFile:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[GgufFile]:
-    """A GGUF file. Raises InputError naming it where it is truncated or damaged."""
+    """A GGUF file. Raises InputError naming it where it is missing, truncated or damaged."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield GgufFile(path, data)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {path} ({error}); check the file") from error
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise InputError(f"cannot read {path} ({error}); download it again") from error
+    with data:
+        yield GgufFile(path, data)

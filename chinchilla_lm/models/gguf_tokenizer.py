@@ -50,7 +50,9 @@ def read_tokenizer(path: Path) -> Any:
     if model == "llama":
         return _by_transformers(path)
     if model != "gpt2":
-        raise InputError(f"{path}: tokenizer model {model!r} is not one of gpt2, llama; pass a folder with tokenizer.json")
+        raise InputError(
+            f"{path}: tokenizer model {model!r} is not one of gpt2, llama; pass a folder with tokenizer.json"
+        )
     return _byte_level(path, metadata)
 
 
@@ -61,16 +63,20 @@ def _by_transformers(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the tokenizer in {path} cannot be read ({reason}); pass a folder with tokenizer.json") from error
+        raise InputError(
+            f"the tokenizer in {path} cannot be read ({reason}); pass a folder with tokenizer.json"
+        ) from error
 
 
 def _byte_level(path: Path, metadata: dict[str, Any]) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    rule = metadata.get("tokenizer.ggml.pre", "gpt-2")
+    rule = metadata.get("tokenizer.ggml.pre")
     if rule not in RULES:
-        raise InputError(f"{path}: tokenizer.ggml.pre {rule!r} is not one of {', '.join(RULES)}; pass a folder with tokenizer.json")
+        raise InputError(
+            f"{path}: tokenizer.ggml.pre {rule!r} is not one of {', '.join(RULES)}; pass a folder with tokenizer.json"
+        )
     pattern, whole_words, default_bos, composed = RULES[rule]
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     if not tokens or merges is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.config import ModelConfig
-from chinchilla_lm.models.layers import ACTIVATIONS, Norm
+from chinchilla_lm.models.layers import ACTIVATIONS
 
 
 class Head(nn.Module):
@@ -52,7 +52,7 @@ class Head(nn.Module):
         if self.transform_norm is not None:
             x = self.transform_norm(x)
         assert self.output is not None
-        return self.output(x)  # type: ignore[no-any-return]
+        return self.output(x)
 
 
 def pool(x_BTD: Tensor, batch: Batch, how: str) -> Tensor:

@@ -85,7 +85,7 @@ class Link(nn.Module):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """The stream behind this link, [B, T, D]."""
         if self.placement == "post":
-            return self.norm(x_BTD + self.contribution(x_BTD, context))  # type: ignore[no-any-return]
+            return self.norm(x_BTD + self.contribution(x_BTD, context))
         added = self.contribution(self.norm(x_BTD), context)
         return x_BTD + (added if self.norm_after is None else self.norm_after(added))
 
@@ -99,7 +99,7 @@ class BareNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """The normalised stream, [B, T, D]."""
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+        return self.norm(x_BTD)
 
 
 class Attention(Link):
@@ -133,7 +133,7 @@ class Attention(Link):
         if context.cache is not None:
             key, value = context.cache.extend(self.name, key, value)
         mixed = self._attend(query, key, value, context)
-        return self.out(mixed.transpose(1, 2).reshape(rows, positions, -1))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).reshape(rows, positions, -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
@@ -160,6 +160,6 @@ class MLP(Link):
         """[B, T, D]."""
         inner = self.up(x_BTD)
         if not self.gated:
-            return self.down(self.activation(inner))  # type: ignore[no-any-return]
+            return self.down(self.activation(inner))
         gate, up = inner.chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)  # type: ignore[no-any-return]
+        return self.down(self.activation(gate) * up)

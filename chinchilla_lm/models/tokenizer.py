@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import json_text, read_json
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
@@ -40,22 +40,39 @@ def load_tokenizer(source: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the tokenizer in {source} cannot be loaded ({first}); copy the model's files again") from error
+        raise InputError(
+            f"the tokenizer in {source} cannot be loaded ({first}); copy the model's files again"
+        ) from error
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {source} is not a fast one; save it with tokenizer.json")
     return tokenizer
 
 
-def save_tokenizer(source: Path | None, tokenizer: Any, folder: Path) -> None:
-    """Copy the tokenizer files of a model folder, or write those of a GGUF file's tokenizer."""
+def has_tokenizer(path: Path) -> bool:
+    """Whether a GGUF file says anything about a tokenizer."""
+    from chinchilla_lm.models.gguf_file import open_file
+
+    with open_file(path) as file:
+        return "tokenizer.ggml.model" in file.metadata
+
+
+def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> None:
+    """Copy a model folder's tokenizer files into `folder`; write those of a GGUF file, or of `tokenizer` itself.
+
+    A model without a tokenizer is saved without one.
+    """
     if source is not None and source.is_dir():
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-    elif tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-        config = folder / "tokenizer_config.json"
-        if config.is_file():  # where the files came from is nobody's business
-            kept = json.loads(config.read_text(encoding="utf-8"))
-            kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
-            config.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    if tokenizer is None and source is not None and has_tokenizer(source):
+        tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        return
+    tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    if config.is_file():  # how the tokenizer came here is nobody's business
+        kept = read_json(config, "tokenizer config")
+        kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
+        config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")

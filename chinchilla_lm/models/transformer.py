@@ -164,7 +164,7 @@ class Transformer(nn.Module):
         x = self.finish(self.run(x, context))
         if cache is not None:
             cache.length += batch.ids.shape[1]
-        return self.head(x, batch)  # type: ignore[no-any-return]
+        return self.head(x, batch)
 
 
 def key(name: str) -> str:

@@ -96,9 +96,8 @@ def generate(
     or more positions than `capacity`, and when a logit is not a number.
     """
     if not model.config.causal or model.config.head.kind != "language-modeling":
-        raise InputError(
-            f"a {model.config.head.kind} model does not write text; generate needs a causal language model"
-        )
+        direction = "causal" if model.config.causal else "bidirectional"
+        raise InputError(f"a {direction} {model.config.head.kind} model writes no text; pass a causal language model")
     if ids.shape[1] == 0:
         raise InputError("the prompt has 0 tokens; at least 1 is needed; pass a text")
     if max_new_tokens < 1:

@@ -93,7 +93,12 @@ def fulfil(
 
 def _facts(tries: list[Try]) -> list[dict[str, float]]:
     return [
-        {"budget_us": one.budget_us, "speedup": one.speedup.value, "latency_ms": one.latency_ms, "links": len(one.plan.kept)}
+        {
+            "budget_us": one.budget_us,
+            "speedup": one.speedup.value,
+            "latency_ms": one.latency_ms,
+            "links": len(one.plan.kept),
+        }
         for one in tries
     ]
 

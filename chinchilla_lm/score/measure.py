@@ -188,8 +188,8 @@ class _Picked:
 def _pick_positions(batches: Sequence[EncodedBatch], limit: int, *, sequence: bool) -> list[_Picked]:
     """Every k-th position that has a target, so that at most `limit` are compared."""
     picked: list[_Picked] = []
-    counts = [1 if sequence else int((batch.targets != IGNORED).sum()) for batch in batches if batch.targets is not None]
-    stride = max(1, math.ceil(sum(counts) / limit))
+    total = sum(int((batch.targets != IGNORED).sum()) for batch in batches if batch.targets is not None)
+    stride = max(1, math.ceil(total / limit))
     for batch in batches:
         assert batch.targets is not None
         flat = batch.targets.reshape(-1)
@@ -211,7 +211,7 @@ def _is_sequence(model: Transformer) -> bool:
 
 def _head(model: Transformer, x_BTD: Tensor, batch: Batch, index: Tensor) -> Tensor:
     if _is_sequence(model):
-        return model.head(x_BTD, batch)  # type: ignore[no-any-return]
+        return model.head(x_BTD, batch)
     return model.head.classify(x_BTD.reshape(-1, x_BTD.shape[-1])[index.to(x_BTD.device)])
 
 

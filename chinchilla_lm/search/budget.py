@@ -4,6 +4,7 @@ A budget is a promise about microseconds per forward pass at the cost table's sh
 *predicted* time; whoever assembles the model measures it and searches again with a tighter budget where they differ.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -38,7 +39,8 @@ def check_budget(table: CostTable, budget_us: float, protected: Collection[str] 
 def too_slow(table: CostTable, least_us: float, budget_us: float, why: str = "") -> ContractError:
     """The error that says that `least_us` is the least time to be had; `why` says what is in the way."""
     rule = f"the least time to be had{why}, {least_us:.6g} us"
-    remedy = f"ask for a speed-up of at most {table.total_us / least_us:.2f}x"
+    most = math.floor(100 * table.total_us / least_us) / 100  # rounded down, so that asking for it succeeds
+    remedy = f"ask for a speed-up of at most {most:.2f}x"
     return ContractError(f"budget {budget_us:.6g} us is below {rule}; {remedy}")
 
 

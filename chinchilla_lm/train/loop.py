@@ -1,8 +1,8 @@
 """One training loop, for fine-tuning and for recovery: what differs is the loss that is handed in.
 
 The order of the batches follows from (seed, epoch) alone and the model has no dropout, so a run that was stopped and
-resumed takes the same steps as one that was not. One process for now; everything that a second one would share (batches,
-gradients, the dev metric) passes through this file.
+resumed takes the same steps as one that was not. One process for now; everything that a second one would share
+(batches, gradients, the dev metric) passes through this file.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def fit(
 ) -> FitResult:
     """Train in place and leave the best weights in the model.
 
-    batches(epoch) gives that epoch's batches; evaluate() gives the dev metric, higher is better, once an epoch; `state` is
-    the file to resume from. Raises InputError when the loss is no longer a number.
+    batches(epoch) gives that epoch's batches; evaluate() gives the dev metric, higher is better, before the first step
+    and once an epoch; `state` is the file to resume from. Raises InputError when the loss is no longer a number.
     """
     first = batches(0)
     total = max(1, round(settings.epochs * len(first)))
@@ -109,8 +109,9 @@ def fit(
     run = _Run(model, optimizer, loss, settings, total)
     saved = time.monotonic()
     try:
-        with console.progress(total, label, "steps") as progress:
-            progress.advance(place.step)
+        if evaluate is not None and not place.history:
+            best = _judge(model, evaluate, place, best, math.nan, console, label)
+        with console.progress(total - place.step, label, "steps") as progress:
             epoch, before = 0, 0
             while place.step < total:
                 todo = first if epoch == 0 else batches(epoch)
@@ -160,8 +161,9 @@ class _Run:
             loss = self.loss(self.model, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise InputError(f"the loss is {value} at step {step}; pass a learning rate below {self.settings.learning_rate}")
-        loss.backward()  # type: ignore[no-untyped-call]
+            rate = self.settings.learning_rate
+            raise InputError(f"the loss is {value} at step {step}; pass a learning rate below {rate}")
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.whole = False
         self.optimizer.step()

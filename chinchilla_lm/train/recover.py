@@ -74,7 +74,7 @@ def last_hidden(model: Transformer, batch: EncodedBatch) -> Tensor:
 def outputs(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:
     """Logits of the positions that have a target, [N, V], or of the sequences, [B, C]."""
     if batch.targets is None or batch.targets.ndim == 1:
-        return model.head(hidden_BTD, batch.batch)  # type: ignore[no-any-return]
+        return model.head(hidden_BTD, batch.batch)
     return model.head.classify(hidden_BTD[batch.targets != IGNORED])
 
 

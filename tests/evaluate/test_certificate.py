@@ -155,3 +155,13 @@ def test_different_or_no_examples_are_refused():
         certify(entity_f1(np.full(10, 5.0)), entity_f1(np.full(10, 5.0)), 1.0, 0)
     with pytest.raises(InputError, match="entity_f1 has 0 documents"):
         entity_f1(np.zeros(0))
+
+
+def test_model_beyond_all_bounds_fails_in_valid_json():
+    """1000 nats a token: the perplexity overflows to infinity, which JSON does not have."""
+    nats = np.random.default_rng(0).gamma(50.0, 6.0, 20)
+    with np.errstate(over="ignore", invalid="ignore"):
+        certificate = certify(perplexity(nats), perplexity(nats + 1e5), 1.0, 20)
+    assert not certificate.passed
+    assert certificate.decided
+    assert json.loads(json.dumps(certificate.to_dict(), allow_nan=False))["difference"] is None

@@ -68,6 +68,19 @@ def test_a_link_that_was_overtaken_is_found_by_measuring_on(table_of: MakeTable)
     assert greedy(calm, 2.0, late, candidates=2).dropped == ("0.attn", "1.attn")
 
 
+def test_a_new_best_must_withstand_all_its_rivals_again(table_of: MakeTable) -> None:
+    # By the table 0.attn, 0.mlp, 1.attn, 1.mlp, 2.attn; in truth 1.attn is better than the first, 2.attn best of all.
+    table_costs = {"0.attn": 1.0, "0.mlp": 2.0, "1.attn": 3.0, "1.mlp": 4.0, "2.attn": 5.0, "2.mlp": 9.0}
+    truth = {"0.attn": 6.0, "0.mlp": 7.0, "1.attn": 5.0, "1.mlp": 7.0, "2.attn": 1.0, "2.mlp": 9.0}
+    table = table_of(table_costs, dict.fromkeys(table_costs, 1.0), {}, 0.0)
+
+    def measure(dropped: frozenset[str]) -> float:
+        return sum(truth[name] for name in dropped)
+
+    assert greedy(table, 5.0, measure, candidates=1).dropped == ("0.attn",)
+    assert greedy(table, 5.0, measure, candidates=2).dropped == ("2.attn",)
+
+
 def test_trace_and_callback_tell_each_step(interacting: Interacting) -> None:
     table, measure = interacting(3, 5)
     told: list[Step] = []

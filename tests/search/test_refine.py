@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from chinchilla_lm.errors import ContractError, InputError
-from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.plan import CostTable, Plan, chain
 from chinchilla_lm.search.dp import solve
 from chinchilla_lm.search.greedy import greedy
 from chinchilla_lm.search.memo import Memo
@@ -11,12 +11,13 @@ from chinchilla_lm.search.refine import Progress, measure_around, refine
 
 Measure = Callable[[frozenset[str]], float]
 Interacting = Callable[..., tuple[CostTable, Measure]]
+MakeTable = Callable[..., CostTable]
 Subsets = Callable[[CostTable], list[frozenset[str]]]
 
 
 def test_finds_the_optimum_of_most_small_instances(interacting: Interacting, subsets: Subsets) -> None:
     found = {"dp": 0, "greedy": 0, "trust-region": 0, "polish": 0}
-    instances = 30
+    instances = 20
     for seed in range(instances):
         table, measure = interacting(seed, 5)
         budget = table.fixed_us + 0.55 * (table.total_us - table.fixed_us)
@@ -31,14 +32,42 @@ def test_finds_the_optimum_of_most_small_instances(interacting: Interacting, sub
     assert found["polish"] > found["greedy"]
 
 
+def test_trust_region_halves_until_a_change_is_truly_better(table_of: MakeTable) -> None:
+    # Dropping 1.attn or 1.mlp beside 0.attn gains 1 each, both together lose: two changes are refused, one is taken.
+    costs = {link.name: 10.0 for link in chain(4)} | {"0.attn": 5.0}
+    table = table_of(costs, dict.fromkeys(costs, 1.0), {}, 0.0)
+
+    def measure(dropped: frozenset[str]) -> float:
+        helpers = len(dropped & {"1.attn", "1.mlp"}) if "0.attn" in dropped else 0
+        others = len(dropped - {"0.attn"}) - helpers
+        return 5.0 * ("0.attn" in dropped) + 10.0 * others + {0: 0.0, 1: -1.0, 2: 6.0}[helpers]
+
+    plan = refine(table, 7.5, measure, max_measures=16)
+    assert [rung["true_cost"] for rung in plan.origin["ladder"]] == [5.0, 4.0, 4.0]
+    assert len(plan.dropped) == 2
+
+
+def test_trust_region_keeps_a_measurement_for_the_path_it_finds(table_of: MakeTable) -> None:
+    table_costs = {link.name: 10.0 for link in chain(4)} | {"0.attn": 1.0, "1.attn": 2.0}
+    truth = table_costs | {"0.attn": 5.0}
+    table = table_of(table_costs, dict.fromkeys(table_costs, 1.0), {}, 0.0)
+
+    def measure(dropped: frozenset[str]) -> float:
+        return sum(truth[name] for name in dropped)
+
+    plan = refine(table, 7.5, measure, max_measures=8)  # 6 for this rung: the start, 4 of 8 links around it, the path
+    assert [rung["true_cost"] for rung in plan.origin["ladder"]][:2] == [5.0, 2.0]
+    assert plan.origin["ladder"][1]["measures"] == 6
+
+
 def test_never_worse_than_dp_and_within_budget(interacting: Interacting) -> None:
-    for seed in range(20):
+    for seed in range(8):
         table, measure = interacting(seed, 6)
         for share in (0.2, 0.5, 0.8):
             budget = table.fixed_us + share * (table.total_us - table.fixed_us)
             for max_measures in (1, 2, 15, 60):
-                plan = refine(table, budget, measure, max_measures=max_measures, seed=seed)
-                start = measure(frozenset(solve(table, budget).dropped))
+                plan = refine(table, budget, measure, max_measures=max_measures, seed=seed, ticks=1000)
+                start = measure(frozenset(solve(table, budget, ticks=1000).dropped))
                 costs = [rung["true_cost"] for rung in plan.origin["ladder"]]
                 assert costs[0] == pytest.approx(start)
                 assert costs == sorted(costs, reverse=True)

@@ -27,5 +27,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """The family of a config.json. Raises InputError for a model_type that is not in the table."""
     model_type = hf.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"model_type {model_type!r} is not one of {', '.join(FAMILIES)}; use a model of these families")
+        raise InputError(
+            f"model_type {model_type!r} is not one of {', '.join(FAMILIES)}; use a model of these families"
+        )
     return FAMILIES[model_type]

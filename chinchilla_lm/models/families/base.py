@@ -35,7 +35,7 @@ class Family:
     architectures: for each model_type, the class names in transformers by head, the one to write first. base_prefix:
     what a model with a head puts before the names of its base model. depth_key: the config's number of blocks.
     ignored: regular expressions of tensors that a checkpoint may hold and we do not need. decoder: causal unless
-    config says otherwise.
+    config says otherwise. ours_only: heads of which transformers has no class; such a model is no stock folder.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Family:
     default_head: Callable[[Mapping[str, Any], HeadKind, tuple[str, ...]], HeadConfig]
     ignored: tuple[str, ...] = ()
     layer_types: bool = False
+    ours_only: frozenset[HeadKind] = frozenset()
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -82,10 +83,9 @@ class Family:
             kind = "ranking"
         return self.default_head(hf, kind, labels)
 
-    def architecture(self, model_type: str, kind: HeadKind) -> str | None:
-        """The class in transformers that holds this head, or None where there is none."""
-        names = self.architectures[model_type].get("text-classification" if kind == "ranking" else kind)
-        return names[0] if names else None
+    def architecture(self, model_type: str, kind: HeadKind) -> str:
+        """The class that holds this head; transformers has it unless the head is in `ours_only`."""
+        return self.architectures[model_type]["text-classification" if kind == "ranking" else kind][0]
 
 
 def standard_architectures(stem: str, lm: str = "ForCausalLM", *more: str) -> dict[HeadKind, tuple[str, ...]]:

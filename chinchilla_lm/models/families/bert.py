@@ -78,8 +78,11 @@ def base_weights(config: ModelConfig) -> list[Weight]:
 
 
 def decoder_of(config: ModelConfig, theirs: str, bias: str) -> list[Weight]:
-    """The last matrix of a masked-language-modelling head; its bias goes by two names, which transformers ties."""
-    found = [Weight("head.output.bias", (bias,), in_base=False, aliases=(f"{theirs}.bias",))]
+    """The last matrix of a masked-language-modelling head.
+
+    Its bias goes by two names. Transformers ties them where it ties the matrix, and else uses the decoder's.
+    """
+    found = [Weight("head.output.bias", (f"{theirs}.bias",), in_base=False, aliases=(bias,))]
     if not config.head.tied:
         found.append(Weight("head.output.weight", (f"{theirs}.weight",), in_base=False))
     return found
@@ -101,7 +104,11 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 
 # Buffers, the pooler where no head uses it, and the next-sentence head that pretraining leaves behind.
-ENCODER_IGNORED = (r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)", r"cls\.seq_relationship\.(weight|bias)")
+ENCODER_IGNORED = (
+    r"embeddings\.position_ids",
+    r"pooler\.dense\.(weight|bias)",
+    r"cls\.seq_relationship\.(weight|bias)",
+)
 
 FAMILY = Family(
     name="bert",

@@ -78,7 +78,9 @@ def _rope(fields: Fields, layer_type: str) -> RopeConfig:
     if full:
         given |= fields.hf.get("rope_scaling") or {}
     key, default = ("rope_theta", GLOBAL_THETA) if full else ("rope_local_base_freq", LOCAL_THETA)
-    theta = Fields({"model_type": fields.model_type, key: given.get("rope_theta", fields.hf.get(key))}).number(key, default)
+    theta = Fields({"model_type": fields.model_type, key: given.get("rope_theta", fields.hf.get(key))}).number(
+        key, default
+    )
     return fields.rope_of(given, theta)
 
 
@@ -92,6 +94,7 @@ FAMILY = Family(
     architectures={
         "gemma3_text": {
             "language-modeling": ("Gemma3ForCausalLM",),
+            "token-classification": ("Gemma3TextForTokenClassification",),
             "text-classification": ("Gemma3TextForSequenceClassification",),
             "embedding": ("Gemma3TextModel",),
         }
@@ -104,4 +107,5 @@ FAMILY = Family(
     default_head=head,
     ignored=DECODER_IGNORED,
     layer_types=True,
+    ours_only=frozenset({"token-classification"}),
 )

@@ -52,7 +52,10 @@ def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
 
 def transposed(ours: str, theirs: str) -> list[Weight]:
     """Weight and bias of a `Conv1D`, which stores its matrix as [in, out]."""
-    return [Weight(f"{ours}.weight", (f"{theirs}.weight",), transposed=True), Weight(f"{ours}.bias", (f"{theirs}.bias",))]
+    return [
+        Weight(f"{ours}.weight", (f"{theirs}.weight",), transposed=True),
+        Weight(f"{ours}.bias", (f"{theirs}.bias",)),
+    ]
 
 
 def weights(config: ModelConfig) -> list[Weight]:

@@ -77,7 +77,9 @@ def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
 
 def read_mistral(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
     """Our config of a Mistral; a config without `sliding_window` has one of 4096, one that says null has none."""
-    fields = Fields({"num_key_value_heads": 8, "intermediate_size": 14_336, "max_position_embeddings": 131_072} | dict(hf))
+    fields = Fields(
+        {"num_key_value_heads": 8, "intermediate_size": 14_336, "max_position_embeddings": 131_072} | dict(hf)
+    )
     fields.require("layer_types", None)
     window = fields.optional_whole("sliding_window", 4096)
     config = decoder_config(fields, head, activation=fields.activation("hidden_act", "silu"))

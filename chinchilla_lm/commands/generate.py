@@ -1,0 +1,67 @@
+"""`chinchilla generate`: continue a text, piece by piece on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from chinchilla_lm.commands.inspect import add_device_arguments
+from chinchilla_lm.console import Console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the prompt, and how to choose tokens."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens to write (default 64)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that add up to P")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on past the end of the text, for timing")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="what runs the model (default auto)")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Write the text. Raises InputError for a model that writes none, and for settings out of range."""
+    from chinchilla_lm.runtime.session import load
+
+    session = load(args.model, args.backend, args.device, args.dtype, args.threads)
+    begun = time.perf_counter()
+    generation = session.start(
+        args.prompt,
+        args.max_new_tokens,
+        ignore_eos=args.ignore_eos,
+        chat=args.chat,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+    )
+    pieces: list[str] = []
+    for piece in generation:
+        pieces.append(piece)
+        if not console.json_mode:
+            _write(piece)
+    seconds = time.perf_counter() - begun
+    if not console.json_mode:
+        _write("\n")
+    found: dict[str, Any] = {
+        "text": "".join(pieces),
+        "tokens": len(generation.tokens),
+        "prompt_tokens": generation.prompt_tokens,
+        "seconds": seconds,
+    }
+    console.result(found)
+    return 0
+
+
+def _write(text: str) -> None:
+    """At once and without a line end; a letter that the terminal's encoding lacks becomes an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()

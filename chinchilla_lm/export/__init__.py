@@ -1,0 +1,1 @@
+"""Shortened models in other people's formats."""

@@ -1,0 +1,130 @@
+"""A shortened model as a stock Hugging Face folder, which transformers and others load and compute the same with.
+
+A block whose links are both gone is absent, and the blocks behind it move up. A single dropped link stays as a link that
+adds nothing: zero output weights and bias.
+
+In a post-norm model a dropped link may also have lost its norm, and stock code has no way to leave one out. But a norm
+on top of a norm changes nothing if the first one has weight 1 and bias 0: what it hands on has mean 0 and variance 1
+already, but for eps. So the previous norm of the stream gets weight 1 and bias 0, and the lost norm's place takes over the
+previous norm's weight and bias. This is allowed because in a post-norm model the previous norm's output goes nowhere but
+into this link, which adds nothing, and past it. Several lost norms in a row pass weight and bias on, one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.checkpoint import Checkpoint, save
+from chinchilla_lm.models.config import ModelConfig
+from chinchilla_lm.models.families.base import Family
+from chinchilla_lm.models.transformer import Transformer
+
+KINDS = ("attn", "mlp")
+
+
+def export_hf(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write the portable model. Raises InputError where transformers has no class for the model's head."""
+    family, head = checkpoint.family, checkpoint.model.config.head
+    if head.kind in family.ours_only:
+        raise InputError(f"transformers has no {family.name} with a head for {head.kind}; use the model's own folder")
+    save(portable(checkpoint), folder, {})
+
+
+def portable(checkpoint: Checkpoint) -> Checkpoint:
+    """The same function with every link present or its whole block absent, blocks renumbered from 0."""
+    model = checkpoint.model
+    if not model.dropped:
+        return checkpoint
+    blocks = remaining_blocks(model)
+    config = cut_config(model.config, blocks)
+    state = renumbered(model, blocks)
+    with torch.device("meta"):
+        full = Transformer(config)
+    example = model.embedding.tokens.weight
+    for name, tensor in full.state_dict().items():
+        if name not in state:
+            state[name] = neutral(name, config, tensor.shape, example)
+    for position, (block, kind) in enumerate((block, kind) for block in blocks for kind in KINDS):
+        if config.post_norm and model.dropped.get(f"{block}.{kind}") == "lose":
+            move_norm(state, position)
+    full.load_state_dict(state, assign=True)
+    full.tie()
+    hf = cut_hf_config(checkpoint.hf_config, checkpoint.family, config)
+    made = Checkpoint(full.eval(), hf, checkpoint.source)
+    if "tokenizer" in checkpoint.__dict__:
+        made.tokenizer = checkpoint.tokenizer
+    return made
+
+
+def remaining_blocks(model: Transformer) -> list[int]:
+    """The blocks that still do something; the first one where none does, as a model needs a block."""
+    gone = "lose" if model.config.post_norm else None
+    blocks = [
+        block
+        for block in range(model.config.num_blocks)
+        if not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
+    ]
+    return blocks or [0]
+
+
+def _is_gone(fate: str | None, needed: str | None) -> bool:
+    return fate is not None and (needed is None or fate == needed)
+
+
+def cut_config(config: ModelConfig, blocks: list[int]) -> ModelConfig:
+    """The config of the remaining blocks."""
+    return replace(
+        config,
+        num_blocks=len(blocks),
+        windows=tuple(config.windows[block] for block in blocks) if config.windows else (),
+        ropes=tuple(config.ropes[block] for block in blocks) if config.ropes else (),
+    )
+
+
+def cut_hf_config(hf: Mapping[str, Any], family: Family, config: ModelConfig) -> dict[str, Any]:
+    """The Hugging Face config of the remaining blocks; what was said by a pattern is now said block by block."""
+    depth = {key: config.num_blocks for key in (family.depth_key, "num_hidden_layers") if key in hf}
+    cut = dict(hf) | depth | {family.depth_key: config.num_blocks}
+    if family.layer_types and config.windows:
+        cut["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+    return cut
+
+
+def renumbered(model: Transformer, blocks: list[int]) -> dict[str, Tensor]:
+    """The weights of the remaining blocks, numbered from 0."""
+    new = {str(block): position for position, block in enumerate(blocks)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("links."):
+            state[name] = tensor.detach()
+            continue
+        block, rest = name.removeprefix("links.").split("_", 1)
+        if block in new:
+            state[f"links.{new[block]}_{rest}"] = tensor.detach()
+    return state
+
+
+def neutral(name: str, config: ModelConfig, shape: torch.Size, example: Tensor) -> Tensor:
+    """A weight of a link that adds nothing: zero, but for the scale of a norm."""
+    scale = "norm" in name and name.endswith(".weight") and not config.norm_unit_offset
+    return example.new_full(shape, 1.0 if scale else 0.0)
+
+
+def move_norm(state: dict[str, Tensor], position: int) -> None:
+    """Hand the previous norm's weight and bias to the norm at a chain position; see the top of this file."""
+    previous = "embedding.norm" if position == 0 else _norm(position - 1)
+    for part, rest in (("weight", 1.0), ("bias", 0.0)):
+        old = state[f"{previous}.{part}"]
+        state[f"{_norm(position)}.{part}"] = old
+        state[f"{previous}.{part}"] = torch.full_like(old, rest)
+
+
+def _norm(position: int) -> str:
+    return f"links.{position // 2}_{KINDS[position % 2]}.norm"

@@ -1,0 +1,81 @@
+"""A model as a Hugging Face folder: what `checkpoint.save` writes, file by file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import json_text
+from chinchilla_lm.models.families import family_of
+from chinchilla_lm.models.families.base import Family
+from chinchilla_lm.models.filling import spread
+from chinchilla_lm.models.tensors import SINGLE
+from chinchilla_lm.models.transformer import Transformer
+
+# A model_type that stock transformers does not know, so that it refuses a model with gaps instead of filling them.
+OWN_TYPE = "chinchilla"
+# Where a model was and what wrote it: untrue of the copy.
+DROPPED_KEYS = (
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "auto_map",
+    "num_labels",
+    "id2label",
+    "label2id",
+)
+SENTENCE_FILES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)
+
+
+def write_weights(model: Transformer, family: Family, folder: Path) -> None:
+    """`model.safetensors` under Hugging Face names. Raises InputError where the disk refuses."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(spread(model, family), folder / SINGLE, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot write {folder / SINGLE} ({error}); free room or pass another -o") from error
+
+
+def write_config(model: Transformer, hf: Mapping[str, Any], folder: Path) -> None:
+    """`config.json`, stock where transformers can load the model, our own where it cannot."""
+    config = config_to_write(model, hf)
+    (folder / "config.json").write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
+
+
+def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The Hugging Face config of a model as it stands."""
+    family, head = family_of(hf), model.config.head
+    dtype = next(iter(model.parameters())).dtype
+    name = family.architecture(hf["model_type"], head.kind)
+    config = {key: value for key, value in hf.items() if key not in DROPPED_KEYS}
+    config |= {"architectures": [name], "dtype": str(dtype).removeprefix("torch.")}
+    if head.labels:
+        config["id2label"] = {str(index): label for index, label in enumerate(head.labels)}
+        config["label2id"] = {label: index for index, label in enumerate(head.labels)}
+    if head.kind == "language-modeling":
+        config["tie_word_embeddings"] = head.tied
+    if head.kind == "token-classification" and not head.bias:
+        config["token_classification_bias"] = False
+    if model.dropped or head.kind in family.ours_only:
+        config["chinchilla_model_type"] = config.pop("model_type")
+        config["chinchilla_architectures"] = config.pop("architectures")
+        config = {"model_type": OWN_TYPE} | config
+    return config
+
+
+def copy_sentence_files(source: Path | None, folder: Path) -> None:
+    """How sentence-transformers pools, where the source says it."""
+    for name in SENTENCE_FILES:
+        if source is not None and (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)

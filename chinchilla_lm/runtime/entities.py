@@ -1,0 +1,87 @@
+"""Names in running text: words found in it, a tag for each, and spans of characters made of the tags.
+
+A tagger was trained on words that somebody had parted, and it reads best what is parted in the same way. For languages
+with spaces that is the way of the CoNLL sets: punctuation stands alone, but a hyphen, a dot or a slash inside a word
+(`Jean-Paul`, `U.S.`, `3.5`, `AT&T`) does not part it, and `'s` does. Texts with Chinese or Japanese characters are
+parted as `data.spans` parts them for training, a character a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from chinchilla_lm.data.spans import is_cjk, split_words
+
+# A letter is whatever is not space, control or punctuation: `\w` would cut words at the vowel signs of Hindi or Thai.
+_LETTER = r"[^\s!-/:-@\[-`{-~\u00a1-\u00bf\u00d7\u00f7\u2010-\u2027\u2030-\u205e\u3000-\u303f]"
+_POSSESSIVE = rf"['’][sS](?!{_LETTER})"
+_WORD = re.compile(
+    r"(?:[^\W\d_]\.){2,}|[A-Z]\.(?=\s+[A-Z])"  # U.S. and George W. Bush, with the last dot
+    rf"|{_POSSESSIVE}"
+    rf"|{_LETTER}+(?:(?!{_POSSESSIVE})(?:[-‐‑.&@/'’_+]|(?<=\d)[,:](?=\d)){_LETTER}+)*"
+    r"|\S"
+)
+_PREFIXED = re.compile(r"([BIES])(?:-(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A span of a text: characters start ≤ i < end. score: mean probability, in [0, 1], of its words' tags."""
+
+    label: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """The words of a text as (first character, character after the last); every character but white space is in one."""
+    if any(is_cjk(character) for character in text):
+        return _with_gaps(text, split_words(text))
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def _with_gaps(text: str, words: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The words, and what lies between them without being white space (combining marks, say) as words of their own."""
+    found: list[tuple[int, int]] = []
+    end = 0
+    for start, stop in [*words, (len(text), len(text))]:
+        found += [(end + match.start(), end + match.end()) for match in re.finditer(r"\S+", text[end:start])]
+        found.append((start, stop))
+        end = stop
+    return found[:-1]
+
+
+def entities_of(
+    text: str, words: Sequence[tuple[int, int]], tags: Sequence[str], probabilities: Sequence[float]
+) -> list[Entity]:
+    """Entities from one tag and its probability a word.
+
+    B-, I-, E- and S- tags are read as conlleval reads them: a tag that breaks the rules starts an entity. A tag without
+    such a prefix (a part of speech, say) makes its word an entity by itself; `O` makes none.
+    """
+    found = []
+    for label, first, last in _runs(tags):
+        start, end = words[first][0], words[last][1]
+        score = sum(probabilities[first : last + 1]) / (last + 1 - first)
+        found.append(Entity(label, start, end, text[start:end], score))
+    return found
+
+
+def _runs(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(label, first word, last word)."""
+    first, kind, ended = -1, "", True
+    for index, tag in enumerate([*tags, "O"]):
+        match = _PREFIXED.fullmatch(tag)
+        prefix, label = (match[1], match[2] or "") if match else ("S" if tag != "O" else "O", tag)
+        goes_on = first >= 0 and not ended and prefix in "IE" and label == kind
+        if goes_on:
+            ended = prefix == "E"
+            continue
+        if first >= 0:
+            yield kind, first, index - 1
+        first = index if prefix != "O" else -1
+        kind, ended = label, prefix in "ES"

@@ -1,0 +1,74 @@
+"""What a pass must read and compute at the least: the roof that a measured speed is held against.
+
+Decoding at batch 1 reads every live weight and the cache once a token, so bytes over time against the read bandwidth is
+the share of what the machine can do. Reading a prompt, or an encoder's batch, multiplies matrices, so operations over
+time against the GEMM peak is. Counted is the work that no implementation can leave out: of attention, the pairs of
+positions that see each other; of a causal prompt, the head at its last position.
+
+A model that is prepared (`runtime.prepare`) has folded norms and another dtype: count what is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from chinchilla_lm.models.config import ModelConfig
+from chinchilla_lm.models.layers import Attention
+from chinchilla_lm.models.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Parameters (a shared one counted once) and their bytes."""
+
+    parameters: int
+    bytes: int
+
+
+def size_of(module: nn.Module) -> Size:
+    """The size of a module or a whole model."""
+    weights = list(module.parameters())
+    return Size(sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights))
+
+
+def decode_bytes(model: Transformer, rows: int, seen: float) -> float:
+    """Bytes that one step of `rows` texts reads which have `seen` positions each (a mean, so not always whole)."""
+    config = model.config
+    weight = model.embedding.tokens.weight
+    links = sum(size_of(model.link(name)).bytes for name in model.link_names)
+    head = size_of(model.head).bytes + (size_of(model.norm).bytes if model.norm is not None else 0)
+    looked_up = rows * config.hidden_size * weight.element_size()
+    cached = 0.0
+    for name in model.link_names:
+        link = model.link(name)
+        if isinstance(link, Attention):
+            positions = seen if link.window is None else min(seen, link.window)
+            cached += 2 * rows * positions * config.num_kv_heads * config.head_dim * weight.element_size()
+    return links + head + looked_up + cached
+
+
+def pass_flops(model: Transformer, rows: int, tokens: int) -> float:
+    """Floating-point operations (a product and its sum are two) of one pass over `rows` texts of `tokens` tokens."""
+    config = model.config
+    per_token = sum(_matrix_flops(model.link(name)) for name in model.link_names)
+    pairs = sum(_pairs(config, model.link(name), tokens) for name in model.link_names)
+    attention = 4 * config.num_heads * config.head_dim * pairs
+    sequence = config.head.kind not in ("language-modeling", "token-classification")
+    last_only = config.causal and config.head.kind == "language-modeling"
+    head = _matrix_flops(model.head) * (1 if sequence or last_only else tokens)
+    return float(rows * (per_token * tokens + attention + head))
+
+
+def _matrix_flops(module: nn.Module) -> int:
+    return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _pairs(config: ModelConfig, link: nn.Module, tokens: int) -> int:
+    """Pairs of positions, query and key, that one attention link compares; 0 for an MLP."""
+    if not isinstance(link, Attention):
+        return 0
+    window = min(link.window or tokens, tokens)
+    behind = window * tokens - window * (window - 1) // 2  # position t sees min(t + 1, window), itself included
+    return behind if config.causal else 2 * behind - tokens

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+
+import pytest
+
+from chinchilla_lm.data.records import Dataset, Labelled, Tagged, Text
+from chinchilla_lm.data.splits import calibration_documents, disjoint, document_hashes, make_splits
+from chinchilla_lm.errors import InputError
+
+
+def labelled(i, text=None, document=None, time=None):
+    return Labelled(f"r{i}", document or f"r{i}", time, text or f"text {i}", None, "x")
+
+
+def test_document_hash_is_that_of_the_whole_document_white_space_made_single():
+    records = [Text("a", "d", "one  two\n"), Text("b", "e", "x"), Text("c", "d", "three")]
+    whole = hashlib.sha256(b"one two\nthree").hexdigest()
+    assert document_hashes(records) == [whole, hashlib.sha256(b"x").hexdigest(), whole]
+
+
+def test_disjoint_removes_whole_documents_and_no_single_sentence():
+    test = [Tagged("t1", "t", ("Same", "line"), ("O", "O")), Tagged("t2", "t", ("Other",), ("O",))]
+    same_document = [Tagged("a1", "a", ("Same", "line"), ("O", "O")), Tagged("a2", "a", ("Other",), ("O",))]
+    same_line = [Tagged("b1", "b", ("Same", "line"), ("O", "O")), Tagged("b2", "b", ("New",), ("O",))]
+    assert disjoint(same_document + same_line, test) == (same_line, 2)
+
+
+def test_hash_split_does_not_depend_on_order_or_on_other_records():
+    records = [labelled(i) for i in range(400)]
+    made, skipped = make_splits(records, ("dev", "test"), "hash", seed=3)
+    assert skipped == []
+    assert sorted(r.id for split in made.values() for r in split) == sorted(r.id for r in records)
+    assert 20 <= len(made["test"]) <= 60
+    assert 20 <= len(made["dev"]) <= 60
+    shuffled = random.Random(0).sample(records, 300)
+    again, _ = make_splits(shuffled, ("dev", "test"), "hash", seed=3)
+    home = {r.id: split for split, part in made.items() for r in part}
+    assert all(home[r.id] == split for split, part in again.items() for r in part)
+    other, _ = make_splits(records, ("dev", "test"), "hash", seed=4)
+    assert other["test"] != made["test"]
+
+
+def test_copies_of_a_text_and_records_of_a_document_stay_together():
+    # Chains: a document shares a text with the next document, five documents a chain.
+    records = [labelled(i, text=f"{(i + 1) // 2} {i // 10}", document=f"d{i // 2}") for i in range(1000)]
+    made, _ = make_splits(records, ("dev", "test"), "hash")
+    assert all(made.values())
+    for key in ("text", "document"):
+        home: dict[str, str] = {}
+        for split, part in made.items():
+            for record in part:
+                assert home.setdefault(getattr(record, key), split) == split
+
+
+def test_sentences_of_one_document_stay_together_though_short_lines_repeat():
+    records = [
+        Tagged(f"{d}.{s}", f"d{d}", ("Reuters",) if s == 0 else (str(d),), ("O",)) for d in range(60) for s in (0, 1)
+    ]
+    made, _ = make_splits(records, ("dev", "test"), "hash")
+    assert all(count == 2 for part in made.values() for count in Counter(r.document for r in part).values())
+    assert min(map(len, made.values())) >= 2
+
+
+def test_small_data_gets_one_document_a_split_and_too_small_data_an_error():
+    for seed in range(30):
+        made, _ = make_splits([labelled(i) for i in range(4)], ("dev", "test"), "hash", seed)
+        assert min(map(len, made.values())) >= 1
+    with pytest.raises(InputError, match="2 different documents cannot be split"):
+        make_splits([labelled(0), labelled(1), labelled(2, text="text 1")], ("dev", "test"), "hash")
+
+
+def test_time_split_has_the_latest_in_test_and_nothing_of_them_before():
+    days = [f"2020-{1 + i // 28:02}-{1 + i % 28:02}" for i in range(100)]
+    records = [labelled(i, time=day) for i, day in enumerate(days)]
+    records += [labelled(100, text="text 99", time="2019-01-01")]  # an old copy of the last text
+    random.Random(1).shuffle(records)
+    made, _ = make_splits(records, ("dev", "test"), "time")
+    assert [len(made[split]) for split in ("train", "dev", "test")] == [81, 10, 10]
+    assert "r100" in {r.id for r in made["test"]}
+    first_test = min(r.time for r in made["test"] if r.id != "r100")
+    assert (
+        max(r.time for r in made["train"])
+        < min(r.time for r in made["dev"])
+        <= max(r.time for r in made["dev"])
+        < first_test
+    )
+
+
+def test_time_split_does_not_cut_one_day_and_leaves_out_the_undated():
+    records = [
+        labelled(i, time="2020-01-01" if i < 150 else "2020-01-02" if i < 180 else "2020-01-03") for i in range(199)
+    ]
+    records.append(labelled(199))
+    made, skipped = make_splits(records, ("dev", "test"), "time")
+    assert {split: {r.time for r in part} for split, part in made.items()} == {
+        "train": {"2020-01-01"},
+        "dev": {"2020-01-02"},
+        "test": {"2020-01-03"},
+    }
+    assert [item.where for item in skipped] == ["r199"]
+
+
+def test_time_split_refuses_what_has_too_few_times():
+    with pytest.raises(InputError, match="20 of 20 records have no readable time"):
+        make_splits([labelled(i) for i in range(20)], ("test",), "time")
+    with pytest.raises(InputError, match="too few different times"):
+        make_splits([labelled(i, time="2020-01-01") for i in range(20)], ("test",), "time")
+
+
+def dataset(**splits):
+    return Dataset("d", "language-modeling", splits, (), [], True)
+
+
+def test_calibration_takes_whole_documents_that_are_not_in_test():
+    train = [Text(f"{d}.{p}", f"d{d}", f"text {d}.{p}") for d in range(20) for p in (0, 1)]
+    test = [Text("t0", "t", "text 7.0"), Text("t1", "t", "text 7.1")]
+    found = calibration_documents(dataset(train=train, test=test), count=5)
+    assert (found.removed, found.origin) == (2, "train")
+    assert Counter(r.document for r in found.records).most_common(1)[0][1] == 2
+    assert len({r.document for r in found.records}) == 5
+    assert "d7" not in {r.document for r in calibration_documents(dataset(train=train, test=test)).records}
+    assert found.records == [r for r in train if r in found.records]  # file order
+    assert found != calibration_documents(dataset(train=train, test=test), count=5, seed=1)
+
+
+def test_calibration_from_another_source_and_from_dev():
+    test = [Text("t", "t", "same")]
+    other = dataset(train=[Text("a", "a", "same"), Text("b", "b", "new")])
+    assert [r.id for r in calibration_documents(dataset(test=test), source=other).records] == ["b"]
+    assert calibration_documents(dataset(dev=[Text("v", "v", "v")], test=test)).origin == "dev"
+    with pytest.raises(InputError, match="neither train nor dev"):
+        calibration_documents(dataset(test=test))
+    with pytest.raises(InputError, match="all 1 records"):
+        calibration_documents(dataset(train=[Text("a", "a", "same")], test=test))

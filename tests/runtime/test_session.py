@@ -1,0 +1,245 @@
+import json
+import shutil
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+import chinchilla_lm
+from chinchilla_lm.data.encoded import DataWarning
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.runtime.session import Session, load
+
+TEXTS = ["Angela Merkel met Siemens in Munich .", "good", "is it bad or very good ? naïve fox"]
+
+
+@pytest.fixture
+def language(model_folder):
+    return load(model_folder(), dtype="float64")
+
+
+def reference(folder, auto, text, pair=None):
+    """Output of transformers in float64, one text at a time and so without padding."""
+    model = auto.from_pretrained(folder, dtype=torch.float64).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        return model(**tokenizer(text, pair, return_tensors="pt", return_token_type_ids=True))
+
+
+def test_logits_are_those_of_transformers(model_folder, language):
+    ids = [5, 200, 17, 33, 301]
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float64).eval()
+    with torch.inference_mode():
+        wanted = model(torch.tensor([ids])).logits[0].float()
+    for given in (language.logits(ids), language.logits(torch.tensor(ids))):
+        assert given.dtype == torch.float32
+        assert torch.allclose(given, wanted, atol=1e-5)
+
+
+def test_greedy_text_is_that_of_transformers(model_folder, language):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder())
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float64).eval()
+    prompt = tokenizer("Once upon a time", return_tensors="pt")
+    with torch.inference_mode():
+        ids = model.generate(**prompt, do_sample=False, max_new_tokens=20, min_new_tokens=20)[0]
+    wanted = tokenizer.decode(ids[prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    # transformers forbids the end of the text for `min_new_tokens`; none is drawn here, so ignoring it is the same
+    assert tokenizer.eos_token_id not in ids
+    given = language.generate("Once upon a time", max_new_tokens=20, ignore_eos=True)
+    assert given == wanted
+    assert len(given) > 5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"chat": True}, {"temperature": 1.5, "seed": 3}, {"temperature": 1.0, "top_k": 9}]
+)
+def test_the_stream_is_the_text_in_pieces(language, options):
+    options = {"seed": 1} | options
+    pieces = list(language.generate("Munich is", max_new_tokens=40, stream=True, ignore_eos=True, **options))
+    assert "".join(pieces) == language.generate("Munich is", max_new_tokens=40, ignore_eos=True, **options)
+    assert len(pieces) > 5
+
+
+def test_the_text_ends_where_the_generation_config_says(model_folder, language, tmp_path):
+    full = language.start("Once upon", 20, ignore_eos=True)
+    "".join(full)
+    stop = full.tokens[6]
+    folder = shutil.copytree(model_folder(), tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop]}))
+    short = load(folder, dtype="float64").start("Once upon", 20)
+    "".join(short)
+    assert short.tokens == full.tokens[: full.tokens.index(stop)]
+    assert short.prompt_tokens == full.prompt_tokens
+
+
+def test_chat_puts_the_prompt_into_the_template(language):
+    plain, chat = language.start("good", 5), language.start("good", 5, chat=True)
+    assert chat.prompt_tokens == plain.prompt_tokens + 3  # <|user|> good <|endoftext|> <|assistant|>
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.logits([]), "0 token ids"),
+        (lambda s: s.logits([1] * 65), "65 tokens are more than the model's 64 positions"),
+        (lambda s: s.logits([3, 5000]), "token id 5000 is not in 0"),
+        (lambda s: s.logits([3, -1]), "token id -1 is not in 0"),
+        (lambda s: s.generate("good", max_new_tokens=64), "66 tokens are more than the model's 64 positions; 2 are"),
+        (lambda s: s.generate("good", max_new_tokens=0), "max-new-tokens 0"),
+        (lambda s: s.generate(""), "0 tokens"),
+        (lambda s: s.entities(["good"]), "entities needs a token-classification model, this one is for language-model"),
+        (lambda s: s.classify(["good"]), "classify needs a text-classification model"),
+        (lambda s: s.embed(["good"]), "embed needs a embedding model|embed needs an embedding model"),
+        (lambda s: s.score([("a", "b")]), "score needs a ranking model"),
+    ],
+)
+def test_calls_that_do_not_fit_are_refused_with_their_figures(language, call, message):
+    with pytest.raises(InputError, match=message):
+        call(language)
+
+
+def test_a_tagger_finds_the_spans_of_transformers_tags(model_folder):
+    folder = model_folder("bert", "token-classification")
+    session = load(folder, dtype="float64")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float64).eval()
+    for text, found in zip(TEXTS, session.entities(TEXTS), strict=True):
+        encoded = tokenizer(text.split(), is_split_into_words=True, return_tensors="pt")
+        with torch.inference_mode():
+            sure, chosen = model(**encoded).logits.softmax(-1)[0].max(-1)
+        owners = encoded.word_ids()
+        first = [owners.index(word) for word in range(len(text.split()))]
+        wanted = [(model.config.id2label[int(chosen[i])][2:], float(sure[i])) for i in first]
+        spans = {(e.text, e.label): e.score for e in found}
+        for word, (label, probability) in zip(text.split(), wanted, strict=True):
+            inside = [score for (span, kind), score in spans.items() if word in span.split() and kind == label]
+            assert bool(inside) == bool(label)
+            if (word, label) in spans:
+                assert spans[word, label] == pytest.approx(probability, abs=1e-6)
+
+
+class KnowsNames(Session):
+    """A tagger whose tags are known: B-X for the first piece of `angela`, I-X for that of `merkel`, else O."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        assert batch.ids.shape[1] <= self.window
+        first, second = (
+            self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("angela", "merkel")
+        )
+        chosen = (batch.ids == first).long() + 2 * (batch.ids == second).long()
+        return 5.0 * torch.nn.functional.one_hot(chosen, 3).float()
+
+
+@pytest.mark.filterwarnings("ignore::chinchilla_lm.data.encoded.DataWarning")
+def test_a_long_text_is_read_in_windows_and_nothing_is_lost(model_folder):
+    checkpoint = checkpoints.load(model_folder("bert", "token-classification"))
+    session = KnowsNames(checkpoint.model, replace(checkpoint, meta={"window": {"max_tokens": 16}}))
+    assert session.window == 16
+    text = "".join(f"Angela Merkel,  met {'the fox ' * (n % 7)}\n" for n in range(60))
+    long, empty, short = session.entities([text, " ", "ANGELA!"])
+    starts = [i for i in range(len(text)) if text.startswith("Angela Merkel", i)]
+    assert [(e.start, e.end, e.text) for e in long] == [(i, i + 13, "Angela Merkel") for i in starts]
+    assert len(starts) == 60
+    assert empty == []
+    assert [(e.label, e.start, e.end) for e in short] == [("X", 0, 6)]
+    assert long[0].score == pytest.approx(torch.tensor([5.0, 0.0, 0.0]).softmax(0)[0].item())
+
+
+def test_classes_are_those_of_transformers_in_any_company(model_folder):
+    folder = model_folder("bert", "text-classification")
+    session = load(folder, dtype="float64")
+    found = session.classify([*TEXTS, ("good", "bad or naïve")])
+    for text, given in zip([(text, None) for text in TEXTS] + [("good", "bad or naïve")], found, strict=True):
+        wanted = reference(folder, transformers.AutoModelForSequenceClassification, *text).logits[0].softmax(-1)
+        assert list(given["scores"].values()) == pytest.approx(wanted.tolist(), abs=1e-6)
+        assert given["label"] == session.labels[int(wanted.argmax())]
+        assert given["score"] == max(given["scores"].values())
+    assert session.classify([]) == []
+
+
+def test_scores_are_those_of_transformers(model_folder):
+    folder = model_folder("bert", "ranking")
+    pairs = [("is it good", "very good"), ("is it", "bad")]
+    given = load(folder, task="ranking", dtype="float64").score(pairs)
+    auto = transformers.AutoModelForSequenceClassification
+    assert given == pytest.approx([float(reference(folder, auto, *pair).logits) for pair in pairs], abs=1e-5)
+    with pytest.raises(InputError, match="pair 1 is 'bad', not two texts"):
+        load(folder, task="ranking").score([("a", "b"), "bad"])  # type: ignore[list-item]
+
+
+def test_embeddings_are_those_of_transformers(model_folder):
+    folder = model_folder("bert", "embedding")
+    session = load(folder, dtype="float64", task="embedding")
+    given = session.embed(TEXTS)
+    assert given.dtype == torch.float32
+    hidden = [reference(folder, transformers.AutoModel, text).last_hidden_state[0] for text in TEXTS]
+    pooled = {"mean": [h.mean(0) for h in hidden], "first": [h[0] for h in hidden]}[session.config.head.pooling]
+    wanted = torch.stack(pooled).float()
+    if session.config.head.normalize:
+        wanted = torch.nn.functional.normalize(wanted, dim=-1)
+    assert torch.allclose(given, wanted, atol=1e-5)
+    assert session.embed([]).shape == (0, given.shape[1])
+    with pytest.raises(InputError, match="is one text, not a list"):
+        session.embed("good")
+
+
+def test_what_is_too_long_for_a_class_is_cut_and_told(model_folder):
+    session = load(model_folder("bert", "text-classification"), dtype="float32")
+    with pytest.warns(DataWarning, match="1 of 2 texts are over 40 tokens"):
+        cut, _ = session.classify(["good " * 100, "good"])
+    room = 38 // len(session.tokenizer("good", add_special_tokens=False)["input_ids"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [fitting] = session.classify(["good " * room])
+    assert fitting["scores"] == pytest.approx(cut["scores"], abs=1e-5)
+
+
+def test_outputs_that_are_no_numbers_are_refused(model_folder):
+    checkpoint = checkpoints.load(model_folder("bert", "text-classification"))
+    with torch.no_grad():
+        checkpoint.model.head.get_parameter("output.bias")[1] = torch.inf
+    with pytest.raises(InputError, match="not a number"):
+        Session.from_checkpoint(checkpoint, "cpu", "float32").classify(["good"])
+
+
+def test_sessions_share_no_state_with_each_other_or_with_their_checkpoint(model_folder):
+    checkpoint = checkpoints.load(model_folder())
+    before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
+    double, single = (Session.from_checkpoint(checkpoint, "cpu", dtype) for dtype in ("float64", "float32"))
+    streams = [session.generate("fox", 12, stream=True, ignore_eos=True) for session in (double, single, double)]
+    mixed = ["".join(parts) for parts in zip(*(list(stream) for stream in streams), strict=False)]
+    assert mixed
+    assert double.model.embedding.tokens.weight.dtype == torch.float64
+    assert single.model.embedding.tokens.weight.dtype == torch.float32
+    assert not any(weight.requires_grad for weight in single.model.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in checkpoint.model.state_dict().items())
+    assert all(weight.requires_grad for weight in checkpoint.model.parameters())
+    first, second = double.generate("a", 9, stream=True), double.generate("a", 9, stream=True)
+    taken = [next(first, ""), next(second, ""), "".join(first), "".join(second)]
+    assert taken[0] + taken[2] == taken[1] + taken[3] == double.generate("a", 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tpu"}, "backend 'tpu' is not one of auto, torch;"),
+        ({"device": "abacus"}, "device 'abacus' is not one of"),
+        ({"dtype": "int3"}, "dtype 'int3' is not one of auto, float32, bfloat16"),
+        ({"threads": 0}, "threads 0 is not 1 or more"),
+        ({"task": "text-classification"}, "no head for text-classification|no trained head"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(model_folder, options, message):
+    with pytest.raises(InputError, match=message):
+        load(model_folder(), **options)
+
+
+def test_threads_are_set_for_the_process(model_folder):
+    chinchilla_lm.load(model_folder(), threads=2)
+    assert torch.get_num_threads() == 2
+    load(model_folder())
+    assert torch.get_num_threads() == 2
