@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FIELDS = (
     "model", "task", "data", "calibration", "text_column", "label_column", "group_column", "time_column", "split_by",
-    "output", "speedup", "latency_ms", "margin", "metric", "method", "max_measures", "device", "dtype", "threads", "batch",
-    "tokens", "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
+    "output", "speedup", "latency_ms", "margin", "metric", "method", "max_measures", "device", "dtype", "threads",
+    "batch", "tokens", "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
 )  # fmt: skip
 CERTIFICATE_FAILED = 3
 # Seconds that original, shortened and recovered model are timed, in turn.
@@ -180,7 +180,7 @@ def _report(
             "shape": {"batch": batch, "tokens": tokens},
             "what": f"end-to-end latency, torch backend, {table.dtype}",
         },
-        "rows": rows,
+        "rows": [_in_points(row) for row in rows],
         "primary_metric": {
             "name": metric,
             "label": METRIC_LABELS.get(metric, metric),
@@ -200,6 +200,16 @@ def _report(
         "notes": [certificate.verdict, *job.dataset.notes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _in_points(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its fractions (F1, accuracy) in points, as people read them."""
+    scaled = {}
+    for name, metric in row["metrics"].items():
+        factor = 100 if metric["unit"] == "points" else 1
+        values = {key: None if metric[key] is None else factor * metric[key] for key in ("value", "low", "high")}
+        scaled[name] = {**metric, **values}
+    return {**row, "metrics": scaled}
 
 
 def _cost_words(table: CostTable) -> str:
@@ -257,8 +267,8 @@ def _print(console: Console, report: dict[str, Any], stages: Stages) -> None:
     metric = report["primary_metric"]["name"]
     rows = []
     for row in report["rows"]:
-        value = row["metrics"][metric]
-        quality = f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]" if value["low"] else value["value"]
+        value, low, high = (row["metrics"][metric][key] for key in ("value", "low", "high"))
+        quality = f"{value:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
         latency = row["latency_ms"]
         rows.append(
             [

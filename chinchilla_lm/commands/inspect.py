@@ -62,7 +62,7 @@ def inspect(
     device: str = "auto",
     dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Show a model's chain and return it as plain values. shape: sequences and tokens of the timed batch; None: no clock.
+    """Show a model's chain and return it as plain values. shape: sequences and tokens to time, None for no timing.
 
     Raises InputError for a model that cannot be read, or a shape that it cannot take.
     """

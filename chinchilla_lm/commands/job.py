@@ -1,7 +1,9 @@
-"""What the verbs of the main job share: a recipe with its model, its data and its clock, each made when first asked for."""
+"""What the verbs of the main job share: a recipe with its model, its data and its clock, each made when first asked
+for."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +13,7 @@ import torch
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
-from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_tagged
+from chinchilla_lm.data.encode import IGNORED, DataWarning, Encoded, encode_labelled, encode_tagged
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import Dataset
 from chinchilla_lm.data.splits import disjoint, document_hashes
@@ -29,7 +31,8 @@ from chinchilla_lm.runtime.prepare import prepare
 
 # Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
 DEFAULT_WINDOW = 512
-# Sequences a timed batch by default: one prompt of a language model, a small batch for everything that reads short texts.
+# Sequences a timed batch by default: one prompt of a language model, a small batch for everything that reads short
+# texts.
 DEFAULT_BATCH = {"language-modeling": 1}
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
@@ -129,7 +132,15 @@ class Job:
         return "document" if (trained or self.recipe.context) == "document" else "sentence"
 
     def encode(self, records: Sequence[Any]) -> list[Encoded]:
-        """Windows of token ids with their targets."""
+        """Windows of token ids with their targets; says what had to be cut."""
+        with warnings.catch_warnings(record=True) as cuts:
+            warnings.simplefilter("always", DataWarning)
+            windows = self._encode(records)
+        for cut in cuts:
+            self.console.warn(str(cut.message))
+        return windows
+
+    def _encode(self, records: Sequence[Any]) -> list[Encoded]:
         tokenizer, task = self.checkpoint.tokenizer, self.recipe.task
         if task == "language-modeling":
             windows = encode_text(records, tokenizer, self.window)
@@ -145,10 +156,12 @@ class Job:
         made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad or 0)
         return [batch.to(self.device) for batch in made]
 
-    def judge(self, split: str) -> Judge:
-        """What judges models on a split."""
+    def judge(self, split: str, max_text_tokens: int | None = None) -> Judge:
+        """What judges models on a split; of running text, on its first `max_text_tokens`."""
         records = self.dataset.records(split)
         encoded = self.encode(records)
+        if max_text_tokens is not None and self.recipe.task == "language-modeling":
+            encoded = encoded[: max(1, max_text_tokens // self.window)]
         made = self.batches(encoded, JUDGE_TOKENS)
         self.console.say(f"{split}: {len(encoded):,} windows, {padding_share(made):.1%} padding")
         return Judge(self.recipe.task, records, encoded, made, self.labels)
@@ -162,7 +175,8 @@ class Job:
 
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
-        """Calibration batches, disjoint by document hash from the dev and test splits, and the hash of the documents."""
+        """Calibration batches, disjoint by document hash from the dev and test splits, and the hash of the
+        documents."""
         held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]
         kept, removed = disjoint(self.training_records, held_out)
         if removed:

@@ -34,6 +34,8 @@ from chinchilla_lm.train.recover import Weights, recovery_loss
 CLOCK_SECONDS = 3.0
 # Shares of the way to the target at which the frontier is drawn.
 FRONTIER_SHARES = (0.25, 0.5, 0.75, 1.0)
+# Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
+MAX_DEV_TOKENS = 16_384
 BASELINES = ("cosine", "one-shot", "dp")
 
 
@@ -102,9 +104,9 @@ class Stages:
             memo = Memo(self.measure)
             target = Target(self.recipe.speedup, self.recipe.latency_ms)
             with self.console.progress(0, "search", "measurements") as progress:
-                search = self._searcher(self.recipe.method, memo, lambda note: progress.advance(1, note))
+                search = self.searcher(self.recipe.method, memo, lambda note: progress.advance(1, note))
                 found, tries = fulfil(table, target, search, self.clock, self.console)
-            frontier = self._frontier(table, memo, [(one.plan, one.speedup, one.latency_ms) for one in tries])
+            frontier = self._frontier(table, memo, [(one.plan, one.speedup) for one in tries])
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
             found.plan.save(path)
             return found.plan
@@ -113,7 +115,7 @@ class Stages:
         self.console.say(f"plan: {plan.strip()}")
         return plan
 
-    def _searcher(self, method: str, memo: Memo, on_measure: Callable[[str], None]) -> Search:
+    def searcher(self, method: str, memo: Memo, on_measure: Callable[[str], None]) -> Search:
         function, _ = METHODS[method]
 
         def search(table: CostTable, budget_us: float) -> Plan:
@@ -146,8 +148,9 @@ class Stages:
             )
         return speedup(timings["original"], timings["short"]), timings["short"].p50
 
-    def _frontier(self, table: CostTable, memo: Memo, tried: list[tuple[Plan, Ratio, float]]) -> list[dict[str, Any]]:
-        """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was timed."""
+    def _frontier(self, table: CostTable, memo: Memo, tried: list[tuple[Plan, Ratio]]) -> list[dict[str, Any]]:
+        """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was
+        timed."""
         target = Target(self.recipe.speedup, self.recipe.latency_ms)
         full = table.total_us / target.budget_us(table.total_us)
         points = [_point("original", 1.0, table.total_us / 1000, 0.0, 2 * table.num_blocks)]
@@ -160,9 +163,11 @@ class Stages:
                 predicted = table.predict_us(plan.dropped)
                 cost = memo(frozenset(plan.dropped))
                 points.append(_point(name, table.total_us / predicted, predicted / 1000, cost, len(plan.kept)))
-        for index, (plan, ratio, latency_ms) in enumerate(tried):
+        for index, (plan, ratio) in enumerate(tried):
             chosen = index + 1 == len(tried)
             cost = memo(frozenset(plan.dropped))
+            # The table's total over the measured ratio: all points then share one clock, whenever they were timed.
+            latency_ms = table.total_us / 1000 / ratio.value
             points.append(_point(self.recipe.method, ratio.value, latency_ms, cost, len(plan.kept), chosen))
         return points
 
@@ -203,7 +208,7 @@ class Stages:
     def _train(self, short: Checkpoint, identity: str) -> None:
         job, settings = self.job, self.recipe.recover
         encoded = job.encode(job.training_records)
-        judge = job.judge("dev")
+        judge = job.judge("dev", MAX_DEV_TOKENS)
         epochs = settings.epochs
         if settings.tokens is not None:
             epochs = min(epochs, settings.tokens / max(1, sum(len(one.ids) for one in encoded)))

@@ -1,13 +1,13 @@
 """A shortened model as a stock Hugging Face folder, which transformers and others load and compute the same with.
 
-A block whose links are both gone is absent, and the blocks behind it move up. A single dropped link stays as a link that
-adds nothing: zero output weights and bias.
+A block whose links are both gone is absent, and the blocks behind it move up. A single dropped link stays as a link
+that adds nothing: zero output weights and bias.
 
 In a post-norm model a dropped link may also have lost its norm, and stock code has no way to leave one out. But a norm
-on top of a norm changes nothing if the first one has weight 1 and bias 0: what it hands on has mean 0 and variance 1
-already, but for eps. So the previous norm of the stream gets weight 1 and bias 0, and the lost norm's place takes over the
-previous norm's weight and bias. This is allowed because in a post-norm model the previous norm's output goes nowhere but
-into this link, which adds nothing, and past it. Several lost norms in a row pass weight and bias on, one to the next.
+behind a norm of weight 1 and bias 0 finds mean 0 and variance 1 (but for eps), so it only applies its own
+weight and bias. Hence the previous norm of the stream gets weight 1 and bias 0, and the lost norm's place takes over
+what it had. This is allowed because in a post-norm model the previous norm's output goes nowhere but into this link,
+which adds nothing, and past it. Several lost norms in a row pass weight and bias on, one to the next.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import Checkpoint, save
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.families.base import Family
+from chinchilla_lm.models.filling import skeleton
 from chinchilla_lm.models.transformer import Transformer
 
 KINDS = ("attn", "mlp")
@@ -45,8 +46,7 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
     blocks = remaining_blocks(model)
     config = cut_config(model.config, blocks)
     state = renumbered(model, blocks)
-    with torch.device("meta"):
-        full = Transformer(config)
+    full = skeleton(config)
     example = model.embedding.tokens.weight
     for name, tensor in full.state_dict().items():
         if name not in state:

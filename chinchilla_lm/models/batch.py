@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids int64 [B, T]; mask bool [B, T] (True: a real token) or None for no padding; segments int64 [B, T] or None."""
+    """ids int64 [B, T]; mask bool [B, T] (True: a real token), None where nothing is padded; segments int64 or None."""
 
     ids: Tensor
     mask: Tensor | None = None

@@ -106,8 +106,8 @@ def load(
 def save(checkpoint: Checkpoint, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
     """Write a model folder, wholly or not at all: weights, config, tokenizer files, and chinchilla.json where needed.
 
-    meta: what else chinchilla.json shall hold; None keeps what the checkpoint has. With nothing dropped, the folder is a
-    stock one that transformers loads. Raises InputError where the folder cannot be written or is not ours to replace.
+    meta: what else chinchilla.json shall hold; None keeps what the checkpoint has. With nothing dropped, the folder is
+    a stock one that transformers loads. Raises InputError where the folder cannot be written or is not ours to replace.
     """
     model = checkpoint.model
     extra = checkpoint.meta if meta is None else meta

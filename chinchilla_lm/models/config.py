@@ -13,7 +13,7 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 class HeadConfig:
     """What stands on top of the last hidden state.
 
-    language-modeling: `transform` (dense, activation, layer norm: BERT's) and the decoder, tied to the embedding or not;
+    language-modeling: `transform` (BERT's: dense, activation, norm) and the decoder, tied to the embedding or not;
     token-classification: one linear layer; text-classification and ranking: pooling, an optional dense layer with
     `dense_activation`, one linear layer (a ranking head has one output); embedding: pooling, L2-normalised or not.
     """
@@ -30,7 +30,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary positions: base `theta`; `scaling` holds the items of Hugging Face's dictionary (`linear` or `llama3`), sorted.
+    """Rotary positions: base `theta`; `scaling`, the sorted items of Hugging Face's dictionary (`linear` or `llama3`).
 
     Hashable, because every distinct rope of a model has one rotation table a pass.
     """
@@ -44,7 +44,8 @@ class ModelConfig:
     """One transformer. Widths are in features, windows and positions in tokens.
 
     placement: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))).
-    windows: one entry a block, None for full attention, else the number of positions a token sees (itself included).
+    windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
+    on each side that it may look to.
     ropes: one entry a block; empty for learned positions.
     """
 

@@ -1,17 +1,19 @@
 """Tensors of a checkpoint into our transformer and back again.
 
-The transformer is built without storage, then given the tensors one by one: no wasted initialisation, and never more than
-one tensor beyond the model in memory.
+The transformer is built without storage, then given the tensors one by one: no wasted initialisation, and never more
+than one tensor beyond the model in memory.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import ModelConfig
@@ -41,8 +43,7 @@ def fill(
     names = Names(family, source)
     config = untie_if_different(config, family, source, names)
     names.refuse_unexpected(config, trained)
-    with torch.device("meta"):
-        model = Transformer(config, dropped)
+    model = skeleton(config, dropped)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state: dict[str, Tensor] = {}
     fresh: list[str] = []
@@ -67,6 +68,27 @@ def fill(
     model.load_state_dict(state, assign=True)
     model.tie()
     return model.eval(), tuple(fresh)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: without storage it does nothing but import torch's compiler, which takes seconds."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def skeleton(config: ModelConfig, dropped: Mapping[str, NormFate] | None = None) -> Transformer:
+    """A model on torch's meta device: shapes without storage, for `load_state_dict(…, assign=True)`."""
+    with torch.device("meta"), _Uninitialised():
+        return Transformer(config, dropped)
 
 
 class Names:
@@ -110,7 +132,7 @@ class Names:
             if not in_base and config.head.kind == "embedding":
                 continue
             raise InputError(
-                f"tensor {name} of {self.source.where(name)} is not a part of {self.family.name} with this config.json; "
+                f"tensor {name} of {self.source.where(name)} is not a part of a {self.family.name} with this config; "
                 "use the config.json that belongs to the weights"
             )
 

@@ -196,7 +196,7 @@ def _rope(file: GgufFile, items: Items, head_dim: int) -> dict[str, Any]:
     return plain
 
 
-def _llama3(factors: Tensor, theta: float, head_dim: int, items: Items) -> Mapping[str, Any]:
+def _llama3(factors: Tensor, theta: float, head_dim: int, items: Items) -> dict[str, Any]:
     """The parameters that give a stored table of frequency divisors."""
     device = torch.device("cpu")
     base = inverse_frequencies(RopeConfig(theta), head_dim, device)

@@ -1,7 +1,7 @@
 """The container of GGUF files: header, metadata, tensor table. Layout: ggml/docs/gguf.md, versions 2 and 3.
 
-The reader of the `gguf` package trusts the counts in the header, so a damaged file can have it loop for hours. Here every
-count and offset is checked against the file's size before anything is read; the values are decoded by `gguf.quants`.
+The reader of the `gguf` package trusts the counts in the header, so a damaged file can have it loop for hours. Here
+every count and offset is checked against the file's size before anything is read; `gguf.quants` decodes the values.
 """
 
 from __future__ import annotations
@@ -64,6 +64,21 @@ class Cursor:
         except UnicodeDecodeError as error:
             raise self.error(f"a string at offset {self.at} is not UTF-8") from error
 
+    def texts(self, count: int) -> list[str]:
+        """Strings in a row; a vocabulary and its merges are a hundred thousand, hence a loop without calls of ours."""
+        length, end, at, found = struct.Struct("<Q"), len(self.data), self.at, []
+        for _ in range(count):
+            size = length.unpack_from(self.data, at)[0] if at + 8 <= end else end
+            start, at = at + 8, at + 8 + size
+            if at > end:
+                raise self.error(f"a string at offset {start} ends behind its end")
+            found.append(self.data[start:at])
+        self.at = at
+        try:
+            return [raw.decode("utf-8") for raw in found]
+        except UnicodeDecodeError as error:
+            raise self.error(f"a string in the list before offset {at} is not UTF-8") from error
+
     def value(self, code: int) -> Any:
         """One metadata value: a number, a string, a list of strings or a list of numbers."""
         if code == STRING:
@@ -71,8 +86,7 @@ class Cursor:
         if code == ARRAY:
             inner, count = self.unpack("I"), self.unpack("Q")
             if inner == STRING:
-                self.count(count, 8)
-                return [self.text() for _ in range(count)]
+                return self.texts(self.count(count, 8))
             return self.numbers(inner, count).tolist()
         return self.numbers(code, 1)[0].item()
 

@@ -56,16 +56,19 @@ def read_tokenizer(path: Path) -> Any:
     return _byte_level(path, metadata)
 
 
+def unreadable(path: Path, error: Exception) -> InputError:
+    """One line for whatever a tokenizer library says in many."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"the tokenizer in {path} cannot be read ({reason}); pass a folder with tokenizer.json")
+
+
 def _by_transformers(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"the tokenizer in {path} cannot be read ({reason}); pass a folder with tokenizer.json"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _byte_level(path: Path, metadata: dict[str, Any]) -> Any:
@@ -83,7 +86,10 @@ def _byte_level(path: Path, metadata: dict[str, Any]) -> Any:
         raise InputError(f"{path} holds no vocabulary with merges; pass a folder with tokenizer.json")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
+    try:
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
+    except Exception as error:  # the library raises nothing narrower
+        raise unreadable(path, error) from error
     backend.pre_tokenizer = _pre_tokenizer(pattern)
     backend.decoder = decoders.ByteLevel()
     if composed:

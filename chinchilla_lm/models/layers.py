@@ -32,8 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Context:
     """What every link of one pass shares.
 
-    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look) or None where
-    SDPA needs no mask tensor. causal: SDPA's own causal path, valid where the mask is None.
+    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look) or None
+    where SDPA needs no mask tensor. causal: SDPA's own causal path, valid where the mask is None.
     """
 
     tables: dict[RopeConfig, tuple[Tensor, Tensor]] = field(default_factory=dict)

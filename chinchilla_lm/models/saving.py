@@ -18,15 +18,9 @@ from chinchilla_lm.models.transformer import Transformer
 # A model_type that stock transformers does not know, so that it refuses a model with gaps instead of filling them.
 OWN_TYPE = "chinchilla"
 # Where a model was and what wrote it: untrue of the copy.
-DROPPED_KEYS = (
-    "_name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "auto_map",
-    "num_labels",
-    "id2label",
-    "label2id",
-)
+DROPPED_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map")
+LABEL_KEYS = ("num_labels", "id2label", "label2id")
+
 SENTENCE_FILES = (
     "modules.json",
     "sentence_bert_config.json",
@@ -57,7 +51,7 @@ def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]
     family, head = family_of(hf), model.config.head
     dtype = next(iter(model.parameters())).dtype
     name = family.architecture(hf["model_type"], head.kind)
-    config = {key: value for key, value in hf.items() if key not in DROPPED_KEYS}
+    config = {key: value for key, value in hf.items() if key not in DROPPED_KEYS + LABEL_KEYS}
     config |= {"architectures": [name], "dtype": str(dtype).removeprefix("torch.")}
     if head.labels:
         config["id2label"] = {str(index): label for index, label in enumerate(head.labels)}

@@ -1,4 +1,4 @@
-"""What a person may call a model: a folder, a run folder, a GGUF file, or the name of a model on the Hugging Face hub."""
+"""What a person may call a model: a folder, a run folder, a GGUF file, or the name of a model on the hub."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def load_tokenizer(source: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"the tokenizer in {source} cannot be loaded ({first}); copy the model's files again"
         ) from error

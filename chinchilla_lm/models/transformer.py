@@ -1,8 +1,9 @@
 """ONE transformer for every family: embedding, a chain of links, a final norm, a head.
 
-A model of L blocks is a chain of 2L positions: position 2b is `b.attn`, position 2b + 1 is `b.mlp`. A dropped link leaves
-a gap; positions and names never shift, so a cost table, a plan and a half-trained model always speak of the same link.
-The road not taken: patching Hugging Face's modules. There a link cannot truly vanish, and each family is its own code.
+A model of L blocks is a chain of 2L positions: position 2b is `b.attn`, position 2b + 1 is `b.mlp`. A dropped link
+leaves a gap; positions and names never shift, so a cost table, a plan and a half-trained model always speak of the same
+link. The road not taken: patching Hugging Face's modules. There a link cannot truly vanish, and each family is its own
+code.
 
 B rows, T positions, D hidden features.
 """
@@ -106,7 +107,7 @@ class Transformer(nn.Module):
     def embed(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, Context]:
         """The stream in front of the first link, [B, T, D], and what the links of this pass share."""
         past = 0 if cache is None else cache.length
-        rows, new = batch.ids.shape
+        new = batch.ids.shape[1]
         if self.config.positions == "learned" and past + new > self.config.max_positions:
             raise InputError(
                 f"{past + new} tokens are more than the model's {self.config.max_positions} positions; shorten the text"
@@ -145,9 +146,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The stream from chain position `start` up to `stop`, without the links in `skip`, [B, T, D]."""
         for name in self.names[start:stop]:
-            module = self.links[key(name)] if key(name) in self.links else None
-            if module is None:
+            if key(name) not in self.links:
                 continue
+            module = self.links[key(name)]
             if skip is None or name not in skip:
                 x_BTD = module(x_BTD, context)
             elif self.config.post_norm and skip[name] == "keep":

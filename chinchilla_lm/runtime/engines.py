@@ -31,17 +31,17 @@ PEERS = ("transformers",)
 class EngineSpec:
     """What to open; plain values, so that another process can open the same.
 
-    path: our model folder or GGUF file, for a peer a Hugging Face folder. task: None for the head that was saved.
-    kind and causal: those of the model, for a peer to choose its class by.
+    path: a model as `checkpoint.load` takes it, for a peer a Hugging Face folder. task: None for the head that was
+    saved.
+    auto_class: for transformers, the name of its class, from `auto_class`.
     """
 
     engine: str
     path: str
-    task: str | None
-    kind: HeadKind
-    causal: bool
     dtype: str
     device: str
+    task: str | None = None
+    auto_class: str = ""
 
 
 class Engine(Protocol):
@@ -103,11 +103,9 @@ class TransformersEngine:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        auto = _auto_class(spec)
         self.device = torch.device(spec.device)
-        model = auto.from_pretrained(
-            spec.path, dtype=DTYPES[spec.dtype], local_files_only=True, trust_remote_code=False
-        )
+        load = getattr(transformers, spec.auto_class).from_pretrained
+        model = load(spec.path, dtype=DTYPES[spec.dtype], local_files_only=True, trust_remote_code=False)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.vocabulary = int(self.model.config.vocab_size)
 
@@ -130,17 +128,16 @@ class TransformersEngine:
         return found.cpu()
 
 
-def _auto_class(spec: EngineSpec) -> Any:
-    import transformers
-
+def auto_class(kind: HeadKind, causal: bool) -> str:
+    """The class of transformers that loads a model with this head."""
     names: dict[HeadKind, str] = {
-        "language-modeling": "AutoModelForCausalLM" if spec.causal else "AutoModelForMaskedLM",
+        "language-modeling": "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM",
         "token-classification": "AutoModelForTokenClassification",
         "text-classification": "AutoModelForSequenceClassification",
         "ranking": "AutoModelForSequenceClassification",
         "embedding": "AutoModel",
     }
-    return getattr(transformers, names[spec.kind])
+    return names[kind]
 
 
 def _phases(

@@ -9,6 +9,7 @@ a cast starts from, activations and cache included. Load time is from the path t
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,8 +19,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from chinchilla_lm.errors import ContractError
-from chinchilla_lm.runtime.engines import EngineSpec
+from chinchilla_lm.runtime.engines import EngineSpec, open_engine
+from chinchilla_lm.runtime.race import Shape, prompt
 
 _TIMEOUT_S = 1800.0  # a model that loads for longer than this is not one to race
 
@@ -32,9 +36,10 @@ class Footprint:
     load_s: float
 
 
-def measure_footprint(spec: EngineSpec, batch: int, tokens: int, new_tokens: int, threads: int) -> Footprint:
-    """Load and work once in a new process. Raises ContractError with its last line where that process fails."""
-    work = asdict(spec) | {"batch": batch, "tokens": tokens, "new_tokens": new_tokens, "threads": threads}
+def measure_footprint(spec: EngineSpec, shape: Shape) -> Footprint:
+    """Load and work once in a new process, on as many threads as here. Raises ContractError where that process
+    fails."""
+    work = {"spec": asdict(spec), "shape": asdict(shape), "threads": torch.get_num_threads()}
     done = subprocess.run(
         [sys.executable, "-m", "chinchilla_lm.runtime.footprint", json.dumps(work)],
         capture_output=True,
@@ -50,23 +55,17 @@ def measure_footprint(spec: EngineSpec, batch: int, tokens: int, new_tokens: int
 
 def main(argument: str) -> None:
     """The new process: one JSON object on standard output."""
-    import torch
-
-    from chinchilla_lm.runtime.engines import open_engine
-    from chinchilla_lm.runtime.race import prompt
-
     work = json.loads(argument)
-    batch, tokens, new_tokens, threads = (work.pop(name) for name in ("batch", "tokens", "new_tokens", "threads"))
-    torch.set_num_threads(threads)
-    spec = EngineSpec(**work)
+    spec, shape = EngineSpec(**work["spec"]), Shape(**work["shape"])
+    torch.set_num_threads(work["threads"])
     if spec.engine == "transformers":
-        import transformers  # noqa: F401  # an import, not a part of loading
+        getattr(importlib.import_module("transformers"), spec.auto_class)  # imports are not a part of loading
     begun = time.perf_counter()
     engine = open_engine(spec)
     load_s = time.perf_counter() - begun
-    ids = prompt(0, batch, tokens, engine.vocabulary)
-    if new_tokens:
-        engine.generate(ids, new_tokens)
+    ids = prompt(0, shape.batch, shape.tokens, engine.vocabulary)
+    if shape.new_tokens:
+        engine.generate(ids, shape.new_tokens)
     else:
         engine.forward(ids)
     print(json.dumps(asdict(Footprint(peak_mb(), load_s))))

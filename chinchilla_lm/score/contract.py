@@ -107,7 +107,5 @@ def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOrigina
     """The limit, measured: with every link dropped, nothing of the chain is left to drop."""
     names = [link.name for link in chain(table.num_blocks)]
     ratio, latency_ms = clock(Plan.from_dropped(table.num_blocks, names, norms=table.norms))
-    return (
-        f"{target.words()} cannot be had: without any link the model is {ratio.value:.2f}× as fast ({latency_ms:.2f} ms); "
-        f"ask for less, such as --speedup {1 + 0.6 * (ratio.value - 1):.1f}"
-    )
+    most = f"without any link the model is {ratio.value:.2f}× as fast ({latency_ms:.2f} ms)"
+    return f"{target.words()} cannot be had: {most}; ask for less, such as --speedup {1 + 0.6 * (ratio.value - 1):.1f}"

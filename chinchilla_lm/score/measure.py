@@ -1,8 +1,8 @@
 """The quality cost of a set of dropped links: remove them, run what is behind them, compare with the original.
 
 The stream in front of a link does not depend on what is dropped behind it. So the streams at every boundary are kept
-(`_Prefixes`), and a measurement starts at the first link where it leaves a path that was walked before: scoring each link
-of a chain once costs half of the naive passes, and a search around an incumbent far less.
+(`_Prefixes`), and a measurement starts at the first link where it leaves a path that was walked before: scoring each
+link of a chain once costs half of the naive passes, and a search around an incumbent far less.
 
 B rows, T positions, D hidden features, N compared positions, V outputs.
 """
@@ -68,7 +68,8 @@ class _Prefixes:
 
 
 class Measure:
-    """`measure(dropped)` is the mean cost of dropping those links: KL from the full model, or the rise of the task loss.
+    """`measure(dropped)` is the mean cost of dropping those links: KL from the full model, or the rise of the task
+    loss.
 
     batches: calibration batches with targets; a position counts if its target is not -100. The model is used as it is
     (its dtype, its device). `norms` says what becomes of a dropped link's norm in a post-norm model.

@@ -184,8 +184,9 @@ def _judge(
     """Measure on dev and keep a copy of the weights if they are the best so far."""
     model.eval()
     value = evaluate()
-    place.history.append({"step": place.step, "loss": loss, "dev": value})
-    console.say(f"{label}: step {place.step}, loss {loss:.4f}, dev {value:.4f}")
+    place.history.append({"step": place.step, "dev": value})
+    lost = "" if math.isnan(loss) else f"loss {loss:.4f}, "
+    console.say(f"{label}: step {place.step}, {lost}dev {value:.4f}")
     if place.best is not None and value <= place.best:
         return best
     place.best, place.best_step = value, place.step

@@ -1,4 +1,4 @@
-"""Damaged, hostile and misplaced model files: one line that names the file, the rule and the remedy, and nothing else."""
+"""Damaged, hostile and misplaced model files: one line that names the file, the rule and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BERT: post-norm, learned positions, segments; and what RoBERTa shares with it. Follows transformers' `models/bert`."""
+"""BERT: post-norm, learned positions, segments; what others share with it. Follows transformers' `models/bert`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chinchilla_lm.models.families.reading import MAX_BLOCKS, Fields, plain_head
 
 
 def head(hf: Mapping[str, Any], kind: HeadKind, labels: tuple[str, ...]) -> HeadConfig:
-    """Sequences are classified on [CLS] behind the pooler (dense, tanh); the language-modelling head has a transform."""
+    """Sequences are classified on [CLS] behind the pooler (dense, tanh); the LM head has a transform."""
     if kind == "language-modeling":
         return plain_head(hf, kind, (), tied=Fields(hf).flag("tie_word_embeddings", True), transform=True)
     if kind in ("text-classification", "ranking"):
@@ -26,27 +26,27 @@ def encoder_config(hf: Mapping[str, Any], head: HeadConfig, **changes: Any) -> M
     heads, hidden = fields.whole("num_attention_heads", 12), fields.whole("hidden_size", 768)
     if hidden % heads:
         raise fields.error("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
-    values: dict[str, Any] = dict(
-        family=fields.model_type,
-        vocab_size=fields.whole("vocab_size", 30_522),
-        hidden_size=hidden,
-        num_blocks=fields.whole("num_hidden_layers", 12, high=MAX_BLOCKS),
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-        intermediate_size=fields.whole("intermediate_size", 3072),
-        max_positions=fields.whole("max_position_embeddings", 512),
-        causal=False,
-        norm="layernorm",
-        norm_eps=fields.number("layer_norm_eps", 1e-12),
-        placement="post",
-        activation=fields.activation("hidden_act", "gelu"),
-        gated=False,
-        head=head,
-        segment_types=fields.whole("type_vocab_size", 2),
-        embedding_norm=True,
-        final_norm=False,
-    )
+    values: dict[str, Any] = {
+        "family": fields.model_type,
+        "vocab_size": fields.whole("vocab_size", 30_522),
+        "hidden_size": hidden,
+        "num_blocks": fields.whole("num_hidden_layers", 12, high=MAX_BLOCKS),
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": hidden // heads,
+        "intermediate_size": fields.whole("intermediate_size", 3072),
+        "max_positions": fields.whole("max_position_embeddings", 512),
+        "causal": False,
+        "norm": "layernorm",
+        "norm_eps": fields.number("layer_norm_eps", 1e-12),
+        "placement": "post",
+        "activation": fields.activation("hidden_act", "gelu"),
+        "gated": False,
+        "head": head,
+        "segment_types": fields.whole("type_vocab_size", 2),
+        "embedding_norm": True,
+        "final_norm": False,
+    }
     return ModelConfig(**{**values, **changes})
 
 

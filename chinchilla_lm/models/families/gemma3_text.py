@@ -78,10 +78,8 @@ def _rope(fields: Fields, layer_type: str) -> RopeConfig:
     if full:
         given |= fields.hf.get("rope_scaling") or {}
     key, default = ("rope_theta", GLOBAL_THETA) if full else ("rope_local_base_freq", LOCAL_THETA)
-    theta = Fields({"model_type": fields.model_type, key: given.get("rope_theta", fields.hf.get(key))}).number(
-        key, default
-    )
-    return fields.rope_of(given, theta)
+    base = Fields({"model_type": fields.model_type, key: given.get("rope_theta", fields.hf.get(key))})
+    return fields.rope_of(given, base.number(key, default))
 
 
 def weights(config: ModelConfig) -> list[Weight]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
@@ -52,10 +53,8 @@ def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
 
 def transposed(ours: str, theirs: str) -> list[Weight]:
     """Weight and bias of a `Conv1D`, which stores its matrix as [in, out]."""
-    return [
-        Weight(f"{ours}.weight", (f"{theirs}.weight",), transposed=True),
-        Weight(f"{ours}.bias", (f"{theirs}.bias",)),
-    ]
+    weight, bias = both(ours, theirs)
+    return [replace(weight, transposed=True), bias]
 
 
 def weights(config: ModelConfig) -> list[Weight]:

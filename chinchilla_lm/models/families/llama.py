@@ -35,28 +35,28 @@ def decoder_config(fields: Fields, head: HeadConfig, **changes: Any) -> ModelCon
         raise fields.error("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads {heads}")
     if head_dim % 2:
         raise fields.error("head_dim", head_dim, "even, as rotary positions need")
-    values: dict[str, Any] = dict(
-        family=fields.model_type,
-        vocab_size=fields.whole("vocab_size", 32_000),
-        hidden_size=hidden,
-        num_blocks=blocks,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=fields.whole("intermediate_size", 11_008),
-        max_positions=fields.whole("max_position_embeddings", 2048),
-        causal=fields.flag("is_causal", True),
-        norm="rmsnorm",
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        placement="pre",
-        activation="silu",
-        gated=True,
-        head=head,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        positions="rope",
-    )
+    values: dict[str, Any] = {
+        "family": fields.model_type,
+        "vocab_size": fields.whole("vocab_size", 32_000),
+        "hidden_size": hidden,
+        "num_blocks": blocks,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": fields.whole("intermediate_size", 11_008),
+        "max_positions": fields.whole("max_position_embeddings", 2048),
+        "causal": fields.flag("is_causal", True),
+        "norm": "rmsnorm",
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "placement": "pre",
+        "activation": "silu",
+        "gated": True,
+        "head": head,
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "positions": "rope",
+    }
     return ModelConfig(**{**values, **changes})
 
 
@@ -77,9 +77,7 @@ def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
 
 def read_mistral(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
     """Our config of a Mistral; a config without `sliding_window` has one of 4096, one that says null has none."""
-    fields = Fields(
-        {"num_key_value_heads": 8, "intermediate_size": 14_336, "max_position_embeddings": 131_072} | dict(hf)
-    )
+    fields = Fields(MISTRAL_DEFAULTS | dict(hf))
     fields.require("layer_types", None)
     window = fields.optional_whole("sliding_window", 4096)
     config = decoder_config(fields, head, activation=fields.activation("hidden_act", "silu"))
@@ -96,6 +94,8 @@ def read_either(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
     return READERS[hf["model_type"]](hf, head)
 
 
+# Where a Mistral's config is silent.
+MISTRAL_DEFAULTS = {"num_key_value_heads": 8, "intermediate_size": 14_336, "max_position_embeddings": 131_072}
 READERS = {"llama": read, "mistral": read_mistral}
 
 
@@ -115,17 +115,15 @@ def block_weights(config: ModelConfig, attn: str, mlp: str, theirs: str) -> list
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     inner = config.intermediate_size
     found = []
-    for part, biased in (("weight", True), ("bias", config.qkv_bias)):
-        if biased:
-            names = tuple(f"{theirs}self_attn.{name}_proj.{part}" for name in "qkv")
-            found.append(Weight(f"{attn}qkv.{part}", names, rows=(queries, keys, keys)))
-    for part, out_too, mlp_too in (("weight", True, True), ("bias", config.out_bias, config.mlp_bias)):
-        if out_too:
-            found.append(Weight(f"{attn}out.{part}", (f"{theirs}self_attn.o_proj.{part}",)))
-        if mlp_too:
-            names = (f"{theirs}mlp.gate_proj.{part}", f"{theirs}mlp.up_proj.{part}")
-            found.append(Weight(f"{mlp}up.{part}", names, rows=(inner, inner)))
-            found.append(Weight(f"{mlp}down.{part}", (f"{theirs}mlp.down_proj.{part}",)))
+    for part in _parts(config.qkv_bias):
+        three = tuple(f"{theirs}self_attn.{name}_proj.{part}" for name in "qkv")
+        found.append(Weight(f"{attn}qkv.{part}", three, rows=(queries, keys, keys)))
+    for part in _parts(config.out_bias):
+        found.append(Weight(f"{attn}out.{part}", (f"{theirs}self_attn.o_proj.{part}",)))
+    for part in _parts(config.mlp_bias):
+        two = (f"{theirs}mlp.gate_proj.{part}", f"{theirs}mlp.up_proj.{part}")
+        found.append(Weight(f"{mlp}up.{part}", two, rows=(inner, inner)))
+        found.append(Weight(f"{mlp}down.{part}", (f"{theirs}mlp.down_proj.{part}",)))
     if config.qk_norm:
         found += [Weight(f"{attn}{name}_norm.weight", (f"{theirs}self_attn.{name}_norm.weight",)) for name in "qk"]
     norms = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
@@ -135,6 +133,10 @@ def block_weights(config: ModelConfig, attn: str, mlp: str, theirs: str) -> list
     for link, names_of in zip((attn, mlp), norms, strict=True):
         found += [Weight(f"{link}{ours}.weight", (f"{theirs}{name}.weight",)) for ours, name in names_of.items()]
     return found
+
+
+def _parts(bias: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if bias else ("weight",)
 
 
 def head_weights(config: ModelConfig) -> list[Weight]:

@@ -1,4 +1,4 @@
-"""Typed, checked access to a Hugging Face `config.json`: what is wrong, or what we cannot represent, is refused by name.
+"""Typed, checked access to a Hugging Face `config.json`: what is wrong, or beyond our transformer, is refused by name.
 
 Transformers 5 writes `rope_parameters` (one dictionary, or one a layer type); older files have `rope_theta` and
 `rope_scaling`. Both are read, with the priorities that transformers gives them.

@@ -1,6 +1,7 @@
 """RoBERTa and XLM-RoBERTa: BERT with positions that start behind the padding id, and heads of their own.
 
-Follows transformers' `models/roberta`. Positions count only real tokens there; with padding on the right it is the same.
+Follows transformers' `models/roberta`. There, positions count real tokens only; with padding on the right it is the
+same.
 """
 
 from __future__ import annotations

@@ -1,0 +1,210 @@
+"""`chinchilla bench`: how fast a model is, beside another one and beside other programs, in one interleaved run.
+
+All engines get the same random prompts, dtype and threads, in turn, round by round; ratios are medians within rounds.
+Each is also held against this machine's measured roof: bytes it must read a token against the read bandwidth,
+operations it must do against the GEMM peak. Memory and load time come from a process of its own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_lm.commands.inspect import TASKS, add_device_arguments
+from chinchilla_lm.console import Console
+from chinchilla_lm.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from chinchilla_lm.evaluate.speed import Entry, Roof
+    from chinchilla_lm.runtime.footprint import Footprint
+    from chinchilla_lm.runtime.race import Shape
+
+# Texts a batch: one request of a language model, a batch of short texts for what only reads.
+DEFAULT_BATCH = {True: 1, False: 32}
+DEFAULT_NEW_TOKENS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The models, the peers, and the shape of the work."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument("--against", metavar="MODEL", help="the original, to compare with")
+    parser.add_argument("--peers", metavar="NAME,…", default="", help="other programs to run MODEL in: transformers")
+    parser.add_argument("--task", choices=TASKS, help="give the models this head (default: the one saved)")
+    parser.add_argument("--batch", type=int, metavar="N", help="texts a batch (default 1; 32 for what only reads)")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens a text (default 128)")
+    parser.add_argument("--new-tokens", type=int, metavar="N", help="tokens that a language model writes (default 64)")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="time to race for (default 20)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory and load time")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Race and print. Raises InputError for an unknown peer and for a shape that a model cannot take."""
+    from chinchilla_lm.evaluate.speed import measure
+    from chinchilla_lm.runtime import machine
+    from chinchilla_lm.runtime.device import resolve_device
+    from chinchilla_lm.runtime.session import set_threads
+
+    peers = _peers(args.peers)
+    if args.threads is not None:
+        set_threads(args.threads)
+    device = resolve_device(args.device)
+    with tempfile.TemporaryDirectory(prefix="chinchilla-bench-") as temporary:
+        entries, ours = _own_entries(args, device)
+        shape = _shape(args, entries, console)
+        entries += [_peer_entry(peer, entries[ours], Path(temporary), console) for peer in peers]
+        roof = _roof(device, entries[ours].spec.dtype, console)
+        footprints = [None] * len(entries) if args.no_memory else _footprints(entries, shape, console)
+        console.say(f"racing {len(entries)} for {args.seconds:g} s")
+        result = measure(entries, ours, shape, args.seconds, roof, footprints)
+    result |= {"machine": machine.describe(), "roofline": asdict(roof)}
+    _show(result, shape, console)
+    console.result(result)
+    return 0
+
+
+def _peers(names: str) -> list[str]:
+    from chinchilla_lm.runtime.engines import PEERS
+
+    peers = [name.strip() for name in names.split(",") if name.strip()]
+    for name in peers:
+        if name not in PEERS:
+            raise InputError(f"peer {name!r} is not one of {', '.join(PEERS)}; pass --peers {PEERS[0]}")
+    return list(dict.fromkeys(peers))
+
+
+def _own_entries(args: argparse.Namespace, device: torch.device) -> tuple[list[Entry], int]:
+    """The original, if there is one, and the model; and which of them is the model."""
+    from chinchilla_lm.evaluate.speed import Entry
+    from chinchilla_lm.runtime.engines import OURS, EngineSpec, OwnEngine
+    from chinchilla_lm.runtime.session import dtype_of
+
+    dtype = str(dtype_of(args.dtype, device)).removeprefix("torch.")
+    entries = []
+    for name in ([] if args.against is None else [args.against]) + [args.model]:
+        spec = EngineSpec(OURS, name, dtype, str(device), args.task)
+        engine = OwnEngine.load(spec)
+        entries.append(Entry(name, spec, engine, engine.session.model))
+    if len(entries) == 2 and len({(e.model.config.causal, e.model.config.head.kind) for e in entries}) > 1:
+        kinds = [f"{entry.name} is for {entry.model.config.head.kind}" for entry in entries]
+        raise InputError(f"{' and '.join(kinds)}; only models for one task compare; pass --task")
+    return entries, len(entries) - 1
+
+
+def _peer_entry(peer: str, ours: Entry, temporary: Path, console: Console) -> Entry:
+    """The model in another program: from its own folder where that is a stock one, else from an export."""
+    from chinchilla_lm.evaluate.speed import Entry
+    from chinchilla_lm.export.hf import export_hf
+    from chinchilla_lm.models.checkpoint import load
+    from chinchilla_lm.models.source import locate
+    from chinchilla_lm.runtime.engines import EngineSpec, auto_class, open_engine
+
+    located = locate(ours.spec.path)
+    folder = located.folder
+    if located.gguf is not None or ours.model.dropped or ours.spec.task is not None:
+        folder = temporary / "model"
+        if not folder.exists():
+            console.say("exporting the model for its peers")
+            export_hf(load(ours.spec.path, task=ours.spec.task), folder)
+    config = ours.model.config
+    spec = EngineSpec(
+        peer, str(folder), ours.spec.dtype, ours.spec.device, auto_class=auto_class(config.head.kind, config.causal)
+    )
+    return Entry(ours.name, spec, open_engine(spec), ours.model)
+
+
+def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> Shape:
+    from chinchilla_lm.runtime.race import Shape
+
+    config = entries[-1].model.config
+    writes = config.head.kind == "language-modeling" and config.causal
+    if not writes and args.new_tokens is not None:
+        console.warn(f"--new-tokens {args.new_tokens} is ignored: this model, for {config.head.kind}, writes none")
+    new = (DEFAULT_NEW_TOKENS if args.new_tokens is None else args.new_tokens) if writes else 0
+    batch = DEFAULT_BATCH[writes] if args.batch is None else args.batch
+    for flag, value in (("batch", batch), ("tokens", args.tokens), ("new-tokens", new if writes else 1)):
+        if value < 1:
+            raise InputError(f"{flag} {value} is not 1 or more; pass --{flag} 1")
+    if not args.seconds > 0:
+        raise InputError(f"seconds {args.seconds} is not greater than 0; pass --seconds 20")
+    positions = min(entry.model.config.max_positions for entry in entries)
+    if args.tokens + new > positions:
+        asked = f"{args.tokens} + {new} tokens" if new else f"{args.tokens} tokens"
+        raise InputError(f"{asked} are more than the model's {positions} positions; pass a smaller --tokens")
+    return Shape(batch, args.tokens, new)
+
+
+def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
+    """The CPU's roof; a GPU's is not measured here."""
+    from chinchilla_lm.evaluate.speed import Roof
+    from chinchilla_lm.runtime.machine import measure_bandwidth, measure_gemm
+
+    if device.type != "cpu":
+        console.warn(f"bandwidth and GEMM peak are measured on the CPU only; no shares of them on {device}")
+        return Roof(None, None)
+    console.say("measuring the machine")
+    return Roof(measure_bandwidth(), measure_gemm(dtype))
+
+
+def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Footprint | None]:
+    from chinchilla_lm.runtime.footprint import measure_footprint
+
+    found: list[Footprint | None] = []
+    with console.progress(len(entries), "memory and load time", "processes") as progress:
+        for entry in entries:
+            found.append(measure_footprint(entry.spec, shape))
+            progress.advance(note=entry.spec.engine)
+    return found
+
+
+def _show(result: dict[str, Any], shape: Shape, console: Console) -> None:
+    writes = shape.new_tokens > 0
+    speeds = ["prefill tokens/s", "decode tokens/s"] if writes else ["sequences/s"]
+    keys = ["prefill_tokens_per_s", "decode_tokens_per_s"] if writes else ["sequences_per_s"]
+    columns = [
+        "model",
+        "engine",
+        "format",
+        *speeds,
+        "p50 ms",
+        "p95 ms",
+        "of GEMM",
+        *(["of bandwidth"] if writes else []),
+    ]
+    rows = []
+    for row in result["rows"]:
+        shares = [row["roofline"]["gemm_share"], *([row["roofline"].get("bandwidth_share")] if writes else [])]
+        latency = row["latency_ms"]
+        cells = [
+            row["model"],
+            row["engine"],
+            row["format"],
+            *(row[key] for key in keys),
+            latency["p50"],
+            latency["p95"],
+        ]
+        cells += [None if share is None else f"{share:.0%}" for share in shares]
+        rows.append([*cells, row["peak_mb"], row["load_s"]])
+    timed = f"whole requests of {shape.tokens} + {shape.new_tokens} tokens" if writes else "single texts"
+    title = f"{shape.batch} x {shape.tokens} tokens, {result['rounds']} rounds; p50 and p95 of {timed}"
+    console.table([*columns, "peak MB", "load s"], rows, title)
+    _show_notes(result, console)
+
+
+def _show_notes(result: dict[str, Any], console: Console) -> None:
+    roof = result["roofline"]
+    if roof["bandwidth_gb_s"] is not None:
+        console.show(f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products")
+    for ratio in result["ratios"]:
+        interval = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
+        over = ratio["over"] if ratio["over_engine"] == ratio["engine"] else ratio["over_engine"]
+        console.show(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {over}{interval}")
+    for row in result["rows"]:
+        agreement = row["metrics"].get("agreement")
+        if agreement is not None:
+            console.show(f"{row['engine']} gives the same highest output in {agreement:.1%} of places")

@@ -1,0 +1,100 @@
+import time
+
+import pytest
+import torch
+
+from chinchilla_lm.errors import ContractError, InputError
+from chinchilla_lm.runtime.clock import speedup
+from chinchilla_lm.runtime.engines import OURS, EngineSpec, auto_class, open_engine
+from chinchilla_lm.runtime.footprint import measure_footprint, peak_mb
+from chinchilla_lm.runtime.race import WARMUP, Shape, agreement, prompt, race
+
+
+class Sleeper:
+    """An engine of a known speed that remembers what it was given."""
+
+    vocabulary = 50
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.seen: list[torch.Tensor] = []
+
+    def generate(self, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+        self.seen.append(ids)
+        return self.seconds, self.seconds * (new_tokens - 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.seen.append(ids)
+        time.sleep(self.seconds * len(ids))
+        return torch.nn.functional.one_hot(ids, 50)
+
+
+def test_phases_are_those_that_the_engine_timed():
+    engines = {"slow": Sleeper(0.5), "fast": Sleeper(0.25)}
+    found = race(engines, Shape(2, 7, 5), seconds=0.01)
+    assert found["slow"]["prefill"].p50 == 500.0
+    assert found["slow"]["decode"].p50 == 2000.0
+    assert found["fast"]["request"].p50 == 1250.0
+    assert speedup(found["slow"]["decode"], found["fast"]["decode"]).value == 2.0
+    assert list(found["fast"]) == ["prefill", "decode", "request"]
+    assert list(race(engines, Shape(2, 7, 1), seconds=0.01)["fast"]) == ["prefill", "request"]
+
+
+def test_every_engine_sees_the_same_prompts_and_none_twice():
+    engines = {"a": Sleeper(0.0), "b": Sleeper(0.0)}
+    found = race(engines, Shape(2, 7, 3), seconds=0.01)
+    rounds = len(found["a"]["request"].seconds)
+    assert len(engines["a"].seen) == rounds + WARMUP
+    assert all(torch.equal(x, y) for x, y in zip(engines["a"].seen, engines["b"].seen, strict=True))
+    assert len({tuple(ids.flatten().tolist()) for ids in engines["a"].seen}) == rounds + WARMUP
+    assert all(ids.shape == (2, 7) for ids in engines["a"].seen)
+
+
+def test_reading_is_timed_by_the_batch_and_alone():
+    found = race({"a": Sleeper(0.005)}, Shape(4, 3, 0), seconds=0.01)["a"]
+    assert list(found) == ["batch", "single"]
+    assert found["single"].p50 >= 5.0
+    assert found["batch"].p50 >= 20.0
+
+
+def test_agreement_is_the_share_of_equal_choices():
+    class Shifted(Sleeper):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(torch.where(ids < 25, ids, 0))
+
+    shape = Shape(3, 40, 0)
+    same = (prompt(0, 3, 40, 50) < 25).double().mean().item()
+    assert agreement(Sleeper(0.0), Sleeper(0.0), shape) == 1.0
+    assert agreement(Sleeper(0.0), Shifted(0.0), shape) == same < 1.0
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "gemma3", "qwen3-biased-mixed"])
+def test_both_engines_compute_the_same_function(model_folder, name):
+    folder = str(model_folder(name))
+    ours = open_engine(EngineSpec(OURS, folder, "float32", "cpu"))
+    theirs = open_engine(
+        EngineSpec("transformers", folder, "float32", "cpu", auto_class=auto_class("language-modeling", True))
+    )
+    assert agreement(ours, theirs, Shape(2, 20, 4)) == 1.0
+    for engine in (ours, theirs):
+        assert min(engine.generate(prompt(1, 2, 9, engine.vocabulary), 4)) > 0.0
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(InputError, match="engine 'abacus' is not one of chinchilla-torch, transformers"):
+        open_engine(EngineSpec("abacus", ".", "float32", "cpu"))
+
+
+def test_a_footprint_is_that_of_its_own_process(model_folder):
+    ballast = torch.ones(150_000_000)  # 600 MB here, which the other process must not be charged with
+    own = peak_mb()
+    found = measure_footprint(EngineSpec(OURS, str(model_folder()), "float32", "cpu"), Shape(1, 8, 3))
+    assert own is None or own > 600
+    assert found.peak_mb is None or 50 < found.peak_mb < (own or 0) - 300
+    assert 0.0 < found.load_s < 60.0
+    assert ballast[0] == 1.0
+
+
+def test_a_process_that_fails_is_told_of(tmp_path):
+    with pytest.raises(ContractError, match=r"cannot load .*: .*(missing|holds no config)"):
+        measure_footprint(EngineSpec(OURS, str(tmp_path), "float32", "cpu"), Shape(1, 8, 3))
