@@ -53,6 +53,7 @@ VERBS: dict[str, tuple[str, str]] = {
 _REFUSED_BY_THE_SYSTEM = {
     errno.ENOSPC: "free room or pass another -o",
     errno.EDQUOT: "free room or pass another -o",
+    errno.EFBIG: "free room or pass another -o",
     errno.EACCES: "pass a path you may use",
     errno.EPERM: "pass a path you may use",
     errno.EROFS: "pass another -o",

@@ -22,6 +22,7 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 1 << 20  # one read while hashing; larger reads are no faster
 
 
@@ -44,7 +45,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
 
 
 def _cannot_write(path: str | os.PathLike[str], error: OSError) -> InputError:
-    room = "free room or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    room = "free room or " if error.errno in _NO_ROOM else ""
     return InputError(f"cannot write {path}: {error.strerror or error}; {room}pass another -o")
 
 
@@ -164,8 +165,10 @@ def building(folder: str | os.PathLike[str], marker: str = "config.json") -> Ite
     try:
         yield temporary
         replace_folder(temporary, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise _cannot_write(folder, error) from error
         raise
 
 

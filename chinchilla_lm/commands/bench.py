@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Texts a batch: one request of a language model, a batch of short texts for what only reads.
 DEFAULT_BATCH = {True: 1, False: 32}
+DEFAULT_TOKENS = 128
 DEFAULT_NEW_TOKENS = 64
 
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", metavar="NAME,…", default="", help="other programs to run MODEL in: transformers")
     parser.add_argument("--task", choices=TASKS, help="give the models this head (default: the one saved)")
     parser.add_argument("--batch", type=int, metavar="N", help="texts a batch (default 1; 32 for what only reads)")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens a text (default 128)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens a text (default 128)")
     parser.add_argument("--new-tokens", type=int, metavar="N", help="tokens that a language model writes (default 64)")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="time to race for (default 20)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory and load time")
@@ -127,16 +128,17 @@ def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> 
         console.warn(f"--new-tokens {args.new_tokens} is ignored: this model, for {config.head.kind}, writes none")
     new = (DEFAULT_NEW_TOKENS if args.new_tokens is None else args.new_tokens) if writes else 0
     batch = DEFAULT_BATCH[writes] if args.batch is None else args.batch
-    for flag, value in (("batch", batch), ("tokens", args.tokens), ("new-tokens", new if writes else 1)):
+    positions = min(entry.model.config.max_positions for entry in entries)
+    tokens = min(DEFAULT_TOKENS, max(1, positions - new)) if args.tokens is None else args.tokens
+    for flag, value in (("batch", batch), ("tokens", tokens), ("new-tokens", new if writes else 1)):
         if value < 1:
             raise InputError(f"{flag} {value} is not 1 or more; pass --{flag} 1")
     if not args.seconds > 0:
         raise InputError(f"seconds {args.seconds} is not greater than 0; pass --seconds 20")
-    positions = min(entry.model.config.max_positions for entry in entries)
-    if args.tokens + new > positions:
-        asked = f"{args.tokens} + {new} tokens" if new else f"{args.tokens} tokens"
-        raise InputError(f"{asked} are more than the model's {positions} positions; pass a smaller --tokens")
-    return Shape(batch, args.tokens, new)
+    if tokens + new > positions:
+        asked = f"{tokens} + {new} tokens" if new else f"{tokens} tokens"
+        raise InputError(f"{asked} are more than the model's {positions} positions; pass fewer with --tokens")
+    return Shape(batch, tokens, new)
 
 
 def _roof(device: torch.device, dtype: str, console: Console) -> Roof:

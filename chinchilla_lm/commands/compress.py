@@ -58,11 +58,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
     require_target(recipe)
+    if recipe.metric is not None and recipe.metric not in METRIC_LABELS:
+        raise InputError(f"metric {recipe.metric!r} is not one of {', '.join(METRIC_LABELS)}; pass one of them")
     from chinchilla_lm.commands.stages import Stages
 
     begun = time.monotonic()
     stages = Stages(recipe, console)
     stages.job.dataset.records("test")
+    if recipe.recover.epochs > 0:
+        stages.job.dataset.records("dev")
     _ = stages.job.labels
     table = stages.score()
     plan = stages.search(table)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.recipe import Recipe, add_flags, from_args
+
+if TYPE_CHECKING:
+    from chinchilla_lm.commands.job import Job
 
 FIELDS = (
     "model", "task", "data", "text_column", "label_column", "group_column", "time_column", "split_by", "margin",
@@ -59,7 +62,12 @@ def evaluate(
     if predictions is not None:
         console.say(f"{write_predictions(predictions, judged.predictions):,} predictions in {predictions}")
     if against is not None:
-        other = Job(recipe, console, model=against)
+        other = Job(_same_windows(job), console, model=against)
+        if recipe.task == "language-modeling" and other.window != job.window:
+            raise InputError(
+                f"{against} takes {other.window} tokens, less than the windows of {job.window}; "
+                f"pass --max-tokens {other.window}"
+            )
         original = other.judge(split)(other.ready(other.checkpoint.model))
         metric = recipe.metric or original.primary.name
         if metric not in original.measurement.sums:
@@ -71,3 +79,10 @@ def evaluate(
         console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
         result["certificate"] = certificate.to_dict()
     return result
+
+
+def _same_windows(job: Job) -> Recipe:
+    """The recipe for the model that `job` is compared with: running text is cut into the same windows for both."""
+    if job.recipe.task != "language-modeling":
+        return job.recipe
+    return job.recipe.model_copy(update={"max_tokens": job.window})

@@ -64,6 +64,7 @@ def _train(job: Any, folder: Any, inputs: dict[str, Any]) -> None:
     model = job.checkpoint.model
     encoded = job.encode(job.dataset.records("train"))
     judge = job.judge("dev")
+    state = folder.file("finetune.state")
     fit(
         model,
         lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
@@ -80,7 +81,8 @@ def _train(job: Any, folder: Any, inputs: dict[str, Any]) -> None:
         label="finetune",
         evaluate=lambda: job.higher_is_better(judge(job.ready(model)).primary),
         fresh=job.checkpoint.fresh,
-        state=folder.file("finetune.state"),
+        state=state,
         identity=sha256_text(json_text(inputs)),
     )
     save(job.checkpoint, folder.file("model"), {"window": {"context": job.context, "max_tokens": job.window}})
+    state.unlink(missing_ok=True)

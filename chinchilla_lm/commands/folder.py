@@ -38,6 +38,8 @@ class RunFolder:
         if recipe.output is None:
             raise InputError("output is missing: the verb writes files; pass -o FOLDER")
         folder = cls(recipe.output, console)
+        if Path(recipe.model).expanduser().resolve() in (folder.path.resolve(), folder.file("model").resolve()):
+            raise InputError(f"model {recipe.model} is where the verb writes its own; pass another -o")
         folder.path.mkdir(parents=True, exist_ok=True)
         recipe.save(folder.path / "recipe.yaml")
         return folder

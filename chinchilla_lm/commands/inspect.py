@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TASKS = ("language-modeling", "token-classification", "text-classification", "ranking", "embedding")
 KINDS = ("attn", "mlp")
+DEFAULT_TOKENS = 128
+_SECONDS = 2.0  # of timing: for a look; a search measures for longer
 # Labels that are named in the summary; the JSON has them all.
 _SHOWN_LABELS = 12
 
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
     parser.add_argument("--task", choices=TASKS, help="give the model this head (default: the one it was saved with)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences a timed batch (default 1)")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens a sequence (default 128)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens a sequence (default 128)")
     parser.add_argument("--no-time", action="store_true", help="do not run the model")
     add_device_arguments(parser)
 
@@ -58,11 +60,12 @@ def inspect(
     console: Console,
     *,
     task: str | None = None,
-    shape: tuple[int, int] | None = (1, 128),
+    shape: tuple[int, int | None] | None = (1, None),
     device: str = "auto",
     dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Show a model's chain and return it as plain values. shape: sequences and tokens to time, None for no timing.
+    """Show a model's chain and return it as plain values. shape: sequences and tokens (None: 128, or as
+    many as fit) to time; None: no timing.
 
     Raises InputError for a model that cannot be read, or a shape that it cannot take.
     """
@@ -70,9 +73,11 @@ def inspect(
 
     checkpoint = load(model, task=task)
     found = describe(checkpoint) | {"model": model}
-    times = None if shape is None else _time(checkpoint.model, shape, device, dtype)
-    if times is not None and shape is not None:
-        found["time"] = {"batch": shape[0], "tokens": shape[1], **asdict(times)}
+    times = None
+    if shape is not None:
+        rows, tokens = shape[0], shape[1] or min(DEFAULT_TOKENS, checkpoint.model.config.max_positions)
+        times = _time(checkpoint.model, rows, tokens, device, dtype)
+        found["time"] = {"batch": rows, "tokens": tokens, **asdict(times)}
     _show(found, times, console)
     return found
 
@@ -121,7 +126,7 @@ def _link(model: Transformer, name: str) -> dict[str, Any]:
     return {"name": name, "parameters": size_of(model.link(name)).parameters, "dropped": None}
 
 
-def _time(model: Transformer, shape: tuple[int, int], device: str, dtype: str) -> LinkTimes:
+def _time(model: Transformer, rows: int, tokens: int, device: str, dtype: str) -> LinkTimes:
     from chinchilla_lm.models.batch import Batch
     from chinchilla_lm.runtime.device import resolve_device
     from chinchilla_lm.runtime.prepare import prepare
@@ -129,7 +134,6 @@ def _time(model: Transformer, shape: tuple[int, int], device: str, dtype: str) -
     from chinchilla_lm.runtime.session import dtype_of
     from chinchilla_lm.score.timing import time_links
 
-    rows, tokens = shape
     if rows < 1 or not 1 <= tokens <= model.config.max_positions:
         raise InputError(
             f"a batch of {rows} times {tokens} tokens is not 1 or more times 1 to {model.config.max_positions}; "
@@ -137,7 +141,7 @@ def _time(model: Transformer, shape: tuple[int, int], device: str, dtype: str) -
         )
     place = resolve_device(device)
     ready = prepare(model, place, dtype_of(dtype, place))
-    return time_links(ready, Batch(prompt(0, rows, tokens, model.config.vocab_size).to(place)))
+    return time_links(ready, Batch(prompt(0, rows, tokens, model.config.vocab_size).to(place)), seconds=_SECONDS)
 
 
 def _show(found: dict[str, Any], times: LinkTimes | None, console: Console) -> None:

@@ -118,12 +118,20 @@ class Job:
             )
         return known
 
-    @property
+    @cached_property
     def window(self) -> int:
         """Longest window in tokens: what was asked, or what the model was trained with, within what it can take."""
-        trained = self.checkpoint.meta.get("window", {})
-        wanted = self.recipe.max_tokens or trained.get("max_tokens") or DEFAULT_WINDOW
-        return min(int(wanted), self.checkpoint.model.config.max_positions)
+        if self.recipe.max_tokens is not None:
+            return self._within_positions("--max-tokens", self.recipe.max_tokens)
+        trained = self.checkpoint.meta.get("window", {}).get("max_tokens")
+        return min(int(trained or DEFAULT_WINDOW), self.checkpoint.model.config.max_positions)
+
+    def _within_positions(self, flag: str, tokens: int) -> int:
+        """A number of tokens that was asked for, or as many as the model takes, with a warning."""
+        positions = self.checkpoint.model.config.max_positions
+        if tokens > positions:
+            self.console.warn(f"{flag} {tokens} is above the model's {positions} positions; {positions} are taken")
+        return min(tokens, positions)
 
     @property
     def context(self) -> Literal["sentence", "document"]:
@@ -148,6 +156,10 @@ class Job:
         ids = {label: index for index, label in enumerate(self.labels)}
         if task == "token-classification":
             return encode_tagged(records, tokenizer, ids, self.window, self.context)
+        if task == "ranking":
+            windows = encode_labelled(records, tokenizer, None, self.window)
+            scored = zip(windows, records, strict=True)
+            return [replace(window, targets=float(record.label)) for window, record in scored]
         return encode_labelled(records, tokenizer, ids, self.window)
 
     def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
@@ -168,21 +180,21 @@ class Job:
 
     @cached_property
     def training_records(self) -> list[Any]:
-        """What to train and calibrate on: the train split, or the calibration data where there is none."""
-        if self.recipe.calibration is not None:
-            return self._read(self.recipe.calibration).records("train")
-        return self.dataset.records("train")
+        """What to recover and calibrate on: the calibration data where it is named, else the train split; without the
+        documents, by their hash, that stand in dev or test too."""
+        named = self.recipe.calibration
+        records = (self.dataset if named is None else self._read(named)).records("train")
+        held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]
+        kept, removed = disjoint(records, held_out)
+        if removed:
+            self.console.warn(f"{removed} training records stand in dev or test too and were left out")
+        return kept
 
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
-        """Calibration batches, disjoint by document hash from the dev and test splits, and the hash of the
-        documents."""
-        held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]
-        kept, removed = disjoint(self.training_records, held_out)
-        if removed:
-            self.console.warn(f"{removed} calibration records stand in dev or test too and were left out")
-        chosen = self._some(kept)
-        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(kept))))
+        """Calibration batches, and the hash of the documents that they are chosen from."""
+        chosen = self._some(self.training_records)
+        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.training_records))))
 
     def _some(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows from all over the records, about `calibration_tokens` in all, chosen by the seed."""
@@ -208,7 +220,7 @@ class Job:
         """Sequences and tokens of the timed batch: as asked, else one typical for the task and the data."""
         batch = self.recipe.batch or DEFAULT_BATCH.get(self.recipe.task, 32)
         if self.recipe.tokens is not None:
-            return batch, min(self.recipe.tokens, self.checkpoint.model.config.max_positions)
+            return batch, self._within_positions("--tokens", self.recipe.tokens)
         lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records("test")))
         return batch, lengths[len(lengths) // 2]
 

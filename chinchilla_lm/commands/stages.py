@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.commands.folder import RunFolder
@@ -30,6 +31,8 @@ from chinchilla_lm.shorten.surgery import shorten
 from chinchilla_lm.train.loop import FitSettings, fit
 from chinchilla_lm.train.recover import Weights, recovery_loss
 
+# Seconds that the links are timed.
+LINK_SECONDS = 4.0
 # Seconds that a plan is timed against the original, in turn.
 CLOCK_SECONDS = 3.0
 # Shares of the way to the target at which the frontier is drawn.
@@ -80,7 +83,7 @@ class Stages:
         def work() -> CostTable:
             job = self.job
             _, documents = job.calibration
-            times = time_links(self.original, job.timed_batch())
+            times = time_links(self.original, job.timed_batch(), seconds=LINK_SECONDS)
             batch, tokens = job.shape
             facts = Circumstances(
                 batch, tokens, str(job.device), str(job.dtype).removeprefix("torch."), job.checkpoint.sha256, documents
@@ -176,7 +179,7 @@ class Stages:
         if plan.num_blocks != self.job.checkpoint.model.config.num_blocks:
             blocks = self.job.checkpoint.model.config.num_blocks
             raise InputError(f"the plan has {plan.num_blocks} blocks, the model {blocks}; search again for this model")
-        inputs = {"plan": sha256_text(json_text(plan.to_dict())), "model": self.job.checkpoint.sha256}
+        inputs = self._meta(plan)
         path = self.folder.file("shortened")
 
         def work() -> Checkpoint:
@@ -192,12 +195,14 @@ class Stages:
     def recover(self, short: Checkpoint, plan: Plan) -> Checkpoint:
         """Train the short model on the original's outputs; the product is in `model/`."""
         path = self.folder.file("model")
-        inputs = {"plan": sha256_text(json_text(plan.to_dict())), **self._inputs("task", "seed", "recover")}
+        inputs = {**self._meta(plan), **self._inputs("task", "seed", "recover")}
+        state = self.folder.file("recover.state")
 
         def work() -> Checkpoint:
             if self.recipe.recover.epochs > 0:
-                self._train(short, sha256_text(json_text(inputs)))
+                self._train(short, state, sha256_text(json_text(inputs)))
             save(short, path, self._meta(plan))
+            state.unlink(missing_ok=True)
             return short
 
         def read() -> Checkpoint:
@@ -205,7 +210,7 @@ class Stages:
 
         return self.folder.stage("recover", inputs, ["model/config.json"], work, read)
 
-    def _train(self, short: Checkpoint, identity: str) -> None:
+    def _train(self, short: Checkpoint, state: Path, identity: str) -> None:
         job, settings = self.job, self.recipe.recover
         encoded = job.encode(job.training_records)
         judge = job.judge("dev", MAX_DEV_TOKENS)
@@ -230,7 +235,7 @@ class Stages:
             self.console,
             label="recover",
             evaluate=lambda: job.higher_is_better(judge(job.ready(short.model)).primary),
-            state=self.folder.file("recover.state"),
+            state=state,
             identity=identity,
         )
 

@@ -29,7 +29,8 @@ class EncodedBatch:
     """A batch with what it should predict.
 
     batch: ids int64 [B, T], mask bool [B, T] or None without padding, segments int64 [B, T] or None.
-    targets: int64 [B, T] with -100 where there is none, int64 [B], or None. rows: the index of each row's window.
+    targets: int64 [B, T] with -100 where there is none, int64 or (ranking) float32 [B], or None.
+    rows: the index of each row's window.
     """
 
     batch: Batch
@@ -133,13 +134,14 @@ def collate(windows: Sequence[Encoded], rows: list[int], pad_id: int) -> Encoded
 
 def _targets(windows: Sequence[Encoded], width: int) -> Tensor | None:
     per_token = [window.targets for window in windows if isinstance(window.targets, list)]
-    per_window = [window.targets for window in windows if isinstance(window.targets, int)]
+    per_window = [window.targets for window in windows if isinstance(window.targets, int | float)]
     if per_token:
         assert len(per_token) == len(windows), "windows with and without token targets in one batch"
         return _padded(per_token, width, IGNORED)
     if per_window:
         assert len(per_window) == len(windows), "windows with and without a target in one batch"
-        return torch.tensor(per_window, dtype=torch.int64)
+        numbers = any(isinstance(target, float) for target in per_window)
+        return torch.tensor(per_window, dtype=torch.float32 if numbers else torch.int64)
     return None
 
 

@@ -22,7 +22,8 @@ class Encoded:
 
     ids: token ids, special ones included.
     segments: 0 or 1 a token, for pairs of a tokenizer that tells the two apart; else None.
-    targets: one label id a token, IGNORED where there is none; or one label id for the window; or None.
+    targets: one label id a token, IGNORED where there is none; one label id, or one number (ranking), for the window;
+        or None.
     owners: whose predictions these are, in order. Token labels: (record, word) for each position that has one. A label
         for the window: (record, 0). Language modelling: (record that the first token stands in, 0).
     bytes: for language modelling, UTF-8 bytes of the text that the window's predicted tokens spell; else 0.
@@ -30,7 +31,7 @@ class Encoded:
 
     ids: list[int]
     segments: list[int] | None
-    targets: list[int] | int | None
+    targets: list[int] | int | float | None
     owners: list[tuple[int, int]]
     bytes: int = 0
 

@@ -4,9 +4,9 @@ A block whose links are both gone is absent, and the blocks behind it move up. A
 that adds nothing: zero output weights and bias.
 
 In a post-norm model a dropped link may also have lost its norm, and stock code has no way to leave one out. But a norm
-behind a norm of weight 1 and bias 0 finds mean 0 and variance 1 (but for eps), so it only applies its own
-weight and bias. Hence the previous norm of the stream gets weight 1 and bias 0, and the lost norm's place takes over
-what it had. This is allowed because in a post-norm model the previous norm's output goes nowhere but into this link,
+behind a norm of weight 1 and bias 0 finds mean 0 and variance 1 (but for eps), so it only applies its own weight and
+bias. Hence the previous norm of the stream gets weight 1 and bias 0, and the lost norm's place takes over what it had.
+This is allowed because in a post-norm model the previous norm's output goes nowhere but into this link,
 which adds nothing, and past it. Several lost norms in a row pass weight and bias on, one to the next.
 """
 
@@ -57,10 +57,7 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
     full.load_state_dict(state, assign=True)
     full.tie()
     hf = cut_hf_config(checkpoint.hf_config, checkpoint.family, config)
-    made = Checkpoint(full.eval(), hf, checkpoint.source)
-    if "tokenizer" in checkpoint.__dict__:
-        made.tokenizer = checkpoint.tokenizer
-    return made
+    return replace(checkpoint.with_model(full.eval()), hf_config=hf)
 
 
 def remaining_blocks(model: Transformer) -> list[int]:

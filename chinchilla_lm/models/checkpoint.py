@@ -57,6 +57,13 @@ class Checkpoint:
             )
         return load_tokenizer(self.source)
 
+    def with_model(self, model: Transformer) -> Checkpoint:
+        """The same surroundings for another model: shortened, trained on, exported."""
+        made = replace(self, model=model, fresh=(), files=())
+        if "tokenizer" in self.__dict__:
+            made.tokenizer = self.tokenizer
+        return made
+
     @property
     def family(self) -> Family:
         """The family of the model."""
@@ -211,6 +218,8 @@ def choose_head(
         labels = labels if labels and len(labels) == 1 else ("relevance",)
     if kind in ("token-classification", "text-classification") and not labels:
         raise InputError(f"this model has no head for {kind} and no labels were given; pass labels or data with labels")
+    if len(set(labels or ())) != len(labels or ()):
+        raise InputError(f"labels {list(labels or ())} has doubles; pass each label once")
     head = family.default_head(hf, kind, tuple(labels or ()))
     return _with_pooling(head, located), kind == "embedding"
 

@@ -46,11 +46,11 @@ def locate(source: str | Path) -> Located:
 
 
 def _in_folder(folder: Path) -> Located:
-    if (folder / "config.json").is_file():
+    files = sorted(folder.glob("*.gguf"))
+    if (folder / "config.json").is_file() and (any(folder.glob("*.safetensors")) or not files):
         return Located(folder)
     if (folder / "model" / "config.json").is_file():
         return Located(folder / "model")
-    files = sorted(folder.glob("*.gguf"))
     if len(files) > 1:
         raise InputError(f"{folder} holds {len(files)} GGUF files; pass one of them, such as {files[0]}")
     if files:

@@ -20,6 +20,8 @@ MAX_ROUNDS = 8
 HEADROOM = 0.02
 # A miss tightens the budget by the miss and by this much more; without it, noise can stall the loop.
 EXTRA = 0.01
+# What is proposed instead of the impossible: this share of the way to a model without links (assumption).
+PROPOSED = 0.6
 
 Search = Callable[[CostTable, float], Plan]
 TimeAgainstOriginal = Callable[[Plan], tuple[Ratio, float]]
@@ -74,7 +76,7 @@ def fulfil(
         try:
             plan = search(table, budget)
         except ContractError as error:
-            raise ContractError(_what_can_be_had(table, target, clock)) from error
+            raise ContractError(_what_can_be_had(table, target, clock, tries)) from error
         ratio, latency_ms = clock(plan)
         tries.append(Try(plan, budget, ratio, latency_ms))
         kept = target.reached(ratio, latency_ms) / (1 + HEADROOM)
@@ -88,7 +90,7 @@ def fulfil(
         # The next plan must differ: at least one more link has to go.
         room = table.predict_us(plan.dropped)
         budget = min(budget, room) * min(kept, 1 - EXTRA) * (1 - EXTRA)
-    raise ContractError(_what_can_be_had(table, target, clock))
+    raise ContractError(_what_can_be_had(table, target, clock, tries))
 
 
 def _facts(tries: list[Try]) -> list[dict[str, float]]:
@@ -103,9 +105,17 @@ def _facts(tries: list[Try]) -> list[dict[str, float]]:
     ]
 
 
-def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOriginal) -> str:
-    """The limit, measured: with every link dropped, nothing of the chain is left to drop."""
+def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOriginal, tries: list[Try]) -> str:
+    """The limit, measured: with every link dropped, nothing of the chain is left to drop. And a target within it that
+    is no more than what was reached."""
     names = [link.name for link in chain(table.num_blocks)]
     ratio, latency_ms = clock(Plan.from_dropped(table.num_blocks, names, norms=table.norms))
     most = f"without any link the model is {ratio.value:.2f}× as fast ({latency_ms:.2f} ms)"
-    return f"{target.words()} cannot be had: {most}; ask for less, such as --speedup {1 + 0.6 * (ratio.value - 1):.1f}"
+    proposed = 1 + PROPOSED * (ratio.value - 1)
+    if target.speedup is not None:
+        reached = max((one.speedup.value / (1 + HEADROOM) for one in tries), default=proposed)
+        less = f"--speedup {min(proposed, reached):.2f}"
+    else:
+        least_ms = min((one.latency_ms * (1 + HEADROOM) for one in tries), default=0.0)
+        less = f"--latency {max(latency_ms * ratio.value / proposed, least_ms):.3g}"
+    return f"{target.words()} cannot be had: {most}; ask for less, such as {less}"

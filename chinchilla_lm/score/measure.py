@@ -22,12 +22,14 @@ from torch import Tensor
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 # Positions compared at most. The head is as dear as ten blocks of a small language model, and 2,048 positions
 # estimate a mean KL as well as the choice of the calibration text allows (docs/log.md).
 MAX_POSITIONS = 2048
+# Positions whose logits are held at once: 128 of a vocabulary of 49,152 are 25 MB, which the allocator keeps and
+# reuses; larger arrays go back to the system each time, and their page faults cost more than the products in them.
+CHUNK = 128
 # Memory for remembered streams, in bytes: 60 boundaries of 8 k tokens at 576 features in bfloat16 are 0.6 GB.
 PREFIX_BYTES = 2_500_000_000
 
@@ -97,7 +99,7 @@ class Measure:
             embedded = [model.embed(batch.batch) for batch in self.batches]
             self._contexts = [context for _, context in embedded]
             self._prefixes.put((0, frozenset()), [x for x, _ in embedded])
-            self._reference = [_log_probabilities(logits) for logits in self._run({})]
+            self._reference = [[_distributions(self._logits(part)) for part in x.split(CHUNK)] for x in self._run({})]
         self._base = self._losses({}) if loss == "task" else []
 
     @property
@@ -148,7 +150,7 @@ class Measure:
         ]
 
     def _run(self, fates: Mapping[str, NormFate]) -> list[Tensor]:
-        """Logits [N, V] at the compared positions of every batch."""
+        """What every batch's compared positions give: last hidden states [N, D], or a sequence head's logits [N, C]."""
         found = self._prefixes.deepest(self.names, fates)
         if found is None:
             found = 0, [self.model.embed(batch.batch)[0] for batch in self.batches]
@@ -156,30 +158,39 @@ class Measure:
         for position in range(start, len(self.names)):
             streams = self._advance(streams, position, position + 1, fates)
             self._prefixes.put((position + 1, _before(self.names[: position + 1], fates)), streams)
-        logits = []
+        results = []
         for x, batch, picked in zip(streams, self.batches, self._picked, strict=True):
-            logits.append(_head(self.model, self.model.finish(x), batch.batch, picked.index))
-        return logits
+            hidden = self.model.finish(x)
+            if _is_sequence(self.model):
+                results.append(self.model.head(hidden, batch.batch))
+            else:
+                results.append(hidden.reshape(-1, hidden.shape[-1])[picked.index.to(hidden.device)])
+        return results
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        return outputs if _is_sequence(self.model) else self.model.head.classify(outputs)
 
     def _losses(self, fates: Mapping[str, NormFate]) -> list[tuple[float, int]]:
         """(sum of the cost over compared positions, their number) for every window that has any."""
         result: list[tuple[float, int]] = []
         with torch.inference_mode():
-            for logits, reference, picked in zip(self._run(fates), self._reference, self._picked, strict=True):
-                if self.loss == "kl":
-                    changed = _log_probabilities(logits)
-                    values = F.kl_div(changed, reference, reduction="none", log_target=True).sum(-1)
-                else:
-                    values = F.cross_entropy(logits.float(), picked.targets, reduction="none")
+            for outputs, reference, picked in zip(self._run(fates), self._reference, self._picked, strict=True):
+                parts = zip(outputs.split(CHUNK), reference, picked.targets.split(CHUNK), strict=True)
+                values = torch.cat([self._compare(self._logits(part), *rest) for part, *rest in parts])
                 for row in picked.rows.unique():
                     inside = values[picked.rows == row]
                     result.append((float(inside.sum()), len(inside)))
         return result
 
+    def _compare(self, logits_NV: Tensor, reference_NV: Tensor, targets_N: Tensor) -> Tensor:
+        if self.loss == "kl":
+            return _divergence(logits_NV, reference_NV)
+        return _task_loss(logits_NV, targets_N.to(logits_NV.device))
+
 
 @dataclass(frozen=True, slots=True)
 class _Picked:
-    """Flat positions of one batch that are compared, the row each stands in, and their targets (int64 [N] each)."""
+    """Flat positions of one batch that are compared, the row each stands in (int64 [N] each), and their targets [N]."""
 
     index: Tensor
     rows: Tensor
@@ -187,10 +198,11 @@ class _Picked:
 
 
 def _pick_positions(batches: Sequence[EncodedBatch], limit: int, *, sequence: bool) -> list[_Picked]:
-    """Every k-th position that has a target, so that at most `limit` are compared."""
+    """Every k-th position that has a target, counted over all batches, so that at most `limit` are compared."""
     picked: list[_Picked] = []
     total = sum(int((batch.targets != IGNORED).sum()) for batch in batches if batch.targets is not None)
     stride = max(1, math.ceil(total / limit))
+    seen = 0
     for batch in batches:
         assert batch.targets is not None
         flat = batch.targets.reshape(-1)
@@ -199,7 +211,7 @@ def _pick_positions(batches: Sequence[EncodedBatch], limit: int, *, sequence: bo
             picked.append(_Picked(index, index, flat))
             continue
         index = (flat != IGNORED).nonzero().squeeze(1)
-        index = index[::stride]
+        index, seen = index[-seen % stride :: stride], seen + len(index)
         picked.append(_Picked(index, index // batch.targets.shape[1], flat[index]))
     if not any(len(part.index) for part in picked):
         raise InputError("0 calibration positions have a target; pass calibration data with labels or longer text")
@@ -210,14 +222,24 @@ def _is_sequence(model: Transformer) -> bool:
     return model.config.head.kind in ("text-classification", "ranking")
 
 
-def _head(model: Transformer, x_BTD: Tensor, batch: Batch, index: Tensor) -> Tensor:
-    if _is_sequence(model):
-        return model.head(x_BTD, batch)
-    return model.head.classify(x_BTD.reshape(-1, x_BTD.shape[-1])[index.to(x_BTD.device)])
+def _distributions(logits_NV: Tensor) -> Tensor:
+    """Log probabilities [N, V]. A single output (ranking) is the mean of a normal distribution of variance 1."""
+    return logits_NV.float() if logits_NV.shape[-1] == 1 else F.log_softmax(logits_NV.float(), dim=-1)
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits.float(), dim=-1)
+def _divergence(logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
+    """KL(reference ‖ changed) in nats, [N]; between the normal distributions of single outputs it is ½ (y - y')²."""
+    changed = _distributions(logits_NV)
+    if changed.shape[-1] == 1:
+        return 0.5 * (changed - reference_NV).square().squeeze(-1)
+    return F.kl_div(changed, reference_NV, reduction="none", log_target=True).sum(-1)
+
+
+def _task_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Nats of the targets, [N]; of a number under a single output's normal distribution, less a constant."""
+    if targets_N.is_floating_point():
+        return 0.5 * (logits_NV.float().squeeze(-1) - targets_N).square()
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
 def _mean_cost(per_window: Sequence[tuple[float, int]]) -> Cost:

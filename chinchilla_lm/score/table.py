@@ -36,7 +36,7 @@ def score(measure: Measure, times: LinkTimes, circumstances: Circumstances, cons
     model = measure.model
     entries: list[CostEntry] = []
     blocks = model.config.num_blocks
-    cosines = _cosines(measure.streams())
+    cosines = _cosines(measure.streams(), [batch.batch.mask for batch in measure.batches])
     with console.progress(3 * blocks, "score", "drops") as progress:
         for link in chain(blocks):
             position = measure.names.index(link.name)
@@ -81,16 +81,16 @@ def _entry(links: tuple[str, ...], cost: Cost, times: LinkTimes, norm: NormFate 
     return CostEntry(links, cost.value, cost.low, cost.high, saved, norm, cosine)
 
 
-def _cosines(streams: list[list[Tensor]]) -> dict[tuple[int, int], float]:
-    """1 - cosine similarity between boundaries one and two links apart, mean over positions (ShortGPT's score)."""
+def _cosines(streams: list[list[Tensor]], masks: list[Tensor | None]) -> dict[tuple[int, int], float]:
+    """1 - cosine similarity between boundaries one and two links apart, mean over real tokens (ShortGPT's score)."""
     result: dict[tuple[int, int], float] = {}
     with torch.inference_mode():
         for start in range(len(streams) - 1):
             for stop in (start + 1, start + 2):
                 if stop < len(streams):
-                    similar = [
-                        F.cosine_similarity(x.float(), y.float(), dim=-1).reshape(-1)
-                        for x, y in zip(streams[start], streams[stop], strict=True)
-                    ]
+                    similar = []
+                    for x, y, mask in zip(streams[start], streams[stop], masks, strict=True):
+                        found = F.cosine_similarity(x.float(), y.float(), dim=-1)
+                        similar.append(found.reshape(-1) if mask is None else found[mask])
                     result[start, stop] = 1.0 - float(torch.cat(similar).mean())
     return result

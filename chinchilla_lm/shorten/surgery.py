@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
+from torch import nn
 
+from chinchilla_lm.models.filling import skeleton
 from chinchilla_lm.models.transformer import NormFate, Transformer
 from chinchilla_lm.plan import Plan
 
@@ -15,13 +16,28 @@ def drops(plan: Plan) -> dict[str, NormFate]:
     return {name: "keep" if plan.norms.get(name) == "keep" else "lose" for name in plan.dropped}
 
 
+def outline(model: Transformer, dropped: Mapping[str, NormFate] | None = None) -> Transformer:
+    """A model on the meta device with the parameters that `model` has, less those of the links in `dropped`.
+
+    What a config describes and what a model has can differ: folding takes norms' weights away and adds biases.
+    """
+    empty = skeleton(model.config, {**model.dropped, **(dropped or {})})
+    for path, module in list(empty.named_modules()):
+        expected = dict(module.named_parameters(recurse=False))
+        present = dict(model.get_submodule(path).named_parameters(recurse=False))
+        for name in expected.keys() - present.keys():
+            setattr(module, name, None)
+        for name in present.keys() - expected.keys():
+            setattr(module, name, nn.Parameter(present[name].detach().to("meta")))
+    return empty
+
+
 def without(model: Transformer, dropped: Mapping[str, NormFate], *, share: bool) -> Transformer:
     """A new model that lacks `dropped` as well as what the old one lacked; `share` False copies the weights.
 
     A shared model costs no memory and is for measuring; a model that will be trained needs its own copy.
     """
-    with torch.device("meta"):
-        short = Transformer(model.config, {**model.dropped, **dropped})
+    short = outline(model, dropped)
     weights = model.state_dict()
     kept = {name: weights[name] if share else weights[name].clone() for name in short.state_dict()}
     short.load_state_dict(kept, assign=True)

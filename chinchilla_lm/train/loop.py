@@ -97,53 +97,51 @@ def fit(
     """Train in place and leave the best weights in the model.
 
     batches(epoch) gives that epoch's batches; evaluate() gives the dev metric, higher is better, before the first step
-    and once an epoch; `state` is the file to resume from. Raises InputError when the loss is no longer a number.
+    and once an epoch. `state` is the file to resume from; it outlives the run, for the caller to remove when the model
+    is saved. Raises InputError when there is nothing to train on, or the loss is no longer a number.
     """
     first = batches(0)
+    if not first:
+        raise InputError("0 batches to train on; pass training data that is not empty")
     total = max(1, round(settings.epochs * len(first)))
     optimizer = make_optimizer(model, settings, fresh)
-    place, best = Place(identity), None
+    run, place = _Run(model, optimizer, loss, settings, total), Place(identity)
     if state is not None and (found := load_state(state, model, optimizer, identity)) is not None:
-        place, best = found
+        place, run.best = found
         console.say(f"{label}: resumed at step {place.step} of {total}")
-    run = _Run(model, optimizer, loss, settings, total)
     saved = time.monotonic()
     try:
         if evaluate is not None and not place.history:
-            best = _judge(model, evaluate, place, best, math.nan, console, label)
+            run.judge(evaluate, place, console, label)
         with console.progress(total - place.step, label, "steps") as progress:
             epoch, before = 0, 0
-            while place.step < total:
+            while before < total:
                 todo = first if epoch == 0 else batches(epoch)
-                for batch in todo[place.step - before :]:
+                for batch in todo[place.step - before : total - before]:
                     value = run.step(batch, place.step)
                     place.step += 1
                     run.whole = True
                     progress.advance(1, f"loss {value:.4f}")
                     if state is not None and time.monotonic() - saved > STATE_INTERVAL_S:
-                        save_state(state, model, optimizer, best, place)
+                        save_state(state, model, optimizer, run.best, place)
                         saved = time.monotonic()
-                    if place.step >= total:
-                        break
                 epoch, before = epoch + 1, before + len(todo)
                 judged = any(entry["step"] == place.step for entry in place.history)
                 if evaluate is not None and place.step <= before and not judged:
-                    best = _judge(model, evaluate, place, best, run.average, console, label)
+                    run.judge(evaluate, place, console, label)
     except KeyboardInterrupt:
         if state is not None and run.whole:
-            save_state(state, model, optimizer, best, place)
+            save_state(state, model, optimizer, run.best, place)
         raise
-    if best is not None:
+    if run.best is not None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(best[name])
-    if state is not None:
-        state.unlink(missing_ok=True)
+                parameter.copy_(run.best[name])
     return FitResult(place.step, place.best, place.best_step, place.history)
 
 
 class _Run:
-    """One optimiser step, and a running average of the loss."""
+    """One optimiser step, a running average of the loss, and the best weights so far."""
 
     def __init__(
         self, model: Transformer, optimizer: torch.optim.AdamW, loss: Loss, settings: FitSettings, total: int
@@ -151,6 +149,7 @@ class _Run:
         self.model, self.optimizer, self.loss, self.settings, self.total = model, optimizer, loss, settings, total
         self.device = model.embedding.tokens.weight.device
         self.average = math.nan
+        self.best: dict[str, Tensor] | None = None
         self.whole = True  # False while a step is half taken: such a state must not be saved
 
     def step(self, batch: EncodedBatch, step: int) -> float:
@@ -171,26 +170,19 @@ class _Run:
         self.average = value if math.isnan(self.average) else 0.95 * self.average + 0.05 * value
         return self.average
 
+    def judge(self, evaluate: Callable[[], float], place: Place, console: Console, label: str) -> None:
+        """Measure on dev and keep a copy of the weights if they are the best so far.
 
-def _judge(
-    model: Transformer,
-    evaluate: Callable[[], float],
-    place: Place,
-    best: dict[str, Tensor] | None,
-    loss: float,
-    console: Console,
-    label: str,
-) -> dict[str, Tensor] | None:
-    """Measure on dev and keep a copy of the weights if they are the best so far."""
-    model.eval()
-    value = evaluate()
-    place.history.append({"step": place.step, "dev": value})
-    lost = "" if math.isnan(loss) else f"loss {loss:.4f}, "
-    console.say(f"{label}: step {place.step}, {lost}dev {value:.4f}")
-    if place.best is not None and value <= place.best:
-        return best
-    place.best, place.best_step = value, place.step
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        It is noted last: a run that was stopped before that judges these weights again.
+        """
+        self.model.eval()
+        value = evaluate()
+        lost = "" if math.isnan(self.average) else f"loss {self.average:.4f}, "
+        console.say(f"{label}: step {place.step}, {lost}dev {value:.4f}")
+        if place.best is None or value > place.best:
+            self.best = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+            place.best, place.best_step = value, place.step
+        place.history.append({"step": place.step, "dev": value})
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -26,7 +26,12 @@ def task_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor
 
 
 def logit_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student) in nats a position, times T² so that its gradient keeps its scale (Hinton et al. 2015)."""
+    """KL(teacher ‖ student) in nats a position, times T² so that its gradient keeps its scale (Hinton et al. 2015).
+
+    A single output (ranking) is the mean of a normal distribution of variance 1, whose KL is half the squared error.
+    """
+    if student_NV.shape[-1] == 1:
+        return 0.5 * squared_error(student_NV, teacher_NV)
     student = F.log_softmax(student_NV.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_NV.float() / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

@@ -31,7 +31,7 @@ class Place:
 def save_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor] | None, place: Place
 ) -> None:
-    """Write everything that a resumed run needs."""
+    """Write everything that a resumed run needs. Raises InputError where the disk refuses."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"model/{name}"] = parameter.detach().contiguous()
@@ -39,11 +39,13 @@ def save_state(
             tensors[f"adam/{moment}/{name}"] = value.detach().contiguous()
     for name, value in (best or {}).items():
         tensors[f"best/{name}"] = value.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata={"place": json.dumps(asdict(place))})
         temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot write {path} ({error}); free room or pass another -o") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,7 +53,10 @@ def save_state(
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
 ) -> tuple[Place, dict[str, Tensor] | None] | None:
-    """Put a saved state back; None where there is none, or where it belongs to another run."""
+    """Put a saved state back; None where there is none, or where it belongs to another run.
+
+    Raises InputError for a file that is damaged.
+    """
     if not path.exists():
         return None
     try:
@@ -60,8 +65,15 @@ def load_state(
             if place.identity != identity:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        return place, _restore(tensors, model, optimizer)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it to start this stage again") from error
+
+
+def _restore(
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor] | None:
+    """Weights into the model, moments into the optimizer; returns the best weights so far."""
     best: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -73,5 +85,6 @@ def load_state(
             best[rest] = tensor
         elif kind == "adam":
             moment, _, parameter_name = rest.partition("/")
-            optimizer.state[parameters[parameter_name]][moment] = tensor
-    return place, best or None
+            parameter = parameters[parameter_name]
+            optimizer.state[parameter][moment] = tensor.to(parameter.device, copy=True)
+    return best or None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def shortened(checkpoint: Checkpoint, dropped: dict[str, Any]) -> Checkpoint:
     model = Transformer(checkpoint.model.config, dropped)
     known = model.state_dict()
     model.load_state_dict({name: value for name, value in checkpoint.model.state_dict().items() if name in known})
-    return replace(checkpoint, model=model.eval())
+    return checkpoint.with_model(model.eval())
 
 
 def add_tokenizer(folder: Path) -> None:
@@ -139,6 +138,8 @@ def test_a_trained_head_keeps_its_labels(tmp_path: Path) -> None:
     assert other.model.config.head.labels == ("O", "B-Y")
     with pytest.raises(InputError, match="speech"):
         load(folder, task="speech")
+    with pytest.raises(InputError, match="doubles"):
+        load(folder, task="token-classification", labels=["A", "A"])
 
 
 def test_a_decoder_that_is_not_tied_although_the_config_says_so(tmp_path: Path) -> None:

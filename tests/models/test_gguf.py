@@ -37,7 +37,7 @@ NAMES = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-TOKENS = [*(f"<{index}>" for index in range(VOCAB))]
+TOKENS = ["a", "b", "ab", *(f"<{index}>" for index in range(VOCAB - 3))]
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def write_gguf(path: Path, model: Any, arch: str, kind: GGMLQuantizationType = G
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * VOCAB)
-    writer.add_token_merges([])
+    writer.add_token_merges(["a b"])
     tied = config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if tied and name == "lm_head.weight":
@@ -117,7 +117,7 @@ def test_weights_and_config_are_those_of_the_original(name: str, arch: str, tmp_
     stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     assert_same(theirs(stock, data), theirs(reference, data), data)
     assert stock.config.rms_norm_eps == 1e-6
-    assert (tmp_path / "hf" / "tokenizer.json").exists()
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("abba")["input_ids"] == [2, 1, 0]
 
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.BF16])
