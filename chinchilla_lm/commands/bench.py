@@ -165,46 +165,45 @@ def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Fo
 
 
 def _show(result: dict[str, Any], shape: Shape, console: Console) -> None:
-    writes = shape.new_tokens > 0
-    speeds = ["prefill tokens/s", "decode tokens/s"] if writes else ["sequences/s"]
-    keys = ["prefill_tokens_per_s", "decode_tokens_per_s"] if writes else ["sequences_per_s"]
-    columns = [
-        "model",
-        "engine",
-        "format",
-        *speeds,
-        "p50 ms",
-        "p95 ms",
-        "of GEMM",
-        *(["of bandwidth"] if writes else []),
-    ]
-    rows = []
-    for row in result["rows"]:
-        shares = [row["roofline"]["gemm_share"], *([row["roofline"].get("bandwidth_share")] if writes else [])]
-        latency = row["latency_ms"]
-        cells = [
-            row["model"],
-            row["engine"],
-            row["format"],
-            *(row[key] for key in keys),
-            latency["p50"],
-            latency["p95"],
-        ]
-        cells += [None if share is None else f"{share:.0%}" for share in shares]
-        rows.append([*cells, row["peak_mb"], row["load_s"]])
-    timed = f"whole requests of {shape.tokens} + {shape.new_tokens} tokens" if writes else "single texts"
+    short = _short_names([row["model"] for row in result["rows"]])
+    rows = [_columns(row, short, shape) for row in result["rows"]]
+    timed = f"whole requests of {shape.tokens} + {shape.new_tokens} tokens" if shape.new_tokens else "single texts"
     title = f"{shape.batch} x {shape.tokens} tokens, {result['rounds']} rounds; p50 and p95 of {timed}"
-    console.table([*columns, "peak MB", "load s"], rows, title)
-    _show_notes(result, console)
+    console.table(list(rows[0]), [list(row.values()) for row in rows], title)
+    _show_notes(result, short, console)
 
 
-def _show_notes(result: dict[str, Any], console: Console) -> None:
+def _columns(row: dict[str, Any], short: dict[str, str], shape: Shape) -> dict[str, Any]:
+    """One row of the table, by heading; shares are those of the roof."""
+    cells = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
+    if shape.new_tokens:
+        cells["prefill tokens/s"], cells["decode tokens/s"] = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
+    else:
+        cells["sequences/s"] = row["sequences_per_s"]
+    cells |= {f"{key} ms": value for key, value in row["latency_ms"].items()}
+    cells["of GEMM"] = _percent(row["roofline"]["gemm_share"])
+    if "bandwidth_share" in row["roofline"]:
+        cells["of bandwidth"] = _percent(row["roofline"]["bandwidth_share"])
+    return cells | {"peak MB": row["peak_mb"], "load s": row["load_s"]}
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.0%}"
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """The last part of each path, but for those that it would not tell apart."""
+    last = {name: Path(name).name or name for name in names}
+    return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
+
+
+def _show_notes(result: dict[str, Any], short: dict[str, str], console: Console) -> None:
     roof = result["roofline"]
     if roof["bandwidth_gb_s"] is not None:
         console.show(f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products")
     for ratio in result["ratios"]:
         interval = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
-        over = ratio["over"] if ratio["over_engine"] == ratio["engine"] else ratio["over_engine"]
+        over = short[ratio["over"]] if ratio["over_engine"] == ratio["engine"] else ratio["over_engine"]
         console.show(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {over}{interval}")
     for row in result["rows"]:
         agreement = row["metrics"].get("agreement")

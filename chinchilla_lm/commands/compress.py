@@ -244,7 +244,6 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
     config = stages.job.checkpoint.model.config
     if stages.recipe.task != "language-modeling" or not config.causal:
         return []
-    from dataclasses import replace
 
     from chinchilla_lm.runtime.session import Session
 
@@ -252,7 +251,7 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
     prompt = " ".join(text.split()[:PROMPT_WORDS])
     texts = []
     for name in ("original", "recovered"):
-        checkpoint = replace(stages.job.checkpoint, model=models[name])
+        checkpoint = stages.job.checkpoint.with_model(models[name])
         session = Session.from_checkpoint(checkpoint, device=stages.job.device, dtype=stages.job.dtype)
         texts.append(session.generate(prompt, max_new_tokens=40))
     return [{"prompt": prompt, "original": str(texts[0]), "changed": str(texts[1])}]

@@ -79,7 +79,7 @@ def _recipe(output: Path, fast: bool) -> Recipe:
 
 
 def _write_text(folder: Path, held_out_characters: int) -> None:
-    """Python's reference as JSON lines: in the order of the topics' hashes, 3 of 10 are for test, 1 for dev, 6 for train."""
+    """Python's reference as JSON lines; by the topics' hashes, 3 of 10 are for test, 1 for dev, 6 for train."""
     import hashlib
     from pydoc_data.topics import topics
 

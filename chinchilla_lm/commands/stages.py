@@ -7,7 +7,6 @@ shorten  → shortened/                 recover → model/
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,7 @@ class Stages:
         path = self.folder.file("shortened")
 
         def work() -> Checkpoint:
-            short = replace(self.job.checkpoint, model=shorten(self.job.checkpoint.model, plan), fresh=())
+            short = self.job.checkpoint.with_model(shorten(self.job.checkpoint.model, plan))
             save(short, path, self._meta(plan))
             return short
 
@@ -218,6 +217,9 @@ class Stages:
         if settings.tokens is not None:
             epochs = min(epochs, settings.tokens / max(1, sum(len(one.ids) for one in encoded)))
         weights = settings.weights
+        # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
+        # model's gradient, and the dear one of a tied head, need not be computed.
+        short.model.embedding.requires_grad_(False)
         fit(
             short.model,
             lambda epoch: job.batches(encoded, settings.batch_tokens, seed=self.recipe.seed + epoch),

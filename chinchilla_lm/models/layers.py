@@ -27,6 +27,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
+# Keys up to which training on the CPU multiplies the scores out. Forward and backward of 3 × 9 heads of 64, bfloat16,
+# one core: 300 positions 11 ms against SDPA's 30, 512 positions 45 against 84. Beyond, the scores' memory is the limit.
+EXPLICIT_UP_TO = 512
+
 
 @dataclass(slots=True)
 class Context:
@@ -136,12 +140,37 @@ class Attention(Link):
         return self.out(mixed.transpose(1, 2).reshape(rows, positions, -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+        if query.requires_grad and query.device.type == "cpu" and key.shape[2] <= EXPLICIT_UP_TO:
+            return explicit_attention(query, key, value, context.masks.get(self.window), context.causal, self.scale)
         if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
             shared = self.heads // self.kv_heads
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
         mask = context.masks.get(self.window)
         causal = context.causal and mask is None
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=self.scale)
+
+
+def explicit_attention(
+    query_BHTP: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """softmax(q kᵀ · scale) v by plain products, [B, H, T, P]; key and value are [B, kv heads, S, P].
+
+    The query heads that share a key are rows of one product. Same function as SDPA, for training on the CPU, where the
+    fused kernel's backward pass is the slower one; its price is the memory of all scores.
+    """
+    rows, heads, positions, size = query_BHTP.shape
+    groups, seen = key.shape[1], key.shape[2]
+    if causal and mask is None:
+        mask = torch.ones(positions, seen, dtype=torch.bool, device=key.device).tril()[None, None]
+    with torch.autocast(key.device.type, enabled=False):
+        query = query_BHTP.reshape(rows, groups, -1, size) * (size**-0.5 if scale is None else scale)
+        scores = query @ key.transpose(-1, -2)
+        if mask is not None:
+            bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+            shape = (rows, groups, -1, positions, seen)
+            scores = (scores.view(shape) + bias[:, :, None]).view(rows, groups, -1, seen)
+        mixed = scores.softmax(-1) @ value
+    return mixed.view(rows, heads, positions, size)
 
 
 class MLP(Link):

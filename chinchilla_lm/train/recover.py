@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
+from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train.losses import hidden_error, logit_kl, squared_error, task_loss
 
@@ -42,7 +43,12 @@ def fine_tuning_loss(smoothing: float) -> Callable[[Transformer, EncodedBatch], 
 
 
 def recovery_loss(teacher: Transformer, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
-    """The loss of a student that learns from `teacher`, which is run without gradients in its own dtype."""
+    """The loss of a student that learns from `teacher`, which is run without gradients in its own dtype.
+
+    Raises InputError where every weight is 0.
+    """
+    if not (weights.kl or weights.hidden or weights.squared or weights.task):
+        raise InputError("all weights of the recovery loss are 0, so it teaches nothing; pass --recover-weights-kl 1")
 
     def loss(student: Transformer, batch: EncodedBatch) -> Tensor:
         boundaries = _shared_boundaries(student) if weights.hidden else ()
@@ -97,10 +103,11 @@ def _walk(model: Transformer, batch: EncodedBatch, boundaries: tuple[int, ...]) 
 
 
 def _shared_boundaries(student: Transformer) -> tuple[int, ...]:
-    """Boundaries behind a link that is left and in front of a gap or the end: there the student has to have caught up.
+    """Boundaries behind each MLP that is left, the ends of blocks: there the student has to have caught up. The end of
+    the chain where no MLP is left.
 
     Behind a gap the next kept link sees the wrong input, so its own output, not its input, is compared.
     """
     kept = set(student.link_names)
     names = student.names
-    return tuple(i + 1 for i, name in enumerate(names) if name in kept and (i + 1 == len(names) or i % 2 == 1))
+    return tuple(i + 1 for i, name in enumerate(names) if name in kept and i % 2 == 1) or (len(names),)

@@ -6,6 +6,7 @@ The file is written under a temporary name and renamed, so that whatever stops a
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def save_state(
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot write {path} ({error}); free room or pass another -o") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_state(

@@ -7,9 +7,10 @@ import transformers
 from chinchilla_lm.cli import main
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load, save
+from chinchilla_lm.models.transformer import NormFate
 from chinchilla_lm.shorten.surgery import without
 
-DROPPED = {"0.attn": "lose", "0.mlp": "lose", "2.attn": "lose"}
+DROPPED: dict[str, NormFate] = {"0.attn": "lose", "0.mlp": "lose", "2.attn": "lose"}
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_a_bare_norm_is_named(capsys, model_folder, tmp_path):
     ("arguments", "message"),
     [
         (["--tokens", "65"], "1 times 65 tokens is not 1 or more times 1 to 64"),
-        (["--batch", "0"], "0 times 128 tokens"),
+        (["--batch", "0"], "0 times 64 tokens"),
         (["--threads", "0"], "threads 0"),
         (["--dtype", "int3"], "dtype 'int3'"),
     ],

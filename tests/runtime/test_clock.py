@@ -18,14 +18,14 @@ def test_order_rotates_and_warmup_is_not_counted():
 def test_the_same_work_twice_is_as_fast_and_half_the_work_twice_as_fast():
     # Sleeping, not computing: a busy machine only ever prolongs a sleep, and by the same for both.
     timings = interleave(
-        {"a": lambda: time.sleep(0.004), "b": lambda: time.sleep(0.004), "half": lambda: time.sleep(0.002)},
-        rounds=41,
+        {"a": lambda: time.sleep(0.02), "b": lambda: time.sleep(0.02), "half": lambda: time.sleep(0.01)},
+        rounds=21,
         warmup=1,
     )
     same, half = speedup(timings["a"], timings["b"]), speedup(timings["a"], timings["half"])
     assert same.low <= same.value <= same.high
-    assert same.low <= 1.02
-    assert same.high >= 0.98
+    assert same.low <= 1.05
+    assert same.high >= 0.95
     assert half.low > 1.3
 
 

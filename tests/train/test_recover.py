@@ -1,0 +1,152 @@
+"""Recovery: what a student is compared with, where, and that the teacher is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.data.batches import EncodedBatch
+from chinchilla_lm.data.encoded import IGNORED
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.config import HeadConfig
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.shorten.surgery import without
+from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.recover import Weights, fine_tuning_loss, recovery_loss
+from tests.train.toy import epochs
+
+POST = {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False}
+TAGS = HeadConfig("token-classification", labels=("O", "B-X", "I-X"))
+TASKS = {
+    "text": ({}, None),
+    "tags": ({"causal": False, "head": TAGS}, 3),
+    "post-norm tags": ({**POST, "head": TAGS}, 3),
+    "classes": ({"head": HeadConfig("text-classification", labels=("a", "b", "c"), pooling="mean")}, 3),
+    "scores": ({"head": HeadConfig("ranking", labels=("score",), pooling="last")}, 1),
+}
+ALL = Weights(kl=1.0, hidden=0.7, squared=0.3, task=0.5, temperature=2.0)
+
+
+@pytest.fixture
+def teacher(tiny_config, tiny_model) -> Callable[[str], Transformer]:
+    """A maker of random models in float32, by task."""
+    return lambda task: tiny_model(tiny_config(**TASKS[task][0]), dtype=torch.float32)
+
+
+def batch(task: str) -> EncodedBatch:
+    random = torch.Generator().manual_seed(3)
+    ids = torch.randint(97, (3, 7), generator=random)
+    mask = torch.arange(7)[None] < torch.tensor([[7], [5], [2]])
+    size = TASKS[task][1]
+    if task in ("classes", "scores"):
+        targets = torch.tensor([2, 0, 1]) if size == 3 else torch.tensor([0.5, -1.0, 2.0])
+    else:
+        targets = torch.randint(size or 97, (3, 7), generator=random).masked_fill(~mask, IGNORED)
+        targets[:, 1] = IGNORED
+    return EncodedBatch(Batch(ids, mask), targets, [0, 1, 2])
+
+
+def logits_at_targets(model: Transformer, given: EncodedBatch) -> Tensor:
+    """The long way round: everything, then what counts."""
+    logits = model(given.batch)
+    return logits if logits.ndim == 2 else logits[given.targets != IGNORED]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_student_that_lacks_nothing_has_a_loss_of_exactly_zero(teacher, task):
+    original = teacher(task)
+    student = without(original, {}, share=False)
+    for weights in (Weights(), Weights(temperature=3.0), Weights(kl=0, hidden=1.0), Weights(kl=0, squared=1.0)):
+        loss = recovery_loss(original, weights)
+        with torch.no_grad():  # torch takes another attention kernel where it needs gradients
+            assert loss(student, batch(task)).item() == 0.0
+        trained = loss(student, batch(task))
+        assert trained.item() == pytest.approx(0.0, abs=1e-6)
+        assert trained.requires_grad
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loss_is_the_weighted_sum_of_its_parts(teacher, task):
+    original, given = teacher(task), batch(task)
+    student = without(original, {"1.attn": "lose", "2.mlp": "lose"}, share=False)
+    ours, theirs = logits_at_targets(student, given), logits_at_targets(original, given)
+    assert given.targets is not None
+    targets = given.targets[given.targets != IGNORED]
+    if ours.shape[-1] == 1:
+        kl = 0.5 * (ours - theirs).square().mean()
+        gold = (ours.squeeze(-1) - targets).square().mean()
+    else:
+        q, p = (ours / 2).log_softmax(-1), (theirs / 2).log_softmax(-1)
+        kl = 4 * (p.exp() * (p - q)).sum(-1).mean()
+        gold = -ours.log_softmax(-1).gather(1, targets[:, None]).mean()
+    squared = (ours - theirs).square().sum(-1).mean()
+    hidden = recovery_loss(original, Weights(kl=0, hidden=1.0))(student, given)
+    total = kl + 0.7 * hidden + 0.3 * squared + 0.5 * gold
+    assert min(kl.item(), hidden.item(), squared.item(), gold.item()) > 1e-3
+    assert recovery_loss(original, ALL)(student, given).item() == pytest.approx(total.item(), rel=1e-4)
+    assert fine_tuning_loss(0.0)(student, given).item() == pytest.approx(gold.item(), rel=1e-4)
+
+
+def streams(model: Transformer, given: EncodedBatch) -> list[Tensor]:
+    """The stream at every boundary of the chain."""
+    x, context = model.embed(given.batch)
+    found = [x]
+    for position in range(len(model.names)):
+        found.append(model.run(found[-1], context, position, position + 1))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dropped", "boundaries"),
+    [
+        ({}, [2, 4, 6]),
+        ({"1.attn": "lose"}, [2, 4, 6]),
+        ({"1.mlp": "lose"}, [2, 6]),
+        ({"0.attn": "lose", "0.mlp": "lose", "2.mlp": "lose"}, [4]),
+        ({"0.mlp": "lose", "1.mlp": "lose", "2.mlp": "lose"}, [6]),
+    ],
+)
+def test_hidden_states_are_compared_behind_every_mlp_that_is_left(teacher, dropped, boundaries):
+    original, given = teacher("text"), batch("text")
+    student = without(original, dropped, share=False)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs, mask = streams(student, given), streams(original, given), given.batch.mask
+    wanted = [
+        (ours[i] - theirs[i])[mask].square().mean() / theirs[i][mask].var()  # boundary i lies behind i links
+        for i in boundaries
+    ]
+    found = recovery_loss(original, Weights(kl=0, hidden=1.0))(student, given)
+    assert found.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
+
+
+def test_the_teacher_is_not_touched_and_the_student_comes_near_it(teacher):
+    original = teacher("text")
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    student = without(original, {"1.attn": "lose", "1.mlp": "lose"}, share=False)
+    loss, given = recovery_loss(original, Weights(hidden=1.0)), epochs()(0)[0]
+    first = loss(student, given).item()
+    fit(student, epochs(), loss, FitSettings(6, 1e-2, 1e-2), Console(quiet=True), label="toy")
+    assert loss(student, given).item() < 0.5 * first
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+    assert all(parameter.grad is None for parameter in original.parameters())
+    assert original.training is False
+
+
+def test_a_loss_without_any_part_is_an_input_error(teacher):
+    with pytest.raises(InputError, match="all weights of the recovery loss are 0"):
+        recovery_loss(teacher("text"), Weights(kl=0))
+
+
+def test_a_teacher_in_bfloat16_teaches_a_student_in_float32(teacher):
+    original = teacher("text")
+    student = without(original, {}, share=False)
+    loss = recovery_loss(original.bfloat16(), Weights(hidden=1.0))(student, batch("text"))
+    assert loss.dtype == torch.float32
+    assert 0 < loss.item() < 0.05
