@@ -34,10 +34,14 @@ def load_tokenizer(source: Path) -> Any:
         return read_tokenizer(source)
     if not any((source / name).is_file() for name in TOKENIZER_FILES if name.startswith(("tokenizer", "vocab"))):
         raise InputError(f"{source} holds no tokenizer.json; copy the tokenizer files of the model into it")
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    family = _family_of_shortened(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, local_files_only=True)
+        known = {} if family is None else {"config": AutoConfig.for_model(family)}
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=False, local_files_only=True, **known
+        )
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -46,6 +50,14 @@ def load_tokenizer(source: Path) -> Any:
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {source} is not a fast one; save it with tokenizer.json")
     return tokenizer
+
+
+def _family_of_shortened(folder: Path) -> str | None:
+    """The model_type behind a shortened model's own, which transformers does not know and would warn of."""
+    path = folder / "config.json"
+    config = read_json(path, "model config") if path.is_file() else None
+    family = config.get("chinchilla_model_type") if isinstance(config, dict) else None
+    return family if isinstance(family, str) else None
 
 
 def has_tokenizer(path: Path) -> bool:

@@ -40,19 +40,8 @@ class Entity:
 def words_of(text: str) -> list[tuple[int, int]]:
     """The words of a text as (first character, character after the last); every character but white space is in one."""
     if any(is_cjk(character) for character in text):
-        return _with_gaps(text, split_words(text))
+        return split_words(text)
     return [match.span() for match in _WORD.finditer(text)]
-
-
-def _with_gaps(text: str, words: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The words, and what lies between them without being white space (combining marks, say) as words of their own."""
-    found: list[tuple[int, int]] = []
-    end = 0
-    for start, stop in [*words, (len(text), len(text))]:
-        found += [(end + match.start(), end + match.end()) for match in re.finditer(r"\S+", text[end:start])]
-        found.append((start, stop))
-        end = stop
-    return found[:-1]
 
 
 def entities_of(

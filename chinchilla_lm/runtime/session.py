@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,17 @@ BATCH_TOKENS = 4096
 DEFAULT_WINDOW = 512
 
 Text = str | tuple[str, str]
+
+
+class Options(TypedDict, total=False):
+    """How to write a text; `Session.start` says what each means."""
+
+    ignore_eos: bool
+    chat: bool
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
 
 
 def load(
@@ -154,14 +165,16 @@ class Session:
             )
 
     @overload
-    def generate(self, prompt: str, max_new_tokens: int = ..., stream: Literal[False] = ..., **options: Any) -> str: ...
+    def generate(
+        self, prompt: str, max_new_tokens: int = ..., stream: Literal[False] = ..., **options: Unpack[Options]
+    ) -> str: ...
     @overload
     def generate(
-        self, prompt: str, max_new_tokens: int = ..., *, stream: Literal[True], **options: Any
+        self, prompt: str, max_new_tokens: int = ..., *, stream: Literal[True], **options: Unpack[Options]
     ) -> Iterator[str]: ...
 
     def generate(
-        self, prompt: str, max_new_tokens: int = 64, stream: bool = False, **options: Any
+        self, prompt: str, max_new_tokens: int = 64, stream: bool = False, **options: Unpack[Options]
     ) -> str | Iterator[str]:
         """The text that follows a prompt; with `stream`, an iterator of its pieces, none of which splits a character.
 
@@ -276,9 +289,7 @@ class Session:
     def _needs(self, call: str, kind: HeadKind) -> None:
         have = self.config.head.kind
         if have != kind:
-            raise InputError(
-                f"{call} needs a {kind} model, this one is for {have}; load another, or pass task={kind!r}"
-            )
+            raise InputError(f"{call} needs a model for {kind}, this one is for {have}; load another one")
 
 
 class Generation:

@@ -39,8 +39,10 @@ class Pieces:
         return text
 
     def finish(self) -> str:
-        """What was still waiting, whole or not."""
-        return self._rest()
+        """What was still waiting, whole or not; nothing the second time."""
+        text = self._rest()
+        self._start, self._shown = self._shown, len(self._ids)
+        return text
 
     def _rest(self) -> str:
         old = self._decode(self._ids[self._start : self._shown])

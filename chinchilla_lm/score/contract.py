@@ -113,9 +113,9 @@ def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOrigina
     most = f"without any link the model is {ratio.value:.2f}× as fast ({latency_ms:.2f} ms)"
     proposed = 1 + PROPOSED * (ratio.value - 1)
     if target.speedup is not None:
-        reached = max((one.speedup.value / (1 + HEADROOM) for one in tries), default=proposed)
+        reached = max((one.speedup.value / (1 + 2 * HEADROOM) for one in tries), default=proposed)
         less = f"--speedup {min(proposed, reached):.2f}"
     else:
-        least_ms = min((one.latency_ms * (1 + HEADROOM) for one in tries), default=0.0)
+        least_ms = min((one.latency_ms * (1 + 2 * HEADROOM) for one in tries), default=0.0)
         less = f"--latency {max(latency_ms * ratio.value / proposed, least_ms):.3g}"
     return f"{target.words()} cannot be had: {most}; ask for less, such as {less}"

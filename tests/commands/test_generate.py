@@ -62,4 +62,4 @@ def test_what_cannot_be_done_is_one_line(capsys, model_folder, arguments, messag
 
 def test_a_tagger_writes_no_text(capsys, model_folder):
     assert main(["generate", str(model_folder("bert", "token-classification")), "--prompt", "good"]) == 2
-    assert "generate needs a language-modeling model" in capsys.readouterr().err
+    assert "generate needs a model for language-modeling" in capsys.readouterr().err

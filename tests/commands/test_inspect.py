@@ -44,13 +44,26 @@ def test_parameters_add_up_to_those_of_transformers(capsys, model_folder, name, 
     assert "time" not in found
 
 
-def test_time_is_shared_out_among_the_links_that_are_left(capsys, short_folder):
+def test_time_is_shared_out_among_the_links_that_are_left(capsys, short_folder, monkeypatch):
+    monkeypatch.setattr("chinchilla_lm.commands.inspect._SECONDS", 0.1)
     found = answer(capsys, str(short_folder), "--tokens", "8", "--batch", "2", "--dtype", "float32")
     time = found["time"]
     assert set(time["link_us"]) == {"0.mlp", "1.attn", "1.mlp", "2.attn"}
     assert (time["batch"], time["tokens"]) == (2, 8)
     assert all(spent > 0 for spent in time["link_us"].values())
     assert sum(time["link_us"].values()) + time["fixed_us"] >= 0.99 * time["total_us"]
+
+
+def test_shares_are_of_the_whole_pass(capsys, short_folder, monkeypatch):
+    monkeypatch.setattr("chinchilla_lm.commands.inspect._SECONDS", 0.1)
+    assert main(["inspect", str(short_folder), "--dtype", "float32"]) == 0
+    out = capsys.readouterr().out
+    table, rest = out.split("embedding ")
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", table)]
+    assert len(shares) == 4
+    assert all(0.0 < share < 100.0 for share in shares)
+    [fixed] = re.findall(r"([\d.]+)% of it outside", rest)
+    assert sum(shares) + float(fixed) > 99.0
 
 
 def test_dropped_links_leave_gaps(capsys, short_folder):

@@ -76,6 +76,14 @@ def test_the_text_ends_where_the_generation_config_says(model_folder, language, 
     assert short.prompt_tokens == full.prompt_tokens
 
 
+def test_an_answer_starts_a_text_and_a_continuation_goes_on_with_one(language, monkeypatch):
+    begun = []
+    monkeypatch.setattr("chinchilla_lm.runtime.session.Pieces", lambda tokenizer, before: begun.append(before))
+    language.start("good", 5)
+    language.start("good", 5, chat=True)
+    assert begun == [language.tokenizer("good")["input_ids"], []]
+
+
 def test_chat_puts_the_prompt_into_the_template(language):
     plain, chat = language.start("good", 5), language.start("good", 5, chat=True)
     assert chat.prompt_tokens == plain.prompt_tokens + 3  # <|user|> good <|endoftext|> <|assistant|>
@@ -91,10 +99,13 @@ def test_chat_puts_the_prompt_into_the_template(language):
         (lambda s: s.generate("good", max_new_tokens=64), "66 tokens are more than the model's 64 positions; 2 are"),
         (lambda s: s.generate("good", max_new_tokens=0), "max-new-tokens 0"),
         (lambda s: s.generate(""), "0 tokens"),
-        (lambda s: s.entities(["good"]), "entities needs a token-classification model, this one is for language-model"),
-        (lambda s: s.classify(["good"]), "classify needs a text-classification model"),
-        (lambda s: s.embed(["good"]), "embed needs a embedding model|embed needs an embedding model"),
-        (lambda s: s.score([("a", "b")]), "score needs a ranking model"),
+        (
+            lambda s: s.entities(["good"]),
+            "entities needs a model for token-classification, this one is for language-model",
+        ),
+        (lambda s: s.classify(["good"]), "classify needs a model for text-classification"),
+        (lambda s: s.embed(["good"]), "embed needs a model for embedding"),
+        (lambda s: s.score([("a", "b")]), "score needs a model for ranking"),
     ],
 )
 def test_calls_that_do_not_fit_are_refused_with_their_figures(language, call, message):

@@ -53,6 +53,8 @@ def test_a_text_cut_inside_a_character_shows_so_at_its_end_only(byte_level):
     assert "".join(found[:-1]) == "good "
     assert set(found[-1]) == {"\ufffd"}
     assert "".join(found) == byte_level.decode(ids)
+    pieces = Pieces(byte_level, [])
+    assert [*map(pieces.add, ids), pieces.finish(), pieces.finish()] == [*found, ""]
 
 
 def test_a_stray_byte_holds_up_nothing_but_itself(byte_level):
