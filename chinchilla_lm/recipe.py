@@ -113,8 +113,8 @@ class Recipe(_Settings):
     """largest loss of quality that passes: points of F1 or accuracy, percent of perplexity"""
     metric: str | None = None
     """the metric to certify; without it, the task's own"""
-    method: Literal["dp", "greedy", "refine", "cosine", "one-shot"] = "refine"
-    """how the path is searched"""
+    method: Literal["race", "refine", "greedy", "dp", "top", "one-shot", "cosine"] = "race"
+    """how the path is searched; race: refine and top, each recovered briefly, the better on dev wins"""
     max_measures: int = Field(default=200, ge=1, le=100_000)
     """true measurements that a search may make"""
     device: Literal["cpu", "cuda", "auto"] = "auto"

@@ -98,7 +98,7 @@ def test_a_saved_recipe_holds_plain_keys(tmp_path: Path):
         ({"batch": "1.5"}, "batch 1.5 is not a whole number; pass --batch 1"),
         ({"threads": 0}, "threads 0 is less than 1; pass --threads 4"),
         ({"seed": 2**32}, "seed 4294967296 is not less than 4294967296; pass --seed 0"),
-        ({"method": "magic"}, "method magic is not one of dp, greedy, refine, cosine, one-shot; pass --method refine"),
+        ({"method": "magic"}, "method magic is not one of race, refine, greedy, dp, top, one-shot, cosine; pass --method race"),
         ({"data": ""}, "data '' is empty; pass --data TEXT"),
         ({"model": 3}, "model 3 is not text; pass MODEL, a folder or a hub id"),
         ({"speedp": 2}, "speedp is not a field of a recipe; did you mean speedup?"),
@@ -173,5 +173,5 @@ def test_a_verb_takes_only_the_fields_it_names(capsys):
 def test_help_shows_units_choices_and_defaults():
     text = " ".join(parser().format_help().split())
     assert "--latency MS time for one request in milliseconds" in text
-    assert "{dp,greedy,refine,cosine,one-shot}" in text
+    assert "{race,refine,greedy,dp,top,one-shot,cosine}" in text
     assert "percent of perplexity (default 1.0)" in text

@@ -29,6 +29,8 @@ CERTIFICATE_FAILED = 3
 FINAL_CLOCK_SECONDS = 6.0
 # Words of the first test document that both models continue in the report.
 PROMPT_WORDS = 12
+# Tokens of that prompt at most, where words are long or not parted by spaces, and of each continuation.
+PROMPT_TOKENS, SAMPLE_TOKENS = 64, 40
 METRIC_LABELS = {
     "entity_f1": "entity F1",
     "token_micro": "token micro F1",
@@ -249,11 +251,15 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
 
     text = stages.job.dataset.records("test")[0].text
     prompt = " ".join(text.split()[:PROMPT_WORDS])
+    tokenizer, share = stages.job.checkpoint.tokenizer, max(1, config.max_positions // 4)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if len(ids) > min(PROMPT_TOKENS, share):
+        prompt = tokenizer.decode(ids[: min(PROMPT_TOKENS, share)])
     texts = []
     for name in ("original", "recovered"):
         checkpoint = stages.job.checkpoint.with_model(models[name])
         session = Session.from_checkpoint(checkpoint, device=stages.job.device, dtype=stages.job.dtype)
-        texts.append(session.generate(prompt, max_new_tokens=40))
+        texts.append(session.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, share)))
     return [{"prompt": prompt, "original": str(texts[0]), "changed": str(texts[1])}]
 
 

@@ -24,6 +24,7 @@ FULL = {
     "calibration_tokens": 4096,
     "max_tokens": 256,
     "tokens": 256,
+    "method": "refine",
     "max_measures": 60,
     "recover": {"epochs": 1, "tokens": 60_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }
@@ -33,6 +34,7 @@ FAST = {
     "calibration_tokens": 1024,
     "max_tokens": 256,
     "tokens": 256,
+    "method": "refine",
     "max_measures": 20,
     "recover": {"epochs": 1, "tokens": 16_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }

@@ -7,12 +7,13 @@ shorten  → shortened/                 recover → model/
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.commands.folder import RunFolder
 from chinchilla_lm.commands.job import Job
+from chinchilla_lm.commands.recovery import Recovery
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
@@ -21,14 +22,12 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime.clock import Ratio, interleave, speedup
-from chinchilla_lm.score.contract import Search, Target, fulfil
+from chinchilla_lm.score.contract import Search, Target, Try, fulfil
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.score.table import Circumstances, score
 from chinchilla_lm.score.timing import time_links
 from chinchilla_lm.search import MEASURED, METHODS, Memo
 from chinchilla_lm.shorten.surgery import shorten
-from chinchilla_lm.train.loop import FitSettings, fit
-from chinchilla_lm.train.recover import Weights, recovery_loss
 
 # Seconds that the links are timed.
 LINK_SECONDS = 4.0
@@ -36,8 +35,10 @@ LINK_SECONDS = 4.0
 CLOCK_SECONDS = 3.0
 # Shares of the way to the target at which the frontier is drawn.
 FRONTIER_SHARES = (0.25, 0.5, 0.75, 1.0)
-# Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
-MAX_DEV_TOKENS = 16_384
+# What `race` lets run, and how far: the lower the cost before recovery, or the lower the links, the better? After these
+# many tokens of recovery a tagger's dev F1 has parted the two by more than its interval (docs/log.md).
+CONTENDERS = ("refine", "top")
+RACE_TOKENS = 60_000
 BASELINES = ("cosine", "one-shot", "dp")
 
 
@@ -61,6 +62,11 @@ class Stages:
         """The quality cost of any set of dropped links, on calibration data."""
         batches, _ = self.job.calibration
         return Measure(self.original, batches, self.recipe.score_loss)
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        """What trains short models on the original's outputs."""
+        return Recovery(self.job, self.original)
 
     def _inputs(self, *fields: str) -> dict[str, Any]:
         job = self.job
@@ -98,24 +104,53 @@ class Stages:
         path = self.folder.file("plan.json")
         inputs = {
             "costs": sha256_of(self.folder.require("costs.json", "score")),
-            **self._inputs("speedup", "latency_ms", "method", "max_measures", "seed"),
+            **self._inputs("speedup", "latency_ms", "method", "max_measures", "seed", *self._race_fields()),
         }
 
         def work() -> Plan:
             self.measure.norms = dict(table.norms or {})
             memo = Memo(self.measure)
             target = Target(self.recipe.speedup, self.recipe.latency_ms)
+            found: list[Plan] = []
+            tried: list[Try] = []
             with self.console.progress(0, "search", "measurements") as progress:
-                search = self.searcher(self.recipe.method, memo, lambda note: progress.advance(1, note))
-                found, tries = fulfil(table, target, search, self.clock, self.console)
-            frontier = self._frontier(table, memo, [(one.plan, one.speedup) for one in tries])
+                for method in self._methods():
+                    search = self.searcher(method, memo, lambda note: progress.advance(1, note))
+                    best, tries = fulfil(table, target, search, self.clock, self.console)
+                    found.append(best.plan)
+                    tried += tries
+            plan = self._race(found)
+            frontier = self._frontier(table, memo, tried, plan)
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
-            found.plan.save(path)
-            return found.plan
+            plan.save(path)
+            return plan
 
         plan = self.folder.stage("search", inputs, ["plan.json", "frontier.json"], work, lambda: Plan.load(path))
         self.console.say(f"plan: {plan.strip()}")
         return plan
+
+    def _race_fields(self) -> tuple[str, ...]:
+        return ("recover",) if self.recipe.method == "race" else ()
+
+    def _methods(self) -> tuple[str, ...]:
+        if self.recipe.method != "race":
+            return (self.recipe.method,)
+        return CONTENDERS if self.recipe.recover.epochs > 0 else CONTENDERS[:1]
+
+    def _race(self, plans: list[Plan]) -> Plan:
+        """The plan that is best on dev after a short recovery: costs before it do not see what it can restore."""
+        distinct = {plan.dropped: plan for plan in reversed(plans)}
+        if len(distinct) == 1:
+            return plans[0]
+        results = []
+        for plan in distinct.values():
+            short = shorten(self.job.checkpoint.model, plan)
+            self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS)
+            results.append((self.recovery.dev(short), plan))
+            self.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {results[-1][0]:.4f}")
+        _, winner = max(results, key=lambda result: result[0])
+        course = [{"method": plan.method, "dev": dev} for dev, plan in results]
+        return replace(winner, origin={**winner.origin, "race": course, "race_tokens": RACE_TOKENS})
 
     def searcher(self, method: str, memo: Memo, on_measure: Callable[[str], None]) -> Search:
         function, _ = METHODS[method]
@@ -150,7 +185,7 @@ class Stages:
             )
         return speedup(timings["original"], timings["short"]), timings["short"].p50
 
-    def _frontier(self, table: CostTable, memo: Memo, tried: list[tuple[Plan, Ratio]]) -> list[dict[str, Any]]:
+    def _frontier(self, table: CostTable, memo: Memo, tried: list[Try], chosen: Plan) -> list[dict[str, Any]]:
         """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was
         timed."""
         target = Target(self.recipe.speedup, self.recipe.latency_ms)
@@ -165,12 +200,13 @@ class Stages:
                 predicted = table.predict_us(plan.dropped)
                 cost = memo(frozenset(plan.dropped))
                 points.append(_point(name, table.total_us / predicted, predicted / 1000, cost, len(plan.kept)))
-        for index, (plan, ratio) in enumerate(tried):
-            chosen = index + 1 == len(tried)
-            cost = memo(frozenset(plan.dropped))
+        for one in tried:
+            plan, ratio = one.plan, one.speedup
             # The table's total over the measured ratio: all points then share one clock, whenever they were timed.
             latency_ms = table.total_us / 1000 / ratio.value
-            points.append(_point(self.recipe.method, ratio.value, latency_ms, cost, len(plan.kept), chosen))
+            is_chosen = (plan.method, plan.dropped) == (chosen.method, chosen.dropped)
+            cost = memo(frozenset(plan.dropped))
+            points.append(_point(plan.method, ratio.value, latency_ms, cost, len(plan.kept), is_chosen))
         return points
 
     def shorten(self, plan: Plan) -> Checkpoint:
@@ -199,7 +235,8 @@ class Stages:
 
         def work() -> Checkpoint:
             if self.recipe.recover.epochs > 0:
-                self._train(short, state, sha256_text(json_text(inputs)))
+                identity = sha256_text(json_text(inputs))
+                self.recovery.train(short.model, "recover", state=state, identity=identity)
             save(short, path, self._meta(plan))
             state.unlink(missing_ok=True)
             return short
@@ -208,38 +245,6 @@ class Stages:
             return load(str(path), task=self.recipe.task, device=str(self.job.device))
 
         return self.folder.stage("recover", inputs, ["model/config.json"], work, read)
-
-    def _train(self, short: Checkpoint, state: Path, identity: str) -> None:
-        job, settings = self.job, self.recipe.recover
-        encoded = job.encode(job.training_records)
-        judge = job.judge("dev", MAX_DEV_TOKENS)
-        epochs = settings.epochs
-        if settings.tokens is not None:
-            epochs = min(epochs, settings.tokens / max(1, sum(len(one.ids) for one in encoded)))
-        weights = settings.weights
-        # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
-        # model's gradient, and the dear one of a tied head, need not be computed.
-        short.model.embedding.requires_grad_(False)
-        fit(
-            short.model,
-            lambda epoch: job.batches(encoded, settings.batch_tokens, seed=self.recipe.seed + epoch),
-            recovery_loss(
-                self.original,
-                Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
-            ),
-            FitSettings(
-                epochs=epochs,
-                learning_rate=settings.learning_rate,
-                head_learning_rate=settings.learning_rate,
-                warmup=settings.warmup,
-                seed=self.recipe.seed,
-            ),
-            self.console,
-            label="recover",
-            evaluate=lambda: job.higher_is_better(judge(job.ready(short.model)).primary),
-            state=state,
-            identity=identity,
-        )
 
     def _meta(self, plan: Plan) -> dict[str, Any]:
         window = {"context": self.job.context, "max_tokens": self.job.window}

@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "refine": ("circle", "shortest path, refined", "ours"),
     "dp": ("diamond", "shortest path", "ours"),
     "greedy": ("triangle", "greedy", "baseline"),
+    "top": ("bar", "from the top", "baseline"),
     "one-shot": ("plus", "one-shot ranking", "baseline"),
     "cosine": ("cross", "cosine similarity", "baseline"),
 }
@@ -233,6 +234,7 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     "diamond": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
     "triangle": [(0, -1.2), (1.15, 0.85), (-1.15, 0.85)],
+    "bar": [(-1.2, -0.45), (1.2, -0.45), (1.2, 0.45), (-1.2, 0.45)],
     "wedge": [(0, 1.2), (1.15, -0.85), (-1.15, -0.85)],
     "plus": _PLUS,
     "cross": _turned(_PLUS),

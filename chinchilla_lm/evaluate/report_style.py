@@ -82,6 +82,7 @@ svg .name { fill: currentColor; }
 .m-refine, .m-chosen { color: var(--blue); }
 .m-dp { color: var(--sky); }
 .m-greedy { color: var(--orange); }
+.m-top { color: var(--blue); }
 .m-one-shot { color: var(--purple); }
 .m-stage { color: var(--soft); }
 .m-cosine { color: var(--vermilion); }

@@ -43,7 +43,10 @@ def write_weights(model: Transformer, family: Family, folder: Path) -> None:
 def write_config(model: Transformer, hf: Mapping[str, Any], folder: Path) -> None:
     """`config.json`, stock where transformers can load the model, our own where it cannot."""
     config = config_to_write(model, hf)
-    (folder / "config.json").write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
+    path = folder / "config.json"
+    path.write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
+    if (folder / SINGLE).exists():  # safetensors 0.8 makes files that their owner alone may read
+        shutil.copymode(path, folder / SINGLE)
 
 
 def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]:

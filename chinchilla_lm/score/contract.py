@@ -106,12 +106,12 @@ def _facts(tries: list[Try]) -> list[dict[str, float]]:
 
 
 def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOriginal, tries: list[Try]) -> str:
-    """The limit, measured: with every link dropped, nothing of the chain is left to drop. And a target within it that
-    is no more than what was reached."""
+    """The limit, measured: with every link dropped, nothing of the chain is left to drop. And a target within it, as
+    the table predicts it too, that is no more than what was reached."""
     names = [link.name for link in chain(table.num_blocks)]
     ratio, latency_ms = clock(Plan.from_dropped(table.num_blocks, names, norms=table.norms))
     most = f"without any link the model is {ratio.value:.2f}× as fast ({latency_ms:.2f} ms)"
-    proposed = 1 + PROPOSED * (ratio.value - 1)
+    proposed = 1 + PROPOSED * (min(ratio.value, table.total_us / table.predict_us(names)) - 1)
     if target.speedup is not None:
         reached = max((one.speedup.value / (1 + 2 * HEADROOM) for one in tries), default=proposed)
         less = f"--speedup {min(proposed, reached):.2f}"

@@ -18,6 +18,7 @@ METHODS: dict[str, tuple[Callable[..., Plan], str]] = {
     "greedy": (greedy.greedy, "BlockPruner (Zhong et al., arXiv 2406.10594), per microsecond"),
     "dp": (dp.solve, "shortest path over ticks, as in SPDY (Frantar and Alistarh, arXiv 2201.13096), rounded up"),
     "one-shot": (baselines.one_shot, "Shortened LLaMA (Kim et al., arXiv 2402.02834), single links"),
+    "top": (baselines.top, "Poor Man's BERT (Sajjad et al., arXiv 2004.03844), single links"),
     "cosine": (baselines.cosine, "ShortGPT (Men et al., arXiv 2403.03853)"),
 }
 

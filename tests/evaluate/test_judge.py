@@ -23,7 +23,8 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 
 LABELS = ("O", "B-X", "I-X")
-WORDS = "Once upon a time the quick brown fox met Angela Merkel and Siemens in Munich".split()
+SENTENCE = "Once upon a time the quick brown fox met Angela Merkel and Siemens in Munich"
+WORDS = SENTENCE.split()
 TEXTS = ["the quick brown fox", "Munich", "is it good or bad ?", "Angela Merkel met Siemens", "very good , time"]
 
 
@@ -135,7 +136,8 @@ def test_classes_are_those_of_the_single_texts(model_folder):
     records = texts(lambda i: LABELS[i % 3], pairs=False)
     assert checkpoint.model.head.output is not None
     with torch.no_grad():  # a random model prefers one class; so that it does not
-        checkpoint.model.head.output.bias -= torch.stack([alone(checkpoint, record) for record in records]).mean(0)
+        mean = torch.stack([alone(checkpoint, record) for record in records]).mean(0)
+        checkpoint.model.head.output.bias.sub_(mean)
     windows = encode_labelled(records, checkpoint.tokenizer, dict(zip(LABELS, range(3), strict=True)), 40)
     judged = Judge("text-classification", records, windows, batched(windows, 20), LABELS)(checkpoint.model)
     outputs = [alone(checkpoint, record).softmax(-1) for record in records]

@@ -34,7 +34,7 @@ def dropped(request) -> dict[str, str]:
     return request.param
 
 
-@pytest.fixture(params=BODIES.values(), ids=BODIES)
+@pytest.fixture(params=BODIES.values(), ids=list(BODIES))
 def model(request, dropped, tiny_config, tiny_model) -> Transformer:
     """A random model in float32 of each body, whole and shortened."""
     return tiny_model(tiny_config(**request.param), dropped, dtype=torch.float32)

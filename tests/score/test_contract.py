@@ -122,7 +122,9 @@ def _proposal_can_be_had(message: str, flag: str, clock: TimeAgainstOriginal) ->
     fulfil(table(), Target(value) if flag == "--speedup" else Target(latency_ms=value), greedy, clock, CONSOLE)
 
 
-@pytest.mark.parametrize(("target", "flag"), [(Target(speedup=2.0), "--speedup"), (Target(latency_ms=0.5), "--latency")])
+@pytest.mark.parametrize(
+    ("target", "flag"), [(Target(speedup=2.0), "--speedup"), (Target(latency_ms=0.5), "--latency")]
+)
 def test_it_stops_after_so_many_rounds_and_proposes_less_than_was_asked(target, flag):
     """A clock that never shows more than 1.95×, although without any link the model is 10× as fast."""
     calls: list[Plan] = []

@@ -85,7 +85,7 @@ def test_a_post_norm_model_may_keep_or_lose_the_norm_of_a_dropped_link(model):
 
 def test_a_block_dropped_whole_loses_both_norms(model):
     measure = Measure(model("post", "tags"), calibration("tags"))
-    measure.norms.update({name: "keep" for name in NAMES})
+    measure.norms.update(dict.fromkeys(NAMES, "keep"))
     assert measure.fates(frozenset(("0.attn", "1.attn", "1.mlp"))) == {
         "0.attn": "keep",
         "1.attn": "lose",
@@ -105,7 +105,7 @@ def test_neither_the_order_of_calls_nor_the_memory_changes_a_cost(model, body):
         measure = Measure(original, batches, prefix_bytes=memory)
         for dropped in (*reversed(sets), *sets):
             assert measure.cost(dropped) == wanted[dropped]
-    norms: dict[str, NormFate] = {name: "lose" for name in NAMES}
+    norms: dict[str, NormFate] = dict.fromkeys(NAMES, "lose")
     fresh = Measure(original, batches).cost(sets[1], norms)
     assert first.cost(sets[1], norms) == fresh, "a stream behind another fate of a norm is another stream"
 

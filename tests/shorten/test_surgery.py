@@ -1,4 +1,4 @@
-"""Real removal: what is dropped is gone, what is left is untouched, and nothing dropped is the same model to the bit."""
+"""Real removal: what is dropped is gone, what is left is untouched, nothing dropped is the same model to the bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DROPS: list[dict[str, NormFate]] = [
 ]
 
 
-@pytest.fixture(params=BODIES.values(), ids=BODIES)
+@pytest.fixture(params=BODIES.values(), ids=list(BODIES))
 def model(request, tiny_config, tiny_model) -> Transformer:
     """A random model in float32 of each body."""
     return tiny_model(tiny_config(**request.param), dtype=torch.float32)

@@ -32,7 +32,8 @@ def model(tiny_config, tiny_model) -> Callable[[], Transformer]:
 
 
 def train(model: Transformer, settings: FitSettings = SETTINGS, **options: Any) -> FitResult:
-    given = {"batches": epochs(), "loss": task, "label": "toy", "console": Console(quiet=True)} | options
+    given: dict[str, Any] = {"batches": epochs(), "loss": task, "label": "toy", "console": Console(quiet=True)}
+    given |= options
     return fit(model, given.pop("batches"), given.pop("loss"), settings, given.pop("console"), **given)
 
 
@@ -171,6 +172,7 @@ def test_a_resumed_run_ends_with_the_same_weights(model, tmp_path: Path, call: i
 @pytest.mark.parametrize("turn", [0, 1, 3])
 def test_a_run_that_was_stopped_while_it_was_judged_is_judged_again(model, tmp_path: Path, turn: int, where: str):
     """The last time too: all steps are taken then, and only the verdict on them is missing."""
+    turns = 99
 
     class Stopping(Console):
         def say(self, text: str) -> None:
@@ -187,7 +189,6 @@ def test_a_run_that_was_stopped_while_it_was_judged_is_judged_again(model, tmp_p
 
         return train(student, evaluate=evaluate, **options)
 
-    turns = 99
     whole, state, resumed = model(), tmp_path / "state", model()
     wanted = run(whole)
     turns = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.train.toy import epochs
 
 POST = {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False}
 TAGS = HeadConfig("token-classification", labels=("O", "B-X", "I-X"))
-TASKS = {
+TASKS: dict[str, tuple[dict[str, Any], int | None]] = {
     "text": ({}, None),
     "tags": ({"causal": False, "head": TAGS}, 3),
     "post-norm tags": ({**POST, "head": TAGS}, 3),
@@ -116,7 +117,7 @@ def test_hidden_states_are_compared_behind_every_mlp_that_is_left(teacher, dropp
     student = without(original, dropped, share=False)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     ours, theirs, mask = streams(student, given), streams(original, given), given.batch.mask
     wanted = [
         (ours[i] - theirs[i])[mask].square().mean() / theirs[i][mask].var()  # boundary i lies behind i links

@@ -1,0 +1,117 @@
+"""`chinchilla evaluate`, end to end: keys, predictions that anybody can check, and paired verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import seqeval.metrics
+import torch
+import torch.nn.functional as F
+
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.checkpoint import load, save
+from tests.commands.conftest import TAGGING
+
+READING = ("--task", "language-modeling")
+
+
+@pytest.fixture(scope="module")
+def worse(tagger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tagger with noise on its weights."""
+    checkpoint = load(tagger)
+    with torch.no_grad():
+        for parameter in checkpoint.model.parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.3 * parameter.std() * noise)
+    folder = tmp_path_factory.mktemp("worse") / "model"
+    save(checkpoint, folder)
+    return folder
+
+
+def test_predictions_rescored_with_seqeval_give_the_same_f1(worse: Path, tags: Path, tmp_path: Path, chinchilla):
+    file = tmp_path / "new folder" / "predictions.jsonl"
+    done = chinchilla("evaluate", worse, *TAGGING, "--data", tags, "--predictions", file, "--json")
+    assert done.status == 0
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == done.result["n"] == 40
+    assert all(row.keys() == {"id", "gold", "predicted", "score"} for row in rows)
+    assert all(len(row["gold"]) == len(row["predicted"]) == len(row["score"]) for row in rows)
+    lines = (tags / "test.txt").read_text(encoding="utf-8").split("\n\n")
+    assert [row["gold"] for row in rows] == [[line.split()[1] for line in block.splitlines()] for block in lines]
+    wanted = seqeval.metrics.f1_score([row["gold"] for row in rows], [row["predicted"] for row in rows])
+    assert 0.3 < wanted < 0.98
+    assert done.result["metrics"]["entity_f1"]["value"] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_the_keys_of_the_json_object(tagger: Path, tags: Path, chinchilla):
+    done = chinchilla("evaluate", tagger, *TAGGING, "--data", tags, "--split", "dev", "--against", tagger, "--json")
+    assert done.status == 0
+    result = done.result
+    assert result["task"] == "token-classification"
+    assert (result["split"], result["n"]) == ("dev", 30)
+    assert set(result["metrics"]) == {"entity_f1", "token_micro", "token_macro", "token_weighted"}
+    assert all(metric.keys() == {"value", "low", "high"} for metric in result["metrics"].values())
+    assert set(result["tables"]) == {"entities", "tokens"}
+    keys = {"metric", "difference", "low", "high", "margin", "n", "unit", "passed", "more_examples"}
+    assert result["certificate"].keys() == keys
+    assert (result["certificate"]["difference"], result["certificate"]["passed"]) == (0.0, True)
+
+
+def test_a_worse_model_fails_and_a_better_one_passes(tagger: Path, worse: Path, tags: Path, chinchilla):
+    words = [*TAGGING, "--data", tags, "--json"]
+    failed = chinchilla("evaluate", worse, "--against", tagger, *words)
+    assert failed.status == 3
+    assert failed.result["certificate"]["passed"] is False
+    assert failed.result["certificate"]["high"] < 0
+    assert "FAILED: failed: entity F1 -" in failed.err
+    passed = chinchilla("evaluate", tagger, "--against", worse, *words)
+    assert passed.status == 0
+    assert passed.result["certificate"]["difference"] == pytest.approx(-failed.result["certificate"]["difference"])
+    other = chinchilla("evaluate", worse, "--against", tagger, *words, "--metric", "token_micro", "--margin", 50)
+    assert (other.status, other.result["certificate"]["metric"]) == (0, "token_micro")
+
+
+def test_people_get_tables_and_a_verdict(tagger: Path, worse: Path, tags: Path, chinchilla):
+    done = chinchilla("evaluate", worse, "--against", tagger, *TAGGING, "--data", tags, "--quiet")
+    assert done.status == 3
+    assert done.err == ""
+    assert "test: entities" in done.out
+    assert "FAILED: failed: entity F1" in done.out
+
+
+def test_perplexity_is_that_of_the_model_on_windows_of_the_text(model_folder, texts: Path, chinchilla):
+    words = [*READING, "--data", texts, "--max-tokens", 32, "--dtype", "float32", "--json"]
+    done = chinchilla("evaluate", model_folder(), *words)
+    checkpoint = load(model_folder())
+    lines = (texts / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    ids = checkpoint.tokenizer("\n\n".join(json.loads(line)["text"] for line in lines))["input_ids"]
+    windows = torch.tensor([ids[at : at + 32] for at in range(0, len(ids) - 31, 32)])
+    with torch.no_grad():
+        logits = checkpoint.model(Batch(windows))[:, :-1].double()
+    wanted = math.exp(F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item())
+    assert done.result["n"] == len(windows)
+    assert done.result["metrics"]["perplexity"]["value"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_both_language_models_read_the_same_windows(model_folder, texts: Path, tmp_path: Path, chinchilla):
+    """A shortened model remembers its window; the original, which does not, must not be judged on longer ones."""
+    checkpoint = load(model_folder())
+    save(checkpoint, tmp_path / "short", {"window": {"context": "sentence", "max_tokens": 24}})
+    words = [*READING, "--data", texts, "--json"]
+    alone = chinchilla("evaluate", model_folder(), *words).result["metrics"]["perplexity"]["value"]
+    done = chinchilla("evaluate", tmp_path / "short", "--against", model_folder(), *words)
+    assert done.status == 0
+    assert done.result["certificate"]["difference"] == 0.0
+    assert done.result["metrics"]["perplexity"]["value"] != pytest.approx(alone, rel=1e-6)
+    asked = chinchilla("evaluate", tmp_path / "short", "--against", model_folder(), *words, "--max-tokens", 40)
+    assert asked.result["certificate"]["difference"] == 0.0
+    assert asked.result["n"] < done.result["n"]
+
+
+def test_a_window_that_the_model_does_not_take_is_said_aloud(model_folder, texts: Path, chinchilla):
+    done = chinchilla("evaluate", model_folder(), *READING, "--data", texts, "--max-tokens", 4000, "--quiet")
+    assert done.status == 0
+    assert done.err.splitlines() == ["warning: --max-tokens 4000 is above the model's 64 positions; 64 are taken"]

@@ -1,0 +1,107 @@
+"""The one-stage verbs: each works on the files of the run folder, edited by hand where a person likes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from chinchilla_lm.files import sha256_of
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.shorten.surgery import without
+from tests.commands.conftest import SHORTENING, TAGGING, leftovers
+
+
+def edit(plan: Path, dropped: dict[str, str]) -> None:
+    """Change choices in the file as a person would."""
+    data = json.loads(plan.read_text())
+    for row in data["choices"]:
+        row.pop("norm", None)
+        row["action"] = "drop" if row["link"] in dropped else "keep"
+        if row["link"] in dropped:
+            row["norm"] = dropped[row["link"]]
+    plan.write_text(json.dumps(data, indent=1))
+
+
+def test_the_stages_one_by_one_with_a_plan_edited_by_hand(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    out = tmp_path / "run"
+    scored = chinchilla("score", tagger, *TAGGING, "--data", tags, *SHORTENING[4:], "-o", out, "--json")
+    assert scored.status == 0, scored.err
+    table = CostTable.load(out / "costs.json")
+    assert scored.result["costs"] == json.loads((out / "costs.json").read_text())
+    assert len(table.entries) == 9
+    assert min(entry.high for entry in table.entries) > 0
+    searched = chinchilla("search", "-o", out, "--speedup", 1.2, "--method", "race", "--json")
+    assert searched.status == 0, searched.err
+    assert searched.result["plan"] == json.loads((out / "plan.json").read_text())
+    edit(out / "plan.json", {"1.mlp": "keep", "2.attn": "lose"})
+    shortened = chinchilla("shorten", "-o", out, "--json")
+    assert shortened.status == 0, shortened.err
+    assert shortened.result["links"] == ["0.attn", "0.mlp", "1.attn", "2.mlp"]
+    short, original = load(out / "shortened").model, load(tagger).model
+    assert shortened.result["parameters"] == sum(parameter.numel() for parameter in short.parameters())
+    ids = torch.arange(5, 20)[None]
+    with torch.no_grad():
+        wanted = without(original, {"1.mlp": "keep", "2.attn": "lose"}, share=True)(Batch(ids))
+        assert torch.equal(short(Batch(ids)), wanted)
+    recovered = chinchilla("recover", "-o", out)
+    assert recovered.status == 0, recovered.err
+    assert "shorten: unchanged, not run again" in recovered.out
+    assert "recover: step 0, dev" in recovered.out
+    assert load(out).model.link_names == ["0.attn", "0.mlp", "1.attn", "2.mlp"]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_stage_remembers_what_was_asked_and_a_flag_wins(run_folder: Path, chinchilla):
+    before = (run_folder / "model" / "model.safetensors").stat().st_ino
+    same = chinchilla("recover", "-o", run_folder)
+    assert same.status == 0
+    assert "recover: unchanged, not run again" in same.out
+    assert (run_folder / "model" / "model.safetensors").stat().st_ino == before
+    changed = chinchilla("recover", "-o", run_folder, "--recover-epochs", 1)
+    assert changed.status == 0
+    assert "recover: unchanged" not in changed.out
+    assert (run_folder / "model" / "model.safetensors").stat().st_ino != before
+    assert "epochs: 1" in (run_folder / "recipe.yaml").read_text()
+
+
+def test_a_new_target_takes_the_place_of_the_other(run_folder: Path, chinchilla):
+    done = chinchilla("search", "-o", run_folder, "--latency", 10_000)
+    assert done.status == 0, done.err
+    assert Plan.load(run_folder / "plan.json").dropped == ()
+    assert "speedup" not in (run_folder / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("verb", "missing", "first"),
+    [("search", "costs.json", "score"), ("shorten", "plan.json", "search"), ("recover", "plan.json", "search")],
+)
+def test_a_stage_without_the_one_before_names_it(run_folder: Path, chinchilla, verb: str, missing: str, first: str):
+    (run_folder / missing).unlink()
+    done = chinchilla(verb, "-o", run_folder, "--quiet")
+    done.refused(f"{run_folder / missing} is missing; run chinchilla {first} -o {run_folder} first")
+
+
+@pytest.mark.parametrize("verb", ["score", "search", "shorten", "recover"])
+def test_a_stage_without_a_run_folder_is_one_line(tmp_path: Path, chinchilla, verb: str):
+    chinchilla(verb, "-o", tmp_path / "new").refused("model is missing; pass MODEL")
+    chinchilla(verb).refused("is missing")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plan_for_another_model_is_refused(run_folder: Path, chinchilla):
+    Plan.from_dropped(5, ["4.attn"]).save(run_folder / "plan.json")
+    chinchilla("shorten", "-o", run_folder, "--quiet").refused("the plan has 5 blocks, the model 3; search again")
+
+
+def test_a_lost_product_is_made_again(run_folder: Path, chinchilla):
+    before = sha256_of(run_folder / "model" / "model.safetensors")
+    shutil.rmtree(run_folder / "model")
+    done = chinchilla("recover", "-o", run_folder)
+    assert done.status == 0
+    assert sha256_of(run_folder / "model" / "model.safetensors") == before
