@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from chinchilla_lm.models.config import HeadConfig, ModelConfig, RopeConfig
 from chinchilla_lm.models.transformer import Transformer
+
+# Time limits of single examples say how busy the machine is, not whether the code is right.
+settings.register_profile("chinchilla", deadline=None)
+settings.load_profile("chinchilla")
 
 
 @pytest.fixture(autouse=True)
