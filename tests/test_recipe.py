@@ -98,7 +98,10 @@ def test_a_saved_recipe_holds_plain_keys(tmp_path: Path):
         ({"batch": "1.5"}, "batch 1.5 is not a whole number; pass --batch 1"),
         ({"threads": 0}, "threads 0 is less than 1; pass --threads 4"),
         ({"seed": 2**32}, "seed 4294967296 is not less than 4294967296; pass --seed 0"),
-        ({"method": "magic"}, "method magic is not one of race, refine, greedy, dp, top, one-shot, cosine; pass --method race"),
+        (
+            {"method": "magic"},
+            "method magic is not one of race, refine, greedy, dp, top, one-shot, cosine; pass --method race",
+        ),
         ({"data": ""}, "data '' is empty; pass --data TEXT"),
         ({"model": 3}, "model 3 is not text; pass MODEL, a folder or a hub id"),
         ({"speedp": 2}, "speedp is not a field of a recipe; did you mean speedup?"),

@@ -41,7 +41,7 @@ def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
         "data": job.data_sha256,
         "recipe": recipe.model_dump(include=set(FIELDS) - {"output", "model", "device", "threads"}),
     }
-    folder.stage("finetune", inputs, ["model/config.json"], lambda: _train(job, folder, inputs), lambda: None)
+    folder.stage("finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs), lambda: None)
     trained = Job(recipe, console, model=str(folder.file("model")))
     result: dict[str, Any] = {"model": str(folder.file("model")), "task": recipe.task, "splits": {}}
     for split in ("dev", "test"):

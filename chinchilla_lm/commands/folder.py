@@ -1,7 +1,7 @@
 """The run folder: what each stage wrote, from what, and whether it has to be done again.
 
-`stages.json` holds, for every finished stage, the hash of all that decided its outcome. A stage whose inputs have the
-same hash and whose files are still there is not run again, so the same command resumes where it was stopped.
+`stages.json` holds, for every finished stage, the hash of all that decided its outcome and the hashes of what it
+wrote. A stage for which both still hold is not run again, so the same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.files import json_text, read_json, sha256_text, write_atomic
+from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
 from chinchilla_lm.recipe import Recipe
 
 T = TypeVar("T")
@@ -61,17 +61,26 @@ class RunFolder:
         """Do `work` and note it, or, where nothing that decides it has changed, `read` what it wrote."""
         key = sha256_text(json_text(dict(inputs)))
         stages = self._stages()
-        if stages.get(name, {}).get("inputs") == key and all((self.path / output).exists() for output in outputs):
+        noted, found = stages.get(name, {}), self._hashes(outputs)
+        written = noted.get("outputs") or {}
+        if noted.get("inputs") == key and found is not None and found.items() <= written.items():
             self.console.say(f"{name}: unchanged, not run again")
             return read()
         begun = time.monotonic()
         result = work()
         seconds = time.monotonic() - begun
         stages = self._stages()
-        stages[name] = {"inputs": key, "seconds": round(seconds, 1)}
+        stages[name] = {"inputs": key, "outputs": self._hashes(outputs), "seconds": round(seconds, 1)}
         write_atomic(self.path / "stages.json", json_text(stages, indent=1) + "\n")
         self.log({"stage": name, "seconds": round(seconds, 1)})
         return result
+
+    def _hashes(self, outputs: Sequence[str]) -> dict[str, str] | None:
+        """Hashes of what a stage wrote, None where something is missing."""
+        paths = {output: self.path / output for output in outputs}
+        return (
+            {name: sha256_of(path) for name, path in paths.items()} if all(map(Path.exists, paths.values())) else None
+        )
 
     def timings(self) -> dict[str, float]:
         """Seconds that each finished stage took."""

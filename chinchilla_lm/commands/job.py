@@ -84,7 +84,7 @@ class Job:
         """Hash of every record of every split, and of the calibration data where it is named."""
         records = [record for split in self.dataset.splits.values() for record in split]
         if self.recipe.calibration is not None:
-            records += self.training_records
+            records += self.calibration_records
         return sha256_text("\n".join(repr(record) for record in records))
 
     @cached_property
@@ -98,6 +98,8 @@ class Job:
             bidirectional=True if self._wants_bidirectional() else None,
             device=str(self.device),
         )
+        if self.recipe.task == "language-modeling" and not checkpoint.model.config.causal:
+            raise InputError(f"{self.source} is a masked language model, which has no perplexity; pass a causal one")
         if checkpoint.fresh and not self.new_head:
             raise InputError(f"{self.source} has no trained head for {self.recipe.task}; run chinchilla finetune first")
         return checkpoint
@@ -180,10 +182,21 @@ class Job:
 
     @cached_property
     def training_records(self) -> list[Any]:
-        """What to recover and calibrate on: the calibration data where it is named, else the train split; without the
-        documents, by their hash, that stand in dev or test too."""
-        named = self.recipe.calibration
-        records = (self.dataset if named is None else self._read(named)).records("train")
+        """What to recover on: the train split, or the calibration data where there is none; without the documents, by
+        their hash, that stand in dev or test too."""
+        if "train" not in self.dataset.splits and self.recipe.calibration is not None:
+            return self.calibration_records
+        return self._not_held_out(self.dataset.records("train"))
+
+    @cached_property
+    def calibration_records(self) -> list[Any]:
+        """What to calibrate on: all of the calibration data where they are named, else the training data."""
+        if self.recipe.calibration is None:
+            return self.training_records
+        named = self._read(self.recipe.calibration)
+        return self._not_held_out([record for split in named.splits.values() for record in split])
+
+    def _not_held_out(self, records: Sequence[Any]) -> list[Any]:
         held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]
         kept, removed = disjoint(records, held_out)
         if removed:
@@ -193,8 +206,8 @@ class Job:
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
         """Calibration batches, and the hash of the documents that they are chosen from."""
-        chosen = self._some(self.training_records)
-        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.training_records))))
+        chosen = self._some(self.calibration_records)
+        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
 
     def _some(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows from all over the records, about `calibration_tokens` in all, chosen by the seed."""

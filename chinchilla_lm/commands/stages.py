@@ -11,6 +11,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
+from chinchilla_lm import __version__
 from chinchilla_lm.commands.folder import RunFolder
 from chinchilla_lm.commands.job import Job
 from chinchilla_lm.commands.recovery import Recovery
@@ -21,6 +24,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime import machine
 from chinchilla_lm.runtime.clock import Ratio, interleave, speedup
 from chinchilla_lm.score.contract import Search, Target, Try, fulfil
 from chinchilla_lm.score.measure import Measure
@@ -85,6 +89,9 @@ class Stages:
             "task", "calibration_tokens", "score_loss", "seed", "batch", "tokens", "context", "max_tokens"
         )
 
+        # Times are this machine's, this release's and this many threads'.
+        inputs["clock"] = [torch.get_num_threads(), machine.cpu_model(), __version__]
+
         def work() -> CostTable:
             job = self.job
             _, documents = job.calibration
@@ -101,6 +108,9 @@ class Stages:
 
     def search(self, table: CostTable) -> Plan:
         """Choose what to drop, under the contract; also the frontier of plans with the baselines on it."""
+        if table.model_sha256 != self.job.checkpoint.sha256:
+            costs = self.folder.file("costs.json")
+            raise InputError(f"{costs} holds another model's costs; run chinchilla score -o {self.folder.path} first")
         path = self.folder.file("plan.json")
         inputs = {
             "costs": sha256_of(self.folder.require("costs.json", "score")),
@@ -113,19 +123,30 @@ class Stages:
             target = Target(self.recipe.speedup, self.recipe.latency_ms)
             found: list[Plan] = []
             tried: list[Try] = []
+            refused: ContractError | None = None
             with self.console.progress(0, "search", "measurements") as progress:
                 for method in self._methods():
                     search = self.searcher(method, memo, lambda note: progress.advance(1, note))
-                    best, tries = fulfil(table, target, search, self.clock, self.console)
+                    try:
+                        best, tries = fulfil(table, target, search, self.clock, self.console)
+                    except ContractError as error:
+                        refused = error
+                        continue
                     found.append(best.plan)
                     tried += tries
-            plan = self._race(found)
+            if not found and refused is not None:
+                raise refused
+            winner = self._race(found)
+            plan = replace(winner, origin={**winner.origin, "model_sha256": self.job.checkpoint.sha256})
             frontier = self._frontier(table, memo, tried, plan)
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
             plan.save(path)
             return plan
 
-        plan = self.folder.stage("search", inputs, ["plan.json", "frontier.json"], work, lambda: Plan.load(path))
+        # A plan that a person has edited stands, so its hash is not held; where it is missing, nothing is done yet.
+        if not path.exists():
+            self.folder.file("frontier.json").unlink(missing_ok=True)
+        plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
         self.console.say(f"plan: {plan.strip()}")
         return plan
 
@@ -173,8 +194,6 @@ class Stages:
 
     def clock(self, plan: Plan) -> tuple[Ratio, float]:
         """The assembled model against the original, in turn: how many times as fast, and its median milliseconds."""
-        import torch
-
         short = shorten(self.original, plan, share=True)
         batch = self.job.timed_batch()
         with torch.inference_mode():
@@ -214,6 +233,8 @@ class Stages:
         if plan.num_blocks != self.job.checkpoint.model.config.num_blocks:
             blocks = self.job.checkpoint.model.config.num_blocks
             raise InputError(f"the plan has {plan.num_blocks} blocks, the model {blocks}; search again for this model")
+        if plan.origin.get("model_sha256", self.job.checkpoint.sha256) != self.job.checkpoint.sha256:
+            raise InputError(f"the plan is another model's; run chinchilla search -o {self.folder.path} again")
         inputs = self._meta(plan)
         path = self.folder.file("shortened")
 
@@ -225,7 +246,7 @@ class Stages:
         def read() -> Checkpoint:
             return load(str(path), task=self.recipe.task, device=str(self.job.device))
 
-        return self.folder.stage("shorten", inputs, ["shortened/config.json"], work, read)
+        return self.folder.stage("shorten", inputs, ["shortened/model.safetensors"], work, read)
 
     def recover(self, short: Checkpoint, plan: Plan) -> Checkpoint:
         """Train the short model on the original's outputs; the product is in `model/`."""
@@ -237,6 +258,8 @@ class Stages:
             if self.recipe.recover.epochs > 0:
                 identity = sha256_text(json_text(inputs))
                 self.recovery.train(short.model, "recover", state=state, identity=identity)
+            for name in ("report.json", "report.md", "report.html"):  # they speak of the model that is replaced
+                self.folder.file(name).unlink(missing_ok=True)
             save(short, path, self._meta(plan))
             state.unlink(missing_ok=True)
             return short
@@ -244,7 +267,7 @@ class Stages:
         def read() -> Checkpoint:
             return load(str(path), task=self.recipe.task, device=str(self.job.device))
 
-        return self.folder.stage("recover", inputs, ["model/config.json"], work, read)
+        return self.folder.stage("recover", inputs, ["model/model.safetensors"], work, read)
 
     def _meta(self, plan: Plan) -> dict[str, Any]:
         window = {"context": self.job.context, "max_tokens": self.job.window}

@@ -53,7 +53,8 @@ def load_dataset(
         task: "language-modeling", "token-classification", "text-classification" or "ranking".
         splits: "train", "dev", "test" -> file in the folder (or hub split); only these are read then.
         text_column, label_column, group_column, time_column: fields of a table or of JSON objects; else usual names.
-        split_by: how the missing splits are made; by group where group_column is given, else by hash of the document.
+        split_by: how the missing splits are made; without it, by time where time_column is given, else by group where
+            group_column is, else by hash of the document.
         seed: of the hash that makes the missing splits.
 
     A file whose name says test or dev becomes that split alone. Every other single file is train, and is split
@@ -77,7 +78,7 @@ def load_dataset(
     else:
         name = str(source)
         readings, notes = _read_name(name, kind, splits, columns)
-    by = split_by or ("group" if group_column else "hash")
+    by = split_by or ("time" if time_column else "group" if group_column else "hash")
     return _assemble(name, kind, readings, notes, by, split_by is not None, seed)
 
 

@@ -156,7 +156,8 @@ def explicit_attention(
     """softmax(q kᵀ · scale) v by plain products, [B, H, T, P]; key and value are [B, kv heads, S, P].
 
     The query heads that share a key are rows of one product. Same function as SDPA, for training on the CPU, where the
-    fused kernel's backward pass is the slower one; its price is the memory of all scores.
+    fused kernel's backward pass is the slower one; its price is the memory of all scores. A row of padding that may
+    look nowhere (all that its window holds is padding too) is a mean of values here and zero there; nobody reads it.
     """
     rows, heads, positions, size = query_BHTP.shape
     groups, seen = key.shape[1], key.shape[2]
@@ -166,7 +167,9 @@ def explicit_attention(
         query = query_BHTP.reshape(rows, groups, -1, size) * (size**-0.5 if scale is None else scale)
         scores = query @ key.transpose(-1, -2)
         if mask is not None:
-            bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+            # Not −∞: the softmax of a row of −∞ is NaN, and NaN times a gradient of 0 is NaN in every weight.
+            lowest = torch.finfo(scores.dtype).min
+            bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, lowest)
             shape = (rows, groups, -1, positions, seen)
             scores = (scores.view(shape) + bias[:, :, None]).view(rows, groups, -1, seen)
         mixed = scores.softmax(-1) @ value

@@ -1,17 +1,22 @@
 """Timing that two things can be compared by: A B A B … in one run, never A A A … and then B B B ….
 
 A machine's speed drifts (heat, clock, neighbours), and what drifts between two separate measurements looks like a
-difference between the things measured. So every round runs each function once, the order rotates from round to round
+difference between the things measured. So every round runs each function once, the order changes from round to round
 (who goes first finds colder caches), and the comparison is the median of the ratios *within* rounds. Its interval is a
 bootstrap over rounds: honest about scatter, blind to whatever is wrong in all rounds alike.
+
+The road not taken: rotating one order. Of A B C, A B C … then A always stands next before B, and C two of three times
+behind it; where the places of a round differ in speed, that is a bias in the median that no number of rounds removes.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -24,6 +29,8 @@ MIN_ROUNDS = 5
 # Draws per interval, as in evaluate.sums: the 2.5 % tail is then known to 0.35 %.
 RESAMPLES = 2000
 LEVEL = 0.95
+# Functions up to which a timing goes through all orders: 24 of them are soon done, 120 would rarely be.
+ALL_ORDERS_UP_TO = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +87,11 @@ def interleave(
         for name in names:
             functions[name]()
     taken: dict[str, list[float]] = {name: [] for name in names}
+    orders = _orders(names)
     begun = time.perf_counter()
     done = 0
     while _goes_on(done, time.perf_counter() - begun, rounds, seconds):
-        turn = done % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in next(orders):
             taken[name].append(_time(functions[name], device))
         done += 1
     return {name: Timing(np.array(values)) for name, values in taken.items()}
@@ -121,6 +128,20 @@ def _goes_on(done: int, passed: float, rounds: int | None, seconds: float | None
         return done < rounds
     assert seconds is not None
     return done < MIN_ROUNDS or passed < seconds
+
+
+def _orders(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Endless orders of the names: each name in each place once in every len(names) rounds, beside changing others.
+
+    Up to ALL_ORDERS_UP_TO names all orders come equally often; beyond, what is rotated is drawn, the same in every run.
+    """
+    drawing = random.Random(0)
+    rests = list(permutations(names[1:])) if len(names) <= ALL_ORDERS_UP_TO else []
+    while True:
+        for rest in rests or [drawing.sample(names[1:], len(names) - 1)]:
+            order = (names[0], *rest)
+            for turn in range(len(order)):
+                yield order[turn:] + order[:turn]
 
 
 def _time(function: Callable[[], object], device: torch.device | None) -> float:

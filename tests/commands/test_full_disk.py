@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_lm.files import sha256_of
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import building, sha256_of
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.train import loop
 from tests.commands.conftest import SHORTENING, TAGGING, leftovers
@@ -29,6 +30,13 @@ def no_file_beyond(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_room_for_a_file_of_a_folder_names_the_folder(tmp_path: Path):
+    with no_file_beyond(1000), pytest.raises(InputError, match=r"cannot write .*model: File too large; free room"):
+        with building(tmp_path / "model") as folder:
+            (folder / "tokenizer.json").write_text("x" * 2000)
+    assert list(tmp_path.iterdir()) == []
 
 
 def finetune(model_folder, tags: Path, out: Path) -> list[object]:

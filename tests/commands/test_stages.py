@@ -70,6 +70,16 @@ def test_a_stage_remembers_what_was_asked_and_a_flag_wins(run_folder: Path, chin
     assert "epochs: 1" in (run_folder / "recipe.yaml").read_text()
 
 
+def test_another_window_is_another_training(run_folder: Path, chinchilla):
+    """The plan is the same, but what the model reads is not, nor what it remembers of it."""
+    done = chinchilla("recover", "-o", run_folder, "--max-tokens", 9, "--recover-epochs", 1)
+    assert done.status == 0
+    assert "unchanged" not in done.out
+    for name in ("shortened", "model"):
+        meta = json.loads((run_folder / name / "chinchilla.json").read_text())
+        assert meta["window"] == {"context": "sentence", "max_tokens": 9}
+
+
 def test_a_new_target_takes_the_place_of_the_other(run_folder: Path, chinchilla):
     done = chinchilla("search", "-o", run_folder, "--latency", 10_000)
     assert done.status == 0, done.err

@@ -112,6 +112,17 @@ def test_a_group_column_keeps_groups_together(write):
         load_dataset(path, "text-classification", split_by="group")
 
 
+def test_a_time_column_puts_the_latest_into_test(write):
+    rows = "".join(f"t{i},x,2020-{1 + i // 28:02}-{1 + i % 28:02},c{i}\n" for i in range(200))
+    path = write("a.csv", "text,label,day,customer\n" + rows)
+    data = load_dataset(path, "text-classification", time_column="day", group_column="customer")
+    assert "made from train by time" in data.notes[0]
+    assert max(r.time for r in data.splits["train"]) < min(r.time for r in data.splits["dev"])
+    assert max(r.time for r in data.splits["dev"]) < min(r.time for r in data.splits["test"])
+    by_group = load_dataset(path, "text-classification", time_column="day", group_column="customer", split_by="group")
+    assert max(r.time for r in by_group.splits["train"]) > min(r.time for r in by_group.splits["test"])
+
+
 def test_options_that_would_be_ignored_are_refused(write):
     with pytest.raises(InputError, match="time_column 'date' has no use in token-classification"):
         load_dataset(write("a.conll", CONLL), "token-classification", time_column="date")

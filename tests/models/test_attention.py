@@ -1,9 +1,15 @@
 """Training multiplies attention out; it must be the function that inference computes."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 import torch
 
+from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.models.layers import explicit_attention
+from tests.models.tiny import batch, saved
 
 
 @pytest.mark.parametrize("kind", ["full", "causal", "padded"])
@@ -20,3 +26,30 @@ def test_explicit_attention_equals_sdpa(kind: str) -> None:
         query, *shared, attn_mask=mask, is_causal=causal, scale=0.3
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_that_may_look_nowhere_stays_finite_and_leaves_the_others_as_they_are() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 8, 4, requires_grad=True) for _ in range(3))
+    place = torch.arange(8)
+    mask = (place <= place[:, None]) & (place[:, None] - place < 3) & (place < 3)  # rows 5 and on see padding only
+    found = explicit_attention(query, key, value, mask[None, None], False, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None])
+    torch.testing.assert_close(found[:, :, :5], expected[:, :, :5])
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral-window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_longer_than_the_window_does_not_poison_training(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    model = load(saved(tmp_path, name)[1]).model.train()
+    data = batch(padded=True)  # rows of 24, 12 and 3 tokens; windows of 5 and 7
+    assert data.mask is not None
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        logits = model(data)
+    loss = torch.nn.functional.cross_entropy(logits[data.mask].float(), data.ids[data.mask])
+    loss.backward()
+    assert torch.isfinite(loss)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()

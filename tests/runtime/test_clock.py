@@ -1,5 +1,8 @@
+import itertools
 import time
+from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +11,43 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.clock import MIN_ROUNDS, Timing, interleave, speedup
 
 
-def test_order_rotates_and_warmup_is_not_counted():
+def test_order_changes_and_warmup_is_not_counted():
     calls: list[str] = []
     timings = interleave({name: partial(calls.append, name) for name in "ABC"}, rounds=4, warmup=2)
-    assert "".join(calls) == "ABCABC" + "ABC" + "BCA" + "CAB" + "ABC"
+    assert "".join(calls) == "ABCABC" + "ABC" + "BCA" + "CAB" + "ACB"
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {"A": 4, "B": 4, "C": 4}
+
+
+@pytest.mark.parametrize(("count", "rounds"), [(2, 4), (3, 12), (4, 48), (6, 60)])
+def test_all_orders_come_equally_often_and_every_function_stands_in_every_place(count, rounds):
+    names = "ABCDEF"[:count]
+    calls: list[str] = []
+    interleave({name: partial(calls.append, name) for name in names}, rounds=rounds, warmup=0)
+    orders = ["".join(calls[first : first + count]) for first in range(0, len(calls), count)]
+    for place in range(count):
+        assert set(Counter(order[place] for order in orders).values()) == {rounds // count}
+    if count <= 4:
+        assert Counter(orders) == {"".join(order): 2 for order in itertools.permutations(names)}
+    else:
+        assert len(set(orders)) > rounds // 2
+
+
+@pytest.mark.parametrize("places", [(1.05, 1.0, 0.97), (0.95, 1.0, 1.05), (1.1, 1.0, 1.0)])
+def test_three_times_the_same_function_is_no_difference_though_the_places_of_a_round_differ(places, monkeypatch):
+    rng = np.random.default_rng(0)
+    now = 0.0
+    turns = itertools.cycle(places)
+
+    def work():
+        nonlocal now
+        now += next(turns) * np.exp(0.005 * rng.standard_normal())
+
+    monkeypatch.setattr("chinchilla_lm.runtime.clock.time", SimpleNamespace(perf_counter=lambda: now))
+    timings = interleave(dict.fromkeys("ABC", work), rounds=300, warmup=1)
+    for one, other in itertools.combinations("ABC", 2):
+        ratio = speedup(timings[one], timings[other])
+        assert ratio.low <= 1.0 <= ratio.high
+        assert ratio.value == pytest.approx(1.0, abs=0.02)
 
 
 def test_the_same_work_twice_is_as_fast_and_half_the_work_twice_as_fast():
