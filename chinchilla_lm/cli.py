@@ -50,6 +50,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("chinchilla_lm.commands.export", "write a model in a format that other programs read"),
 }
 
+# Verbs that keep what is done in OUT and go on from there.
+RESUMING = frozenset({"demo", "finetune", "compress", "score", "search", "shorten", "recover"})
+
 _REFUSED_BY_THE_SYSTEM = {
     errno.ENOSPC: "free room or pass another -o",
     errno.EDQUOT: "free room or pass another -o",
@@ -91,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _close_standard_output()
             return PIPE_CLOSED
         except BaseException as error:
-            status, line = explain(error)
+            status, line = explain(error, verb)
             if _wants_traceback(arguments):
                 traceback.print_exc()
             # A bug's own message may run over many lines; the first use of --traceback shows all of it.
@@ -139,10 +142,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--traceback", action="store_true", help="show where an error arose (or CHINCHILLA_TRACEBACK=1)")
 
 
-def explain(error: BaseException) -> tuple[int, str]:
+def explain(error: BaseException, verb: str | None) -> tuple[int, str]:
     """Exit status and text (after the command's name) for an error that ended a verb."""
     if isinstance(error, KeyboardInterrupt):
-        return STOPPED, " stopped; run the same command again to resume from what is done"
+        resume = "; run the same command again to resume from what is done" if verb in RESUMING else ""
+        return STOPPED, f" stopped{resume}"
     if isinstance(error, InputError):
         return BAD_INPUT, f": {error}"
     if isinstance(error, ContractError):

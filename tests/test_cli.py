@@ -172,11 +172,7 @@ def test_a_verb_gets_its_console_and_returns_its_status(verb, capsys):
         ),
         (ConnectionResetError(errno.ECONNRESET, "reset"), 1, "chinchilla probe failed: ConnectionResetError: "),
         (MemoryError(), 1, "chinchilla probe failed: out of memory; pass a smaller --batch"),
-        (
-            KeyboardInterrupt(),
-            130,
-            "chinchilla probe stopped; run the same command again to resume from what is done",
-        ),
+        (KeyboardInterrupt(), 130, "chinchilla probe stopped\n"),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -187,6 +183,19 @@ def test_each_error_is_one_line_with_its_status(verb, capsys, monkeypatch, error
     assert out == ""
     assert err.startswith(line)
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_a_stopped_verb_promises_to_resume_only_where_it_does(capsys, monkeypatch, name):
+    module = types.ModuleType("stopped")
+    module.add_arguments = lambda parser: None  # type: ignore[attr-defined]
+    module.run = raiser(KeyboardInterrupt())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stopped", module)
+    monkeypatch.setitem(cli.VERBS, name, ("stopped", "for the test"))
+    assert cli.main([name]) == 130
+    resumes = name not in ("doctor", "inspect", "generate", "bench", "evaluate", "export")
+    rest = "; run the same command again to resume from what is done" if resumes else ""
+    assert capsys.readouterr().err == f"chinchilla {name} stopped{rest}\n"
 
 
 def test_memory_that_torch_could_not_have_is_out_of_memory(verb, capsys):
@@ -234,7 +243,7 @@ def test_a_signal_ends_with_130_one_line_and_nothing_half_written(tmp_path: Path
         running.send_signal(number)
         _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err.decode() == "chinchilla probe stopped; run the same command again to resume from what is done\n"
+    assert err.decode() == "chinchilla probe stopped\n"
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -20,20 +20,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="hf: a stock folder that transformers loads")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
-    parser.add_argument("--force", action="store_true", help="replace a model that is in OUT")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export that is in OUT")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Export and say what was written. Raises InputError for an unknown format and for a folder that is not empty."""
+    """Export and say what was written.
+
+    Raises InputError for an unknown format, and for a folder that is not empty: without --force always, with it where
+    the folder holds MODEL itself or anything that an export does not write.
+    """
     if args.to not in FORMATS:
         raise InputError(f"format {args.to!r} is not one of {', '.join(FORMATS)}; pass --to {FORMATS[0]}")
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder; pass another -o")
-    if folder.exists() and any(folder.iterdir()) and not args.force:
-        raise InputError(f"{folder} is not empty; pass --force to replace the model in it, or another -o")
+    if folder.exists() and any(folder.iterdir()):
+        if not args.force:
+            raise InputError(f"{folder} is not empty; pass --force to replace the model in it, or another -o")
+        _refuse_to_replace(folder, args.model)
     console.result(export(args.model, folder, console))
     return 0
+
+
+def _refuse_to_replace(folder: Path, model: str) -> None:
+    from chinchilla_lm.export.hf import FILES
+    from chinchilla_lm.models.source import locate
+
+    if locate(model).folder.resolve() == folder.resolve():
+        raise InputError(f"{folder} is MODEL itself; pass another -o")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in FILES:
+            raise InputError(f"{folder} holds {name}, which no export writes: not ours to replace; pass another -o")
 
 
 def export(model: str, folder: Path, console: Console) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who goes where: train, dev and test without a shared document, and calibration data that shares none with test.
+"""Who goes where: train, dev and test without a shared document; and which documents two sets share.
 
 A made split never depends on the order of the file. A document goes by the hash of its content (with the seed), so that
 it is on the same side again when others are added, and two copies of a text are always on one side.
@@ -7,10 +7,9 @@ it is on the same side again when others are added, and two copies of a text are
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from chinchilla_lm.data.records import Dataset, Record, Skipped, Tagged, record_text, text_hash
+from chinchilla_lm.data.records import Record, Skipped, Tagged, record_text, text_hash
 from chinchilla_lm.errors import InputError
 
 R = TypeVar("R", bound=Record)
@@ -39,42 +38,6 @@ def disjoint(records: Sequence[R], test_records: Sequence[Record]) -> tuple[list
 def shared_texts(records: Iterable[Record], others: Iterable[Record]) -> int:
     """How many distinct texts stand on both sides."""
     return len({record_text(record) for record in records} & {record_text(record) for record in others})
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Records to calibrate on, how many were removed because test has their document, and the split they came from."""
-
-    records: list[Record]
-    removed: int
-    origin: str
-
-
-def calibration_documents(
-    dataset: Dataset, *, count: int | None = None, source: Dataset | None = None, seed: int = 0
-) -> Calibration:
-    """Whole documents to calibrate on, none of which is in the test split of `dataset`.
-
-    They come from train (of `source`, else of `dataset`), or from dev where there is no train. With `count`, that many
-    documents, drawn by hash and seed and returned in file order; fewer where there are not enough.
-
-    Raises:
-        InputError: there is neither train nor dev, `count` is below 1, or nothing is left.
-    """
-    if count is not None and count < 1:
-        raise InputError(f"count {count} is below 1 document; leave it out to take all")
-    pool = source or dataset
-    origin = next((split for split in ("train", "dev") if split in pool.splits), None)
-    if origin is None:
-        raise InputError(f"{pool.name!r} has neither train nor dev to calibrate on; pass another calibration source")
-    kept, removed = disjoint(pool.splits[origin], dataset.splits.get("test", []))
-    if not kept:
-        raise InputError(
-            f"all {removed} records of {pool.name!r} {origin} are in test; pass another calibration source"
-        )
-    documents = list(dict.fromkeys(record.document for record in kept))
-    chosen = set(sorted(documents, key=lambda document: text_hash(f"{seed}:{document}"))[:count])
-    return Calibration([record for record in kept if record.document in chosen], removed, origin)
 
 
 def make_splits(

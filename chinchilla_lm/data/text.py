@@ -20,6 +20,9 @@ from chinchilla_lm.errors import InputError
 SUFFIXES = (".txt", ".utf8", ".raw", ".tokens", ".text")
 ARCHIVE = ".zip"
 PIECE_CHARACTERS = 2000  # a few paragraphs, about 500 tokens: a document of usual size
+# Unpacked bytes of an archive, as its entries claim. Assumption: twice WikiText-103's 0.54 GB is as much as one wants
+# in memory at once.
+UNPACKED_UP_TO = 1 << 30
 MANY_FILES = 10  # in one folder or archive: from here on a file is a document; fewer could not be split three ways
 # Not data, though they end in .txt.
 PAPERS = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
@@ -73,6 +76,11 @@ def _unzip(path: Path) -> list[tuple[str, bytes]]:
             names = sorted(
                 name for name in archive.namelist() if name.lower().endswith(SUFFIXES) and not is_paper(name)
             )
+            unpacked = sum(archive.getinfo(name).file_size for name in names)
+            if unpacked > UNPACKED_UP_TO:
+                raise InputError(
+                    f"{path} unpacks to {unpacked:,} bytes, more than {UNPACKED_UP_TO:,}; unpack it and pass the folder"
+                )
             files = [(f"{path.name}/{name}", archive.read(name)) for name in names]
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}); pass a zip archive of text files") from error

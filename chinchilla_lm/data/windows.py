@@ -1,8 +1,9 @@
 """Running text cut into windows for language modelling.
 
-The protocol of the perplexity figures in papers: documents joined by an empty line, tokenised as one text, cut into
-windows that do not overlap, the remainder dropped. Each window knows how many bytes its predictions spell, so that
-losses of different tokenizers compare as bits per byte.
+Cut as for the perplexity figures in papers: documents joined by an empty line, tokenised as one text, cut into windows
+that do not overlap, the remainder dropped. The papers join WikiText's lines so, we its articles, as they stand in the
+file: fewer line ends between the same words, and so figures that lie near the published ones but are not theirs. Each
+window knows how many bytes its predictions spell, so that losses of different tokenizers compare as bits per byte.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 JOINT = "\n\n"
-# Tokenised in one call, in characters. WikiText-2 test (1.3 M) is one block, so its ids are exactly those of the
-# protocol; larger corpora are parted between documents, to bound the memory that a tokenizer's offsets take.
+# Tokenised in one call, in characters. WikiText-2 test (1.3 M) is one block, so its ids are those of one text; larger
+# corpora are parted between documents, to bound the memory that a tokenizer's offsets take.
 BLOCK_CHARACTERS = 4_000_000
 
 

@@ -50,12 +50,24 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The fast tokenizer of transformers, loaded when first asked for. Raises InputError where there is none."""
+        """The fast tokenizer of transformers, loaded when first asked for.
+
+        Raises InputError where there is none, and where its vocabulary is larger than the model's. (Tokens that were
+        added to it may lie beyond: Gemma 3 has one for images, and a text without it is fine.)
+        """
         if self.source is None:
             raise InputError(
                 "this model was built without a tokenizer; load it from a folder that holds tokenizer.json"
             )
-        return load_tokenizer(self.source)
+        tokenizer = load_tokenizer(self.source)
+        highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+        known = self.model.config.vocab_size
+        if highest >= known:
+            raise InputError(
+                f"the tokenizer in {self.source} has token ids up to {highest}, the model 0 … {known - 1}; "
+                "copy the model's own tokenizer files into it"
+            )
+        return tokenizer
 
     def with_model(self, model: Transformer) -> Checkpoint:
         """The same surroundings for another model: shortened, trained on, exported."""
@@ -174,7 +186,19 @@ def _read_meta(located: Located) -> dict[str, Any]:
     dropped = meta.get("dropped", {})
     if not isinstance(dropped, dict) or not all(fate in get_args(NormFate) for fate in dropped.values()):
         raise InputError(f"{path}: dropped {dropped!r} is not links with keep or lose; make the model again")
+    _check_window(meta.get("window", {}), path)
     return meta
+
+
+def _check_window(window: Any, path: Path) -> None:
+    """What the model was trained with, as finetune and compress write it: either entry may be missing."""
+    if not isinstance(window, dict):
+        raise InputError(f"{path}: window {window!r} is not context and max_tokens; make the model again")
+    context, tokens = window.get("context"), window.get("max_tokens")
+    if context not in (None, "sentence", "document"):
+        raise InputError(f"{path}: context {context!r} is not sentence or document; make the model again")
+    if tokens is not None and (type(tokens) is not int or tokens < 1):
+        raise InputError(f"{path}: max_tokens {tokens!r} is not a number of tokens from 1; make the model again")
 
 
 def _own_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +264,8 @@ def _with_pooling(head: HeadConfig, located: Located) -> HeadConfig:
     if head.kind != "embedding" or located.gguf is not None or not path.is_file():
         return head
     modules = read_json(path, "sentence-transformers modules")
+    if not isinstance(modules, list) or not all(isinstance(part, dict) for part in modules):
+        raise InputError(f"{path} is not a list of modules with type and path; download the model again")
     kinds = {str(part.get("type", "")).rsplit(".", 1)[-1]: str(part.get("path", "")) for part in modules}
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
@@ -247,9 +273,12 @@ def _with_pooling(head: HeadConfig, located: Located) -> HeadConfig:
     head = replace(head, normalize="Normalize" in kinds)
     if "Pooling" not in kinds:
         return head
-    if Path(kinds["Pooling"]).name != kinds["Pooling"]:
+    if Path(kinds["Pooling"]).name != kinds["Pooling"] or kinds["Pooling"] == "..":
         raise InputError(f"{path} names the folder {kinds['Pooling']!r}, which is not beside it; do not use it")
-    pooling = read_json(located.folder / kinds["Pooling"] / "config.json", "pooling config")
+    path = located.folder / kinds["Pooling"] / "config.json"
+    pooling = read_json(path, "pooling config")
+    if not isinstance(pooling, dict):
+        raise InputError(f"{path} is not a dictionary; download the model again")
     ours = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
     chosen = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True]
     if len(chosen) != 1 or chosen[0] not in ours:

@@ -39,7 +39,7 @@ class CostEntry:
     Args:
         links: one link name, or both of a block in chain order.
         cost: true change of the metric when dropped, in the table's unit.
-        low, high: 95 % interval of `cost` over calibration documents.
+        low, high: 95 % interval of `cost` over calibration windows.
         time_us: time saved, microseconds per forward pass; at least 0.
         norm: what became of the norm in a post-norm model when this was measured; None in a pre-norm model.
         cosine: 1 - cosine similarity of input and output, for the ShortGPT baseline alone; None if not measured.
@@ -82,7 +82,7 @@ class CostTable:
 
     Args:
         metric, unit: what cost is, such as `kl` in `nats/token`.
-        total_us: the whole model, timed end to end.
+        total_us: the whole model: `fixed_us` and every link's time, each the median of its own clock.
         fixed_us: all that is not a link: embedding, final norm, head, overhead.
         shape: {"batch", "tokens"} of the timed pass.
         tokens: calibration tokens behind each cost.

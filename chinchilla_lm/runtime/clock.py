@@ -5,8 +5,8 @@ difference between the things measured. So every round runs each function once, 
 (who goes first finds colder caches), and the comparison is the median of the ratios *within* rounds. Its interval is a
 bootstrap over rounds: honest about scatter, blind to whatever is wrong in all rounds alike.
 
-The road not taken: rotating one order. Of A B C, A B C … then A always stands next before B, and C two of three times
-behind it; where the places of a round differ in speed, that is a bias in the median that no number of rounds removes.
+The road not taken: rotating one order, A B C, B C A, C A B. There A and C stand in places 1 and 3, 3 and 2, 2 and 1,
+never the other way round; where the places differ in speed, no number of rounds takes that out of the median.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _orders(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     drawing = random.Random(0)
     rests = list(permutations(names[1:])) if len(names) <= ALL_ORDERS_UP_TO else []
     while True:
-        for rest in rests or [drawing.sample(names[1:], len(names) - 1)]:
+        for rest in rests or [tuple(drawing.sample(names[1:], len(names) - 1))]:
             order = (names[0], *rest)
             for turn in range(len(order)):
                 yield order[turn:] + order[:turn]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import torch
@@ -14,15 +15,17 @@ NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one, else the CPU."""
+    """`auto` is a GPU where there is one, else the CPU. Raises InputError for what is not auto, cpu, cuda or cuda:N,
+    and for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} is not there; pass --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is not one of auto, cpu, cuda; pass --device auto") from error
+        return torch.device("cuda" if count else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise InputError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0; pass --device auto")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"device {name!r} is not there, {count} GPUs are; pass --device auto")
+    return device
 
 
 @functools.cache

@@ -151,12 +151,14 @@ class Session:
         if ids.numel() == 0:
             raise InputError("0 token ids; at least 1 is needed; pass some")
         self._check_length(ids.numel(), "shorten the text")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise InputError(
-                f"token id {wrong} is not in 0 … {self.config.vocab_size - 1}; use the model's own tokenizer"
-            )
+        self._check_vocabulary(int(ids.min()), int(ids.max()))
+
+    def _check_vocabulary(self, *ids: int) -> None:
+        for token in ids:
+            if not 0 <= token < self.config.vocab_size:
+                raise InputError(
+                    f"token id {token} is not in 0 … {self.config.vocab_size - 1}; use the model's own tokenizer"
+                )
 
     def _check_length(self, count: int, remedy: str) -> None:
         if count > self.config.max_positions:
@@ -279,8 +281,10 @@ class Session:
     def _outputs(self, windows: list[Encoded]) -> list[Tensor]:
         """What the head gives for each window, float32 on the CPU, padding included."""
         outputs: list[Tensor] = [torch.empty(0)] * len(windows)
-        pad = self.tokenizer.pad_token_id
-        for batch in batches(windows, max_tokens=BATCH_TOKENS, pad_id=pad or 0):
+        self._check_vocabulary(*(max(window.ids) for window in windows))
+        pad = self.tokenizer.pad_token_id or 0
+        pad = pad if pad < self.config.vocab_size else 0  # one that was added to the tokenizer alone; padding is masked
+        for batch in batches(windows, max_tokens=BATCH_TOKENS, pad_id=pad):
             found = self.forward(batch.batch).cpu()
             for row, output in zip(batch.rows, found, strict=True):
                 outputs[row] = output

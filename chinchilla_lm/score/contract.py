@@ -114,7 +114,7 @@ def _what_can_be_had(table: CostTable, target: Target, clock: TimeAgainstOrigina
     proposed = 1 + PROPOSED * (min(ratio.value, table.total_us / table.predict_us(names)) - 1)
     if target.speedup is not None:
         reached = max((one.speedup.value / (1 + 2 * HEADROOM) for one in tries), default=proposed)
-        less = f"--speedup {min(proposed, reached):.2f}"
+        less = f"--speedup {max(1.01, min(proposed, reached)):.2f}"  # below 1 the clock was disturbed
     else:
         least_ms = min((one.latency_ms * (1 + 2 * HEADROOM) for one in tries), default=0.0)
         less = f"--latency {max(latency_ms * ratio.value / proposed, least_ms):.3g}"

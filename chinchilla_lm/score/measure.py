@@ -99,7 +99,7 @@ class Measure:
             embedded = [model.embed(batch.batch) for batch in self.batches]
             self._contexts = [context for _, context in embedded]
             self._prefixes.put((0, frozenset()), [x for x, _ in embedded])
-            self._reference = [[_distributions(self._logits(part)) for part in x.split(CHUNK)] for x in self._run({})]
+            self._reference = [[_reference(self._logits(part)) for part in x.split(CHUNK)] for x in self._run({})]
         self._base = self._losses({}) if loss == "task" else []
 
     @property
@@ -182,9 +182,9 @@ class Measure:
                     result.append((float(inside.sum()), len(inside)))
         return result
 
-    def _compare(self, logits_NV: Tensor, reference_NV: Tensor, targets_N: Tensor) -> Tensor:
+    def _compare(self, logits_NV: Tensor, reference: _Reference, targets_N: Tensor) -> Tensor:
         if self.loss == "kl":
-            return _divergence(logits_NV, reference_NV)
+            return _divergence(logits_NV, reference)
         return _task_loss(logits_NV, targets_N.to(logits_NV.device))
 
 
@@ -222,17 +222,34 @@ def _is_sequence(model: Transformer) -> bool:
     return model.config.head.kind in ("text-classification", "ranking")
 
 
-def _distributions(logits_NV: Tensor) -> Tensor:
-    """Log probabilities [N, V]. A single output (ranking) is the mean of a normal distribution of variance 1."""
-    return logits_NV.float() if logits_NV.shape[-1] == 1 else F.log_softmax(logits_NV.float(), dim=-1)
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the full model says at N positions: probabilities [N, V] (a single output: itself) and Σ p log p [N]."""
+
+    outputs_NV: Tensor
+    negentropy_N: Tensor
 
 
-def _divergence(logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
-    """KL(reference ‖ changed) in nats, [N]; between the normal distributions of single outputs it is ½ (y - y')²."""
-    changed = _distributions(logits_NV)
-    if changed.shape[-1] == 1:
-        return 0.5 * (changed - reference_NV).square().squeeze(-1)
-    return F.kl_div(changed, reference_NV, reduction="none", log_target=True).sum(-1)
+def _reference(logits_NV: Tensor) -> _Reference:
+    logits_NV = logits_NV.float()
+    if logits_NV.shape[-1] == 1:
+        return _Reference(logits_NV, logits_NV.new_zeros(len(logits_NV)))
+    probabilities_NV = logits_NV.softmax(-1)
+    return _Reference(probabilities_NV, _expected_log(probabilities_NV, logits_NV))
+
+
+def _expected_log(probabilities_NV: Tensor, logits_NV: Tensor) -> Tensor:
+    """Σ p log softmax(z) = p · z - log Σ exp z, [N]: one exponential and one product a vocabulary entry."""
+    return torch.linalg.vecdot(probabilities_NV, logits_NV) - logits_NV.logsumexp(-1)
+
+
+def _divergence(logits_NV: Tensor, reference: _Reference) -> Tensor:
+    """KL(reference ‖ changed) in nats, [N]. A single output (ranking) is the mean of a normal distribution of variance
+    1, and the KL between two such is ½ (y - y')²."""
+    logits_NV = logits_NV.float()
+    if logits_NV.shape[-1] == 1:
+        return 0.5 * (logits_NV - reference.outputs_NV).square().squeeze(-1)
+    return reference.negentropy_N - _expected_log(reference.outputs_NV, logits_NV)
 
 
 def _task_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

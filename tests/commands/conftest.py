@@ -19,7 +19,7 @@ FILLER = WORDS.split()
 TEXT_FILLER = [*FILLER, "Once", "upon", "Munich", "Siemens", "naïve", "3.5", "%"]
 TAGGING = ("--task", "token-classification")
 TUNING = (
-    *("--finetune-epochs", 24, "--finetune-batch-tokens", 256),
+    *("--finetune-epochs", 30, "--finetune-batch-tokens", 256),
     *("--finetune-learning-rate", 3e-3, "--finetune-head-learning-rate", 1e-2),
 )
 SHORTENING = (
@@ -59,8 +59,8 @@ def quick() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "LINK_SECONDS", 0.05)
-        patch.setattr(stages, "CLOCK_SECONDS", 0.05)
-        patch.setattr(compress, "FINAL_CLOCK_SECONDS", 0.05)
+        patch.setattr(stages, "CLOCK_SECONDS", 0.2)
+        patch.setattr(compress, "FINAL_CLOCK_SECONDS", 0.2)
         yield
 
 

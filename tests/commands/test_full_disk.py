@@ -33,9 +33,9 @@ def no_file_beyond(size: int) -> Iterator[None]:
 
 
 def test_no_room_for_a_file_of_a_folder_names_the_folder(tmp_path: Path):
-    with no_file_beyond(1000), pytest.raises(InputError, match=r"cannot write .*model: File too large; free room"):
-        with building(tmp_path / "model") as folder:
-            (folder / "tokenizer.json").write_text("x" * 2000)
+    refused = pytest.raises(InputError, match=r"cannot write .*model: File too large; free room")
+    with no_file_beyond(1000), refused, building(tmp_path / "model") as folder:
+        (folder / "tokenizer.json").write_text("x" * 2000)
     assert list(tmp_path.iterdir()) == []
 
 

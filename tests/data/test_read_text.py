@@ -75,6 +75,20 @@ def test_archives(tmp_path):
         read_text([path])
 
 
+def test_an_archive_that_unpacks_to_more_than_memory_should_hold_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", b"a" * 600)
+        archive.writestr("b.txt", b"b" * 400)
+        archive.writestr("c.png", b"not read" * 1000)
+    monkeypatch.setattr("chinchilla_lm.data.text.UNPACKED_UP_TO", 1000)
+    assert len(read_text([path]).records) == 2
+    monkeypatch.setattr("chinchilla_lm.data.text.UNPACKED_UP_TO", 999)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(InputError, match=r"bomb\.zip unpacks to 1,000 bytes, more than 999; unpack it and pass"):
+        read_text([path])
+
+
 def test_wikitext2(real):
     reading = read_text([real("wikitext2") / "wiki.test.raw"])
     assert len(reading.records) == 60  # Merity et al. 2016, table 1: 60 articles

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from chinchilla_lm.data.records import Dataset, Labelled, Tagged, Text
-from chinchilla_lm.data.splits import calibration_documents, disjoint, document_hashes, make_splits
+from chinchilla_lm.data.records import Labelled, Tagged, Text
+from chinchilla_lm.data.splits import disjoint, document_hashes, make_splits
 from chinchilla_lm.errors import InputError
 
 
@@ -108,30 +108,3 @@ def test_time_split_refuses_what_has_too_few_times():
         make_splits([labelled(i) for i in range(20)], ("test",), "time")
     with pytest.raises(InputError, match="too few different times"):
         make_splits([labelled(i, time="2020-01-01") for i in range(20)], ("test",), "time")
-
-
-def dataset(**splits):
-    return Dataset("d", "language-modeling", splits, (), [], True)
-
-
-def test_calibration_takes_whole_documents_that_are_not_in_test():
-    train = [Text(f"{d}.{p}", f"d{d}", f"text {d}.{p}") for d in range(20) for p in (0, 1)]
-    test = [Text("t0", "t", "text 7.0"), Text("t1", "t", "text 7.1")]
-    found = calibration_documents(dataset(train=train, test=test), count=5)
-    assert (found.removed, found.origin) == (2, "train")
-    assert Counter(r.document for r in found.records).most_common(1)[0][1] == 2
-    assert len({r.document for r in found.records}) == 5
-    assert "d7" not in {r.document for r in calibration_documents(dataset(train=train, test=test)).records}
-    assert found.records == [r for r in train if r in found.records]  # file order
-    assert found != calibration_documents(dataset(train=train, test=test), count=5, seed=1)
-
-
-def test_calibration_from_another_source_and_from_dev():
-    test = [Text("t", "t", "same")]
-    other = dataset(train=[Text("a", "a", "same"), Text("b", "b", "new")])
-    assert [r.id for r in calibration_documents(dataset(test=test), source=other).records] == ["b"]
-    assert calibration_documents(dataset(dev=[Text("v", "v", "v")], test=test)).origin == "dev"
-    with pytest.raises(InputError, match="neither train nor dev"):
-        calibration_documents(dataset(test=test))
-    with pytest.raises(InputError, match="all 1 records"):
-        calibration_documents(dataset(train=[Text("a", "a", "same")], test=test))

@@ -21,9 +21,9 @@ def test_explicit_attention_equals_sdpa(kind: str) -> None:
         mask |= torch.eye(7, dtype=torch.bool)
     causal = kind == "causal"
     found = explicit_attention(query, key, value, mask, causal, scale=0.3)
-    shared = [part.repeat_interleave(3, dim=1) for part in (key, value)]
+    keys, values = key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query, *shared, attn_mask=mask, is_causal=causal, scale=0.3
+        query, keys, values, attn_mask=mask, is_causal=causal, scale=0.3
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 

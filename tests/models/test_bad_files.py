@@ -160,7 +160,19 @@ def test_no_tokenizer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "meta", [{"version": 2}, [], {"version": 1, "dropped": {"0.attn": "maybe"}}, {"version": 1, "dropped": []}]
+    "meta",
+    [
+        {"version": 2},
+        [],
+        {"version": 1, "dropped": {"0.attn": "maybe"}},
+        {"version": 1, "dropped": []},
+        {"version": 1, "window": 512},
+        {"version": 1, "window": None},
+        {"version": 1, "window": {"context": 3}},
+        {"version": 1, "window": {"max_tokens": "many"}},
+        {"version": 1, "window": {"max_tokens": 0}},
+        {"version": 1, "window": {"max_tokens": True}},
+    ],
 )
 def test_damaged_descriptions(folder: Path, meta: Any) -> None:
     (folder / "chinchilla.json").write_text(json.dumps(meta))

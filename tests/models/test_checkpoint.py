@@ -247,3 +247,19 @@ def test_sentence_transformers_settings_are_read(tmp_path: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(InputError, match="pooling_mode_max_tokens"):
         load(folder)
+    (folder / "1_Pooling" / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"1_Pooling/config\.json is not a dictionary; download"):
+        load(folder)
+
+
+def test_damaged_sentence_transformers_settings_are_refused(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path, "bert", "embedding")
+    (tmp_path / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    for modules in ({"type": "Pooling", "path": "1_Pooling"}, 7, ["Pooling"]):
+        (folder / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(InputError, match=r"modules\.json is not a list of modules with type and path; download"):
+            load(folder)
+    for path in ("..", ".", "../x", "/etc", "a/b"):
+        (folder / "modules.json").write_text(json.dumps([{"type": "x.Pooling", "path": path}]))
+        with pytest.raises(InputError, match="which is not beside it"):
+            load(folder)

@@ -13,6 +13,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.runtime.session import Session, load
+from tests.models.tiny import build
 
 TEXTS = ["Angela Merkel met Siemens in Munich .", "good", "is it bad or very good ? naïve fox"]
 
@@ -254,3 +255,26 @@ def test_threads_are_set_for_the_process(model_folder):
     assert torch.get_num_threads() == 2
     load(model_folder())
     assert torch.get_num_threads() == 2
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder(), tmp_path / "model")
+    size = len(transformers.AutoTokenizer.from_pretrained(folder))
+    build("llama-gqa", vocab_size=size - 1).save_pretrained(folder)
+    message = rf"has token ids up to {size - 1}, the model 0 … {size - 2}; copy the model's own"
+    with pytest.raises(InputError, match=message):
+        load(folder, dtype="float64").generate("Once upon a time")
+
+
+def test_a_token_that_the_model_lacks_is_refused_where_a_text_has_it(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder("bert", "text-classification"), tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<nothing>", "additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    session = load(folder, dtype="float64")
+    known = load(model_folder("bert", "text-classification"), dtype="float64").classify(TEXTS)
+    for found, wanted in zip(session.classify(TEXTS), known, strict=True):
+        assert found["scores"] == pytest.approx(wanted["scores"])
+    with pytest.raises(InputError, match=rf"token id {size + 1} is not in 0 … {size - 1}; use the model's own"):
+        session.classify(["good", "an <image> here"])

@@ -50,11 +50,6 @@ class Family:
     layer_types: bool = False
     ours_only: frozenset[HeadKind] = frozenset()
 
-    @property
-    def model_types(self) -> tuple[str, ...]:
-        """The values of `model_type` that this family reads."""
-        return tuple(self.architectures)
-
     def read(self, hf: Mapping[str, Any], head: HeadConfig | None = None) -> ModelConfig:
         """Our config; without `head`, with the checkpoint's own. Raises InputError for what we cannot represent."""
         head = head or self.trained_head(hf)
