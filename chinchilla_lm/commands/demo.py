@@ -21,12 +21,12 @@ MODEL = "SmolLM2-135M-Instruct"
 FULL = {
     "speedup": 1.3,
     "margin": 5.0,
-    "calibration_tokens": 4096,
+    "calibration_tokens": 2048,
     "max_tokens": 256,
     "tokens": 256,
     "method": "refine",
     "max_measures": 60,
-    "recover": {"epochs": 1, "tokens": 60_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+    "recover": {"epochs": 1, "tokens": 40_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }
 FAST = {
     "speedup": 1.15,
@@ -36,10 +36,10 @@ FAST = {
     "tokens": 256,
     "method": "refine",
     "max_measures": 20,
-    "recover": {"epochs": 1, "tokens": 16_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+    "recover": {"epochs": 1, "tokens": 12_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }
 # Characters of each held-out topic: many documents of like length make a narrow interval of what is quickly judged.
-HELD_OUT_CHARACTERS = {False: 4000, True: 1500}
+HELD_OUT_CHARACTERS = {False: 2500, True: 1200}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
