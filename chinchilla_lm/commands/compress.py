@@ -275,8 +275,10 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
 
     from chinchilla_lm.runtime.session import Session
 
-    text = stages.job.dataset.records("test")[0].text
-    prompt = " ".join(text.split()[:PROMPT_WORDS])
+    paragraphs = [part.split() for part in stages.job.dataset.records("test")[0].text.split("\n\n")]
+    all_words = [word for words in paragraphs for word in words]
+    prose = next((words for words in paragraphs if len(words) >= 2 * PROMPT_WORDS), all_words)  # not a heading
+    prompt = " ".join(prose[:PROMPT_WORDS])
     tokenizer, share = stages.job.checkpoint.tokenizer, max(1, config.max_positions // 4)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if len(ids) > min(PROMPT_TOKENS, share):

@@ -216,7 +216,8 @@ def frontier_section(report: Report) -> str:
         items += [_key("stage", True) + "before recovery", _key("stage", False) + "after recovery"]
     return f"""<section>
 <h2>Quality against latency</h2>
-<p class="lead">Plans that were tried, timed; baselines at the time that the cost table predicts. The ring marks the chosen one; the arrows on the axes point to better.</p>
+<p class="lead">Plans that were tried, timed; baselines at the time that the cost table predicts.
+The ring marks the chosen one; the arrows on the axes point to better.</p>
 {drawn}
 <ul class="legend">{"".join(f"<li>{item}</li>" for item in items)}</ul>
 </section>"""
