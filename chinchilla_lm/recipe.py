@@ -129,6 +129,8 @@ class Recipe(_Settings):
     """tokens a sequence while timing"""
     context: Literal["sentence", "document"] = "sentence"
     """what the model sees of a document at a time"""
+    bidirectional: bool | None = Field(None, examples=[True])
+    """true: a decoder's tokens see what follows, in training and ever after; without it, only a tagger's do"""
     max_tokens: int | None = Field(default=None, ge=4, examples=[512])
     """longest window in tokens; without it, what the model takes"""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -230,7 +232,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _kind(field: FieldInfo) -> str:
-    return {int: "N", float: "NUMBER"}.get(_plain_types(field)[0], "TEXT")
+    return {int: "N", float: "NUMBER", bool: "BOOL"}.get(_plain_types(field)[0], "TEXT")
 
 
 def from_args(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Recipe:
@@ -303,6 +305,8 @@ _RULES: Mapping[str, str] = {
     "float_parsing": "is not a number",
     "float_type": "is not a number",
     "finite_number": "is not a finite number",
+    "bool_parsing": "is not true or false",
+    "bool_type": "is not true or false",
     "int_parsing": "is not a whole number",
     "int_type": "is not a whole number",
     "int_from_float": "is not a whole number",

@@ -11,7 +11,7 @@ from chinchilla_lm.recipe import Recipe, add_flags, from_args
 
 FIELDS = (
     "model", "task", "data", "output", "text_column", "label_column", "group_column", "time_column", "split_by",
-    "device", "dtype", "threads", "context", "max_tokens", "seed", "finetune",
+    "device", "dtype", "threads", "context", "bidirectional", "max_tokens", "seed", "finetune",
 )  # fmt: skip
 
 

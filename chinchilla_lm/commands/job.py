@@ -105,7 +105,9 @@ class Job:
         return checkpoint
 
     def _wants_bidirectional(self) -> bool:
-        """A tagger has to see what follows a word; a new tagging head therefore makes a decoder bidirectional."""
+        """As the recipe says of a new head; else a tagger has to see what follows a word."""
+        if self.recipe.bidirectional is not None:
+            return self.recipe.bidirectional and self.new_head
         return self.new_head and self.recipe.task == "token-classification"
 
     @cached_property

@@ -152,3 +152,14 @@ def test_a_model_is_not_trained_over_itself(tagger: Path, tags: Path, chinchilla
     done = chinchilla("finetune", model, *TAGGING, "--data", tags, "-o", tagger)
     done.refused(f"model {model} is where the verb writes its own; pass another -o")
     assert (tagger / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_decoder_becomes_a_bidirectional_classifier_where_that_is_asked(model_folder, tmp_path, chinchilla, asked):
+    data = write_jsonl(tmp_path / "data", SIZES, labelled)
+    out = tmp_path / "run"
+    words = ["finetune", model_folder("llama-gqa"), "--task", "text-classification", "--data", data, *TUNING]
+    done = chinchilla(*words, "--bidirectional", asked, "-o", out, "--quiet")
+    assert done.status == 0, done.err
+    assert load(out).model.config.causal is not asked
+    assert (json.loads((out / "model" / "config.json").read_text()).get("is_causal") is False) is asked

@@ -6,7 +6,7 @@ import pytest
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.search import MEASURED, METHODS
-from chinchilla_lm.search.baselines import cosine, one_shot
+from chinchilla_lm.search.baselines import cosine, one_shot, top
 
 MakeTable = Callable[..., CostTable]
 Measure = Callable[[frozenset[str]], float]
@@ -76,3 +76,13 @@ def test_one_shot_goes_by_cost_per_microsecond(random_table: MakeTable) -> None:
         assert all(ratios[gone] <= min(r for n, r in ratios.items() if n not in dropped) for gone in dropped)
         last = max(dropped, key=lambda name: (ratios[name], table.links.index(name)))
         assert table.predict_us([name for name in dropped if name != last]) > budget
+
+
+def test_top_drops_from_the_last_link_downwards_and_spares_the_protected(interacting: Interacting) -> None:
+    table, _ = interacting(1, 3)
+    budget = table.fixed_us + sum(table.time(name) for name in ("0.attn", "0.mlp", "2.mlp"))
+    plan = top(table, budget, protected={"2.mlp"})
+    assert "2.mlp" in plan.kept
+    free = [name for name in table.links if name != "2.mlp"]
+    assert plan.dropped == tuple(free[len(free) - len(plan.dropped) :])
+    assert table.predict_us(plan.dropped) <= budget < table.predict_us(plan.dropped[1:])
