@@ -17,6 +17,8 @@ from chinchilla_lm.models.transformer import Transformer
 # Time limits of single examples say how busy the machine is, not whether the code is right.
 settings.register_profile("chinchilla", deadline=None)
 settings.load_profile("chinchilla")
+# For fixtures of the session, which are made before `one_thread`; stage hashes hold the number of threads.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
