@@ -41,20 +41,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--speedups", type=float, nargs="*", default=[2.0])
+    parser.add_argument("--method", default="race", help="how the links are chosen (default race)")
     parser.add_argument("--epochs", type=float, help="epochs of recovery, in place of the model's own")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     settings = MODELS[args.model]
-    job = {"task": "token-classification", "data": data_folder("conll2003"), **settings["fields"]}
+    job: dict[str, Any] = {"task": "token-classification", "data": data_folder("conll2003"), **settings["fields"]}
     tuned = args.out / f"{args.model}-ner"
     first = ch.finetune(
         packaged_model(settings["package"]), out=str(tuned), finetune=settings["finetune"], **_without_shape(job)
     )
     recover = settings["recover"] | ({"epochs": args.epochs} if args.epochs else {})
     rows, results = [], []
+    asked = {**job, "margin": 1.0, "method": args.method}
     for speedup in args.speedups:
-        out = args.out / f"{args.model}-ner-{speedup:g}x"
-        result = ch.compress(str(tuned / "model"), out=str(out), speedup=speedup, margin=1.0, recover=recover, **job)
+        out = args.out / f"{args.model}-ner-{args.method}-{speedup:g}x"
+        result = ch.compress(str(tuned / "model"), out=str(out), speedup=speedup, recover=recover, **asked)
         results.append(result)
         rows.append(_row(speedup, result))
     columns = ["asked", "measured", "links", "entity F1", "difference", "micro", "macro", "weighted", "s"]
