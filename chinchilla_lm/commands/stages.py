@@ -39,8 +39,8 @@ LINK_SECONDS = 4.0
 CLOCK_SECONDS = 3.0
 # Shares of the way to the target at which the frontier is drawn.
 FRONTIER_SHARES = (0.25, 0.5, 0.75, 1.0)
-# What `race` lets run, and how far: the lower the cost before recovery, or the lower the links, the better? The number of
-# tokens is an assumption: measured is that dev F1 differs by 3.6 points after one epoch, 290,000 tokens (docs/log.md).
+# What `race` lets run, and how far: the lower the cost before recovery, or the lower the links, the better? The number
+# of tokens is an assumption: measured is that dev F1 differs by 3.6 points after one epoch (docs/log.md).
 CONTENDERS = ("refine", "top")
 RACE_TOKENS = 60_000
 BASELINES = ("cosine", "one-shot", "dp")
