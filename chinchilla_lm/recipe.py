@@ -80,6 +80,10 @@ class FinetuneSettings(_Settings):
     """share of the steps over which the rate climbs to its peak"""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """share of the target that is spread evenly over all labels"""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """share of what each link adds that is set to 0 in training"""
+    token_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """share of tokens whose embedding is set to 0 in training, so that context has to tell"""
 
 
 class Recipe(_Settings):

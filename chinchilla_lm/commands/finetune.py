@@ -62,6 +62,7 @@ def _train(job: Any, folder: Any, inputs: dict[str, Any]) -> None:
 
     settings = job.recipe.finetune
     model = job.checkpoint.model
+    model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
     encoded = job.encode(job.dataset.records("train"))
     judge = job.judge("dev")
     state = folder.file("finetune.state")

@@ -27,6 +27,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
+from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.prepare import prepare
 
 # Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
@@ -45,6 +46,7 @@ class Job:
         self.recipe, self.console = recipe, console
         self.source = model or recipe.model
         self.new_head = new_head
+        keep_freed_memory()
         self.device = resolve_device(recipe.device)
         self.dtype = resolve_dtype(recipe.dtype, self.device)
         if recipe.threads is not None:

@@ -10,7 +10,7 @@ from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train.loop import FitSettings, fit
-from chinchilla_lm.train.recover import Weights, recovery_loss
+from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
 
 # Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
 MAX_DEV_TOKENS = 16_384
@@ -20,7 +20,7 @@ class Recovery:
     """Trains short models of one job on the outputs of `original`, which is prepared to run."""
 
     def __init__(self, job: Job, original: Transformer) -> None:
-        self.job, self.original = job, original
+        self.job, self.teacher = job, Teacher(original)
 
     @cached_property
     def encoded(self) -> list[Encoded]:
@@ -57,7 +57,7 @@ class Recovery:
             short,
             lambda epoch: job.batches(self.encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
             recovery_loss(
-                self.original,
+                self.teacher,
                 Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
             ),
             FitSettings(

@@ -59,7 +59,13 @@ class Transformer(nn.Module):
     """A causal or bidirectional model with some of its links dropped.
 
     dropped: link name → what became of its norm. Only post-norm models have a norm to `keep`.
+
+    `dropout` and `token_dropout` act in training mode only: the share of every link's contribution that is set to 0,
+    and the share of tokens whose whole embedding is.
     """
+
+    dropout: float = 0.0
+    token_dropout: float = 0.0
 
     def __init__(self, config: ModelConfig, dropped: Mapping[str, NormFate] | None = None) -> None:
         super().__init__()
@@ -114,11 +120,15 @@ class Transformer(nn.Module):
             )
         positions = torch.arange(past, past + new, device=batch.ids.device)
         context = Context(cache=cache, causal=self.config.causal and past == 0)
+        context.dropout = self.dropout if self.training else 0.0
         for rope in set(self.config.ropes):
             context.tables[rope] = rotation_table(rope, self.config.head_dim, positions)
         for window in set(self.config.windows or (None,)):
             context.masks[window] = self._mask(batch, past, window)
-        return self.embedding(batch, positions), context
+        x_BTD = self.embedding(batch, positions)
+        if self.training and self.token_dropout:
+            x_BTD = x_BTD * (torch.rand(batch.ids.shape, device=x_BTD.device) >= self.token_dropout)[:, :, None]
+        return x_BTD, context
 
     def _mask(self, batch: Batch, past: int, window: int | None) -> Tensor | None:
         """bool [B or 1, 1, T, S], or None where SDPA needs none."""

@@ -31,6 +31,7 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
 from chinchilla_lm.runtime.generate import Sampler, check_finite, generate
+from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.prepare import prepare
 from chinchilla_lm.runtime.text import Pieces, prompt_ids, stop_ids
 
@@ -74,6 +75,7 @@ def load(
         raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
     if threads is not None:
         set_threads(threads)
+    keep_freed_memory()
     checkpoint = checkpoints.load(path, task=task)
     if checkpoint.fresh:
         raise InputError(f"{path} has no trained head for {task}; run chinchilla finetune first")

@@ -44,7 +44,8 @@ def one_shot(table: CostTable, budget_us: float, *, protected: Collection[str] =
 
 
 def top(table: CostTable, budget_us: float, *, protected: Collection[str] = frozenset()) -> Plan:
-    """Links from the last one downwards, until the budget is met; no cost is looked at.
+    """Links from the last one downwards, until the budget is met; no cost is looked at. Time that is left over then
+    goes to dropped links that fit into it, the lowest first.
 
     Poor Man's BERT (Sajjad et al., arXiv 2004.03844): on every GLUE task, dropping the top layers beat other choices
     once the model was trained again. Costs before recovery do not see what recovery can restore.
@@ -56,6 +57,9 @@ def top(table: CostTable, budget_us: float, *, protected: Collection[str] = froz
     check_budget(table, budget_us, protected)
     free = [name for name in reversed(table.links) if name not in protected and table.time(name) > 0]
     dropped = _drop_until_it_fits(table, budget_us, ((name,) for name in free))
+    for name in table.links:
+        if name in dropped and fits(table, dropped - {name}, budget_us):
+            dropped -= {name}
     return make_plan(table, dropped, "top", budget_us, {"protected": sorted(protected)})
 
 

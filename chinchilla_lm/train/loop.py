@@ -1,8 +1,8 @@
 """One training loop, for fine-tuning and for recovery: what differs is the loss that is handed in.
 
-The order of the batches follows from (seed, epoch) alone and the model has no dropout, so a run that was stopped and
-resumed takes the same steps as one that was not. One process for now; everything that a second one would share
-(batches, gradients, the dev metric) passes through this file.
+The order of the batches follows from (seed, epoch) alone and what dropout hits from (seed, step), so a run that was
+stopped and resumed takes the same steps as one that was not. One process for now; everything that a second one would
+share (batches, gradients, the dev metric) passes through this file.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(step, self.total, self.settings)
         self.model.train()
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # decides what dropout hits
         with autocast(self.device):
             loss = self.loss(self.model, batch)
         value = float(loss.detach())

@@ -42,8 +42,32 @@ def fine_tuning_loss(smoothing: float) -> Callable[[Transformer, EncodedBatch], 
     return loss
 
 
-def recovery_loss(teacher: Transformer, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
-    """The loss of a student that learns from `teacher`, which is run without gradients in its own dtype.
+class Teacher:
+    """The original at work on one list of windows, run without gradients in its own dtype.
+
+    What a head of a few labels says of a window is kept, so that the original runs once, not once an epoch. Logits over
+    a vocabulary and hidden states are too many to keep.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self._keeps = model.config.head.kind != "language-modeling"
+        self._said: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def look(self, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The outputs, float32, as `outputs` gives them, and the streams at some boundaries."""
+        if not boundaries and all(row in self._said for row in batch.rows):
+            return torch.cat([self._said[row] for row in batch.rows]), []
+        hidden, streams = _walk(self.model, batch, boundaries)
+        said = outputs(self.model, batch, hidden).float()
+        if self._keeps and not boundaries:
+            self._said.update(zip(batch.rows, said.split(_targets_a_row(batch)), strict=True))
+        return said, streams
+
+
+def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
+    """The loss of a student that learns from `teacher`. Its batches must come from the windows that the teacher knows.
 
     Raises InputError where every weight is 0.
     """
@@ -52,9 +76,7 @@ def recovery_loss(teacher: Transformer, weights: Weights) -> Callable[[Transform
 
     def loss(student: Transformer, batch: EncodedBatch) -> Tensor:
         boundaries = _shared_boundaries(student) if weights.hidden else ()
-        with torch.no_grad():
-            their_hidden, their_streams = _walk(teacher, batch, boundaries)
-            theirs = outputs(teacher, batch, their_hidden).float()
+        theirs, their_streams = teacher.look(batch, boundaries)
         our_hidden, our_streams = _walk(student, batch, boundaries)
         ours = outputs(student, batch, our_hidden)
         total = ours.new_zeros((), dtype=torch.float32)
@@ -88,6 +110,13 @@ def chosen_targets(batch: EncodedBatch) -> Tensor:
     """The targets that `outputs` gives logits for, [N] or [B]."""
     assert batch.targets is not None
     return batch.targets if batch.targets.ndim == 1 else batch.targets[batch.targets != IGNORED]
+
+
+def _targets_a_row(batch: EncodedBatch) -> list[int]:
+    """How many of the `outputs` belong to each row."""
+    if batch.targets is None or batch.targets.ndim == 1:
+        return [1] * len(batch.rows)
+    return [int(count) for count in (batch.targets != IGNORED).sum(1)]
 
 
 def _walk(model: Transformer, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:

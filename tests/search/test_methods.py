@@ -86,3 +86,13 @@ def test_top_drops_from_the_last_link_downwards_and_spares_the_protected(interac
     free = [name for name in table.links if name != "2.mlp"]
     assert plan.dropped == tuple(free[len(free) - len(plan.dropped) :])
     assert table.predict_us(plan.dropped) <= budget < table.predict_us(plan.dropped[1:])
+
+
+def test_top_gives_time_that_is_left_over_to_the_lowest_links_that_fit(interacting: Interacting) -> None:
+    data = interacting(1, 3)[0].to_dict()
+    for row in data["entries"]:
+        row["time_us"] = sum(2.0 if name.endswith("attn") else 5.0 for name in row["links"])
+    data["total_us"] = data["fixed_us"] + 21.0
+    table = CostTable.from_dict(data)
+    assert top(table, table.fixed_us + 11).kept == ("0.attn", "0.mlp", "1.attn", "2.attn")
+    assert top(table, table.fixed_us + 10).kept == ("0.attn", "0.mlp", "1.attn")

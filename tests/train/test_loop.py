@@ -273,3 +273,28 @@ def test_a_state_that_cannot_be_written_is_an_input_error(model, tmp_path: Path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"cannot write .*state .*; free room or pass another -o"):
         train(model(), loss=Stopper(4), state=tmp_path / "file" / "state")
+
+
+def test_dropout_acts_in_training_only_and_follows_from_the_step(model):
+    student = model()
+    given = epochs()(0)[0]
+    plain = student(given.batch)
+    student.dropout, student.token_dropout = 0.3, 0.2
+    assert torch.equal(student.eval()(given.batch), plain)
+    assert not torch.allclose(student.train()(given.batch), plain)
+    runs = [model() for _ in range(2)]
+    for run in runs:
+        run.dropout = 0.3
+        train(run)
+        torch.rand(3)  # what else is drawn in between decides nothing
+    assert same(runs[0], weights(runs[1]))
+
+
+def test_token_dropout_takes_whole_tokens(model):
+    student = model().train()
+    student.token_dropout = 0.5
+    given = epochs()(0)[0].batch
+    x, _ = student.embed(given)
+    gone = (x == 0).all(-1)
+    assert 0.3 < gone.float().mean() < 0.7
+    assert torch.equal(x[~gone], student.embedding.tokens(given.ids)[~gone])

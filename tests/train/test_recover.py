@@ -18,7 +18,7 @@ from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.shorten.surgery import without
 from chinchilla_lm.train.loop import FitSettings, fit
-from chinchilla_lm.train.recover import Weights, fine_tuning_loss, recovery_loss
+from chinchilla_lm.train.recover import Teacher, Weights, fine_tuning_loss, recovery_loss
 from tests.train.toy import epochs
 
 POST = {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False}
@@ -63,7 +63,7 @@ def test_a_student_that_lacks_nothing_has_a_loss_of_exactly_zero(teacher, task):
     original = teacher(task)
     student = without(original, {}, share=False)
     for weights in (Weights(), Weights(temperature=3.0), Weights(kl=0, hidden=1.0), Weights(kl=0, squared=1.0)):
-        loss = recovery_loss(original, weights)
+        loss = recovery_loss(Teacher(original), weights)
         with torch.no_grad():  # torch takes another attention kernel where it needs gradients
             assert loss(student, batch(task)).item() == 0.0
         trained = loss(student, batch(task))
@@ -86,10 +86,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(teacher, task):
         kl = 4 * (p.exp() * (p - q)).sum(-1).mean()
         gold = -ours.log_softmax(-1).gather(1, targets[:, None]).mean()
     squared = (ours - theirs).square().sum(-1).mean()
-    hidden = recovery_loss(original, Weights(kl=0, hidden=1.0))(student, given)
+    hidden = recovery_loss(Teacher(original), Weights(kl=0, hidden=1.0))(student, given)
     total = kl + 0.7 * hidden + 0.3 * squared + 0.5 * gold
     assert min(kl.item(), hidden.item(), squared.item(), gold.item()) > 1e-3
-    assert recovery_loss(original, ALL)(student, given).item() == pytest.approx(total.item(), rel=1e-4)
+    assert recovery_loss(Teacher(original), ALL)(student, given).item() == pytest.approx(total.item(), rel=1e-4)
     assert fine_tuning_loss(0.0)(student, given).item() == pytest.approx(gold.item(), rel=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_hidden_states_are_compared_behind_every_mlp_that_is_left(teacher, dropp
         (ours[i] - theirs[i])[mask].square().mean() / theirs[i][mask].var()  # boundary i lies behind i links
         for i in boundaries
     ]
-    found = recovery_loss(original, Weights(kl=0, hidden=1.0))(student, given)
+    found = recovery_loss(Teacher(original), Weights(kl=0, hidden=1.0))(student, given)
     assert found.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
 
 
@@ -131,7 +131,7 @@ def test_the_teacher_is_not_touched_and_the_student_comes_near_it(teacher):
     original = teacher("text")
     before = {name: value.clone() for name, value in original.state_dict().items()}
     student = without(original, {"1.attn": "lose", "1.mlp": "lose"}, share=False)
-    loss, given = recovery_loss(original, Weights(hidden=1.0)), epochs()(0)[0]
+    loss, given = recovery_loss(Teacher(original), Weights(hidden=1.0)), epochs()(0)[0]
     first = loss(student, given).item()
     fit(student, epochs(), loss, FitSettings(6, 1e-2, 1e-2), Console(quiet=True), label="toy")
     assert loss(student, given).item() < 0.5 * first
@@ -142,12 +142,29 @@ def test_the_teacher_is_not_touched_and_the_student_comes_near_it(teacher):
 
 def test_a_loss_without_any_part_is_an_input_error(teacher):
     with pytest.raises(InputError, match="all weights of the recovery loss are 0"):
-        recovery_loss(teacher("text"), Weights(kl=0))
+        recovery_loss(Teacher(teacher("text")), Weights(kl=0))
 
 
 def test_a_teacher_in_bfloat16_teaches_a_student_in_float32(teacher):
     original = teacher("text")
     student = without(original, {}, share=False)
-    loss = recovery_loss(original.bfloat16(), Weights(hidden=1.0))(student, batch("text"))
+    loss = recovery_loss(Teacher(original.bfloat16()), Weights(hidden=1.0))(student, batch("text"))
     assert loss.dtype == torch.float32
     assert 0 < loss.item() < 0.05
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_teacher_says_the_same_of_a_window_in_another_batch_without_running_again(teacher, task):
+    original, given = teacher(task), batch(task)
+    asked = Teacher(original)
+    first, _ = asked.look(given, ())
+    order = [2, 0]
+    assert given.batch.mask is not None
+    assert given.targets is not None
+    other = EncodedBatch(Batch(given.batch.ids[order], given.batch.mask[order]), given.targets[order], order)
+    expected = logits_at_targets(original, other)
+    if original.config.head.kind != "language-modeling":
+        original.embedding.tokens.weight.data.fill_(torch.nan)  # whatever runs now is no number
+    found, _ = asked.look(other, ())
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(asked.look(given, ())[0], first, rtol=1e-5, atol=1e-5)
