@@ -95,6 +95,12 @@ class Recipe(_Settings):
     """what the model is for"""
     data: str | None = Field(default=None, min_length=1)
     """a folder or file in a known layout, or a hub dataset: to train, choose and test on"""
+    train: str | None = Field(default=None, min_length=1)
+    """file in DATA, or split of a hub dataset, to train on; where one of the three is named, only such are read"""
+    dev: str | None = Field(default=None, min_length=1)
+    """file or split to choose on"""
+    test: str | None = Field(default=None, min_length=1)
+    """file or split to test on"""
     calibration: str | None = Field(default=None, min_length=1)
     """text or data to measure costs on; without it, part of the training data"""
     text_column: str | None = None
@@ -161,6 +167,9 @@ class Recipe(_Settings):
         write_atomic(path, yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False))
 
 
+# The two kinds of target, of which a job has one.
+TARGETS = ("speedup", "latency_ms")
+
 # Field path → the words on the command line, where they are not `--` and the path with dashes.
 _FLAGS: Mapping[str, tuple[str, ...]] = {
     "model": ("model",),
@@ -174,6 +183,9 @@ _METAVARS: Mapping[str, str] = {
     "data": "DATA",
     "output": "OUT",
     "calibration": "DATA",
+    "train": "FILE",
+    "dev": "FILE",
+    "test": "FILE",
 }
 
 
@@ -242,15 +254,18 @@ def _kind(field: FieldInfo) -> str:
 def from_args(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe that a verb's arguments ask for: `base` (an earlier run's recipe) < `--recipe FILE` < flags.
 
+    A target, speed-up or latency, takes the place of either kind below it.
     Raises InputError in one line for the first thing that is wrong.
     """
-    values = _merged({}, base or {})
-    if getattr(args, "recipe", None):
-        values = _merged(values, read_yaml(args.recipe))
-    given = vars(args)
+    flags: dict[str, Any] = {}
     for path, _ in field_paths():
-        if path in given and given[path] is not None:
-            values = _merged(values, _nested(path, given[path]))
+        if vars(args).get(path) is not None:
+            flags = _merged(flags, _nested(path, vars(args)[path]))
+    values: dict[str, Any] = {}
+    for layer in (base or {}, read_yaml(args.recipe) if getattr(args, "recipe", None) else {}, flags):
+        if any(layer.get(target) is not None for target in TARGETS):
+            values = {key: value for key, value in values.items() if key not in TARGETS}
+        values = _merged(values, layer)
     return make_recipe(values)
 
 

@@ -43,6 +43,16 @@ def test_every_field_is_a_flag_and_a_key():
         assert parse("m", "--task", "ranking", flag_of(path), str(value)) == make_recipe(LEAST | nested), path
 
 
+@pytest.mark.parametrize(("flags", "expected"), [([], (None, 5.0)), (["--speedup", "1.5"], (1.5, None))])
+def test_a_target_takes_the_place_of_the_other_kind_below_it(
+    tmp_path: Path, flags: list[str], expected: tuple[float | None, float | None]
+):
+    file = tmp_path / "r.yaml"
+    file.write_text("latency_ms: 5\n")
+    recipe = from_args(parser().parse_args(["--recipe", str(file), *flags]), LEAST | {"speedup": 2})
+    assert (recipe.speedup, recipe.latency_ms) == expected
+
+
 def test_flags_win_over_the_recipe_which_wins_over_the_base(tmp_path: Path):
     file = tmp_path / "r.yaml"
     file.write_text("model: from-file\nspeedup: 2\nrecover: {epochs: 7, weights: {kl: 0.5}}\n")

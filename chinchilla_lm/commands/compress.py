@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from chinchilla_lm.runtime.clock import Ratio, Timing
 
 FIELDS = (
-    "model", "task", "data", "calibration", "text_column", "label_column", "group_column", "time_column", "split_by",
+    "model", "task", "data", "train", "dev", "test", "calibration",
+    "text_column", "label_column", "group_column", "time_column", "split_by",
     "output", "speedup", "latency_ms", "margin", "metric", "method", "max_measures", "device", "dtype", "threads",
     "batch", "tokens", "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
 )  # fmt: skip
@@ -74,7 +76,7 @@ def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
 
     begun = time.monotonic()
     stages = Stages(recipe, console)
-    stages.job.dataset.records("test")
+    _warn_of_few_documents(stages)
     if recipe.recover.epochs > 0:
         stages.job.dataset.records("dev")
     _ = stages.job.labels
@@ -89,6 +91,18 @@ def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
         "recovered": stages.job.ready(recovered.model),
     }
     return finish(stages, table, plan, models, begun)
+
+
+def _warn_of_few_documents(stages: Stages) -> None:
+    """Say at once what the certificate would say at the end."""
+    from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
+
+    documents = len({record.document for record in stages.job.dataset.records("test")})
+    if documents < MIN_DOCUMENTS:
+        stages.console.warn(
+            f"{documents} documents to test on decide nothing unless both models answer alike; a certificate needs "
+            f"{MIN_DOCUMENTS}; pass more test data"
+        )
 
 
 def finish(
@@ -228,7 +242,7 @@ def _report(
         "recipe": recipe.model_dump(exclude_none=True),
         "timings": stages.folder.timings(),
         "seconds": round(seconds, 1),
-        "command": None,
+        "command": f"chinchilla compress --recipe {shlex.quote(str(stages.folder.file('recipe.yaml')))}",
         "notes": [certificate.verdict, *job.dataset.notes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -292,12 +306,18 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
 
 
 def _note_certificate(stages: Stages, certificate: Certificate) -> None:
-    """Put the certificate beside the weights it is about."""
-    from chinchilla_lm.files import json_text, read_json, write_atomic
+    """Put the certificate beside the weights it is about, with the hashes of all that it rests on."""
+    from chinchilla_lm.files import json_text, read_json, sha256_of, write_atomic
 
+    weights = stages.folder.file("model") / "model.safetensors"
+    hashes = {
+        "weights": sha256_of(weights),
+        "original": stages.job.checkpoint.sha256,
+        "data": stages.job.data_sha256,
+    }
     path = stages.folder.file("model") / "chinchilla.json"
     meta = read_json(path, "model description")
-    write_atomic(path, json_text({**meta, "certificate": certificate.to_dict()}, indent=1) + "\n")
+    write_atomic(path, json_text({**meta, "certificate": certificate.to_dict(), "sha256": hashes}, indent=1) + "\n")
 
 
 def _print(console: Console, report: dict[str, Any], stages: Stages) -> None:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from chinchilla_lm.commands.job import Job
 
 FIELDS = (
-    "model", "task", "data", "text_column", "label_column", "group_column", "time_column", "split_by", "margin",
-    "metric", "device", "dtype", "threads", "context", "max_tokens", "seed",
+    "model", "task", "data", "train", "dev", "test", "text_column", "label_column",
+    "group_column", "time_column", "split_by", "margin", "metric",
+    "device", "dtype", "threads", "context", "max_tokens", "seed",
 )  # fmt: skip
 CERTIFICATE_FAILED = 3
 

@@ -10,7 +10,8 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.recipe import Recipe, add_flags, from_args
 
 FIELDS = (
-    "model", "task", "data", "output", "text_column", "label_column", "group_column", "time_column", "split_by",
+    "model", "task", "data", "train", "dev", "test", "output", "text_column", "label_column",
+    "group_column", "time_column", "split_by",
     "device", "dtype", "threads", "context", "bidirectional", "max_tokens", "seed", "finetune",
 )  # fmt: skip
 
@@ -77,6 +78,7 @@ def _train(job: Any, folder: Any, inputs: dict[str, Any]) -> None:
             weight_decay=settings.weight_decay,
             warmup=settings.warmup,
             seed=job.recipe.seed,
+            dtype=job.dtype,
         ),
         job.console,
         label="finetune",

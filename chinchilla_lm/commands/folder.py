@@ -27,6 +27,7 @@ class RunFolder:
     def __init__(self, path: str | Path, console: Console) -> None:
         self.path = Path(path)
         self.console = console
+        self.recipe: Recipe | None = None
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file, not a folder; pass another -o")
         if self.path.exists() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").exists():
@@ -34,14 +35,16 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: Recipe, console: Console) -> RunFolder:
-        """The folder that a recipe names, with the recipe written into it."""
+        """The folder that a recipe names. Its recipe.yaml is replaced once a stage has found its inputs good."""
         if recipe.output is None:
             raise InputError("output is missing: the verb writes files; pass -o FOLDER")
         folder = cls(recipe.output, console)
         if Path(recipe.model).expanduser().resolve() in (folder.path.resolve(), folder.file("model").resolve()):
             raise InputError(f"model {recipe.model} is where the verb writes its own; pass another -o")
         folder.path.mkdir(parents=True, exist_ok=True)
-        recipe.save(folder.path / "recipe.yaml")
+        folder.recipe = recipe
+        if not (folder.path / "recipe.yaml").exists():
+            recipe.save(folder.path / "recipe.yaml")
         return folder
 
     def file(self, name: str) -> Path:
@@ -60,6 +63,8 @@ class RunFolder:
     ) -> T:
         """Do `work` and note it, or, where nothing that decides it has changed, `read` what it wrote."""
         key = sha256_text(json_text(dict(inputs)))
+        if self.recipe is not None:
+            self.recipe.save(self.path / "recipe.yaml")
         stages = self._stages()
         noted, found = stages.get(name, {}), self._hashes(outputs)
         written = noted.get("outputs") or {}

@@ -4,7 +4,7 @@ for."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
 from chinchilla_lm.data.encode import IGNORED, DataWarning, Encoded, encode_labelled, encode_tagged
 from chinchilla_lm.data.load import load_dataset
-from chinchilla_lm.data.records import Dataset
+from chinchilla_lm.data.records import SPLITS, Dataset
 from chinchilla_lm.data.splits import disjoint, document_hashes
 from chinchilla_lm.data.windows import encode_text
 from chinchilla_lm.errors import InputError
@@ -57,20 +57,21 @@ class Job:
         """The recipe's data. Raises InputError where it names none."""
         if self.recipe.data is None:
             raise InputError("data is missing: the verb needs a data set; pass --data FOLDER")
-        return self._read(self.recipe.data)
+        named = {split: getattr(self.recipe, split) for split in SPLITS}
+        return self._read(self.recipe.data, {split: file for split, file in named.items() if file is not None})
 
-    def _read(self, source: str) -> Dataset:
+    def _read(self, source: str, splits: Mapping[str, str] | None = None) -> Dataset:
         recipe = self.recipe
         split_by = None if recipe.split_by == "auto" else recipe.split_by
         dataset = load_dataset(
             source,
             recipe.task,
+            splits=splits,
             text_column=recipe.text_column,
             label_column=recipe.label_column,
             group_column=recipe.group_column,
             time_column=recipe.time_column,
             split_by=split_by,
-            seed=recipe.seed,
         )
         sizes = ", ".join(f"{name} {len(records):,}" for name, records in dataset.splits.items())
         self.console.say(f"data: {dataset.name}: {sizes} records")
@@ -93,6 +94,7 @@ class Job:
     def checkpoint(self) -> Checkpoint:
         """The model in float32, with a head for the task. Raises InputError where it has none and may not get one."""
         labels = list(self.dataset.labels) if self.new_head else None
+        torch.manual_seed(self.recipe.seed)  # of a new head's weights
         checkpoint = load(
             self.source,
             task=self.recipe.task,
@@ -238,7 +240,8 @@ class Job:
         batch = self.recipe.batch or DEFAULT_BATCH.get(self.recipe.task, 32)
         if self.recipe.tokens is not None:
             return batch, self._within_positions("--tokens", self.recipe.tokens)
-        lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records("test")))
+        split = next(name for name in ("dev", "train", "test") if name in self.dataset.splits)
+        lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records(split)))
         return batch, lengths[len(lengths) // 2]
 
     def timed_batch(self) -> Batch:

@@ -66,6 +66,7 @@ class Recovery:
                 head_learning_rate=settings.learning_rate,
                 warmup=settings.warmup,
                 seed=job.recipe.seed,
+                dtype=job.dtype,
             ),
             job.console,
             label=label,

@@ -27,9 +27,6 @@ def open_stages(args: argparse.Namespace, console: Console, *, target: bool = Fa
     output = vars(args).get("output")
     earlier = Path(output) / "recipe.yaml" if output else None
     base = read_yaml(earlier) if earlier is not None and earlier.exists() else {}
-    given = vars(args)
-    if given.get("speedup") is not None or given.get("latency_ms") is not None:
-        base = {key: value for key, value in base.items() if key not in ("speedup", "latency_ms")}
     recipe = from_args(args, base)
     if target:
         require_target(recipe)

@@ -117,7 +117,9 @@ def find_files(folder: Path, task: Task) -> tuple[dict[str, list[Path]], list[st
             notes.append(f"left aside in {folder.name}: {', '.join(aside)}")
         return {split: named[split] for split in SPLITS if split in named}, notes
     if not files:
-        raise InputError(f"{folder} holds no file that looks like data for {task}; pass one file, or splits=")
+        raise InputError(
+            f"{folder} holds no file that looks like data for {task}; pass one file, or name --train, --dev and --test"
+        )
     if len(files) > 1 and task != "language-modeling":
         names = ", ".join(path.name for path in files)
         raise InputError(
@@ -134,7 +136,7 @@ def _one_of(paths: list[Path], split: str) -> tuple[list[Path], list[str]]:
     if len(raw) == 1 and len({path.name.removesuffix("".join(path.suffixes[-1:])) for path in paths}) == 1:
         return raw, [path.name for path in paths if path not in raw]
     names = " and ".join(path.name for path in paths)
-    raise InputError(f"{names} could each be the {split} split; name one by splits={{{split!r}: …}}")
+    raise InputError(f"{names} could each be the {split} split; name one by --{split}")
 
 
 def read_files(paths: Sequence[Path], task: Task, columns: Columns) -> Reading:
@@ -162,10 +164,10 @@ def resolve(folder: Path, splits: Mapping[str, str]) -> dict[str, Path]:
     found = {}
     for split, name in splits.items():
         if split not in SPLITS:
-            raise InputError(f"split {split!r} is not one of {', '.join(SPLITS)}; rename it in splits=")
+            raise InputError(f"split {split!r} is not one of {', '.join(SPLITS)}; rename it")
         path = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
         if path is None:
-            raise InputError(f"{folder / name} is not a file; splits= takes names inside {folder} or full paths")
+            raise InputError(f"{folder / name} is not a file; --{split} takes a name inside {folder} or a full path")
         found[split] = path
     return found
 

@@ -113,10 +113,11 @@ def _read_name(
             theirs.setdefault(split_of(split) or split, split)
     unknown = [split for split in theirs.values() if split not in found]
     if unknown:
-        raise InputError(f"split {unknown[0]!r} is not in {name!r}, which has {', '.join(found)}; mend splits=")
+        have = ", ".join(found)
+        raise InputError(f"split {unknown[0]!r} is not in {name!r}, which has {have}; mend --train, --dev or --test")
     readings = {split: require_usable(found[theirs[split]]) for split in SPLITS if split in theirs}
     if not readings:
-        raise InputError(f"{name!r} has the splits {', '.join(found)}; say which is train, dev and test by splits=")
+        raise InputError(f"{name!r} has the splits {', '.join(found)}; say which is which by --train, --dev and --test")
     aside = [split for split in found if split not in {theirs[ours] for ours in readings}]
     return readings, [f"left aside in {name}: {', '.join(aside)}"] if aside else []
 
@@ -139,7 +140,7 @@ def _assemble(
             )
     else:
         if by == "group" and not has_documents:
-            raise InputError(f"{name!r} names no groups; pass group_column=, or split by hash")
+            raise InputError(f"{name!r} names no groups; pass --group-column, or split by hash")
         made, without_place = make_splits(records["train"], missing, by, seed)
         skipped += without_place
         records.update(made)

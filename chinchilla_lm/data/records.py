@@ -103,7 +103,7 @@ class Dataset:
         if split not in self.splits:
             have = ", ".join(self.splits) or "none"
             raise InputError(
-                f"split {split!r} is not in {self.name!r} (it has {have}); name one of these, or pass splits="
+                f"split {split!r} is not in {self.name!r} (it has {have}); name one of these, or a file by --{split}"
             )
         return self.splits[split]
 

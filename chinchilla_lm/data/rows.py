@@ -68,7 +68,7 @@ def find_column(names: Sequence[str], asked: str | None, usual: str, where: str)
     fits = [plain[name] for name in plain if name.endswith(endings)] if usual in ("text", "label") else []
     if len(fits) > 1:
         raise InputError(
-            f"{where}: columns {', '.join(sorted(fits))} could each be the {usual}; name one by {usual}_column="
+            f"{where}: columns {', '.join(sorted(fits))} could each be the {usual}; name one by --{usual}-column"
         )
     return fits[0] if fits else None
 
@@ -77,7 +77,9 @@ def require_column(names: Sequence[str], asked: str | None, usual: str, option: 
     """`find_column`, and an InputError that lists the fields where nothing fits."""
     found = find_column(names, asked, usual, where)
     if found is None:
-        raise InputError(f"{where} has no {usual} column among {', '.join(names)}; name it by {option}=")
+        raise InputError(
+            f"{where} has no {usual} column among {', '.join(names)}; name it by --{option.replace('_', '-')}"
+        )
     return found
 
 

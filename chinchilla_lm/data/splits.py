@@ -94,7 +94,9 @@ def _by_hash(units: Sequence[str], missing: Sequence[str], seed: int) -> dict[st
     position = {unit: int(text_hash(f"{seed}:{unit}")[:16], 16) / 2**64 for unit in units}
     if len(position) <= len(missing):
         need = f"{len(missing) + 1} are needed for train, {' and '.join(missing)}"
-        raise InputError(f"{len(position)} different documents cannot be split, {need}; pass files by splits=")
+        raise InputError(
+            f"{len(position)} different documents cannot be split, {need}; name files by --train, --dev and --test"
+        )
     order = sorted(position, key=lambda unit: position[unit])
     places = dict.fromkeys(order, "train")
     next_unit = 0
@@ -125,7 +127,7 @@ def _by_time(
     if len(skipped) > UNDATED * len(records):
         raise InputError(
             f"{len(skipped)} of {len(records)} records have no readable time, more than {UNDATED:.0%}; "
-            "name the right column by time_column=, or split by hash"
+            "name the right column by --time-column, or split by hash"
         )
     moments = sorted((latest[unit] for unit in units if unit in latest), reverse=True)
     places = dict.fromkeys(latest, "train")

@@ -61,12 +61,12 @@ def read_text(paths: Sequence[Path]) -> Reading:
 
 def _documents(name: str, text: str, whole: bool) -> list[Text]:
     """The documents of one file; `whole`: it is one document unless it marks several."""
-    documents = marked_documents(text)
+    documents = articles(text)
     if documents is None:
-        documents = [text] if whole else pieces(text)
-    cleaned = [_BLANK_START.sub("", document).rstrip() for document in documents if document.strip()]
-    names = [f"{name}#{i}" for i in range(len(cleaned))] if len(cleaned) > 1 else [name]
-    return [Text(name, name, document) for name, document in zip(names, cleaned, strict=True)]
+        documents = marked_documents(text) or ([text] if whole else pieces(text))
+        documents = [_BLANK_START.sub("", document).rstrip() for document in documents if document.strip()]
+    names = [f"{name}#{i}" for i in range(len(documents))] if len(documents) > 1 else [name]
+    return [Text(name, name, document) for name, document in zip(names, documents, strict=True)]
 
 
 def _unzip(path: Path) -> list[tuple[str, bytes]]:
@@ -90,13 +90,23 @@ def _unzip(path: Path) -> list[tuple[str, bytes]]:
     return files
 
 
-def marked_documents(text: str) -> list[str] | None:
-    """The documents that the text itself marks; None where it marks none."""
-    lines = text.split("\n")
+def articles(text: str) -> list[str] | None:
+    """The articles of WikiText, None where the text has no title lines.
+
+    Joined by an empty line, they are the text that published perplexities are measured on: the rows of the data set (a
+    line with its line end, or nothing for a blank line) joined by an empty line.
+    """
+    lines = text.removesuffix("\n").split("\n")
     starts = [i for i in range(len(lines)) if _is_title(lines, i)]
-    if starts:
-        bounds = [0, *starts[1:], len(lines)]  # what stands before the first title goes with it
-        return ["\n".join(lines[a:b]) for a, b in pairwise(bounds)]
+    if not starts:
+        return None
+    rows = [line + "\n" if line.strip() else "" for line in lines]
+    bounds = [0, *starts[1:], len(rows)]  # what stands before the first title goes with it
+    return ["\n\n".join(rows[a:b]) for a, b in pairwise(bounds)]
+
+
+def marked_documents(text: str) -> list[str] | None:
+    """The documents that the text marks by tags; None where it marks none."""
     if _DOC.match(text):
         return [part.replace("</doc>", "") for part in _DOC.split(text)[1:]]
     if _END_OF_TEXT in text:

@@ -1,9 +1,8 @@
 """Running text cut into windows for language modelling.
 
 Cut as for the perplexity figures in papers: documents joined by an empty line, tokenised as one text, cut into windows
-that do not overlap, the remainder dropped. The papers join WikiText's lines so, we its articles, as they stand in the
-file: fewer line ends between the same words, and so figures that lie near the published ones but are not theirs. Each
-window knows how many bytes its predictions spell, so that losses of different tokenizers compare as bits per byte.
+that do not overlap, the remainder dropped. Each window knows how many bytes its predictions spell, so that losses of
+different tokenizers compare as bits per byte.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the weights and their config as they were loaded; of the weights in memory if built here."""
+        """Identity of weights, config and tokenizer as they were loaded; of the weights in memory if built here."""
         digest = hashlib.sha256()
         for path in self.files:
             digest.update(f"{path.name} {sha256_of(path)}\n".encode())
@@ -171,8 +171,8 @@ def _open(located: Located) -> Iterator[tuple[dict[str, Any], TensorSource]]:
 def _files(located: Located) -> tuple[Path, ...]:
     if located.gguf is not None:
         return (located.gguf,)
-    own = [located.folder / META] if (located.folder / META).is_file() else []
-    return (*weight_files(located.folder), located.folder / "config.json", *own)
+    others = [located.folder / name for name in (META, "tokenizer.json")]
+    return (*weight_files(located.folder), located.folder / "config.json", *(p for p in others if p.is_file()))
 
 
 def _read_meta(located: Located) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
-# Positions compared at most. The head is as dear as ten blocks of a small language model, and 2,048 positions
+# Positions compared at most. The head is as dear as ten blocks of a small language model, and 1,024 positions
 # estimate a mean KL as well as the choice of the calibration text allows (docs/log.md).
-MAX_POSITIONS = 2048
+MAX_POSITIONS = 1024
 # Positions whose logits are held at once: 128 of a vocabulary of 49,152 are 25 MB, which the allocator keeps and
 # reuses; larger arrays go back to the system each time, and their page faults cost more than the products in them.
 CHUNK = 128

@@ -223,3 +223,21 @@ def test_a_text_longer_than_the_positions(model_folder, tagger: Path, chinchilla
     done.refused("are more than the model's 64 positions")
     assert done.out == ""
     chinchilla("generate", tagger, "--prompt", "fox").refused("language-modeling")
+
+
+def test_a_command_that_is_refused_leaves_the_recipe_of_the_run_as_it_was(run_folder: Path, chinchilla, tmp_path: Path):
+    before = (run_folder / "recipe.yaml").read_text()
+    chinchilla("search", "-o", run_folder, "--data", tmp_path / "gone", "--speedup", 3).refused("gone is not there")
+    assert (run_folder / "recipe.yaml").read_text() == before
+
+
+def test_few_documents_are_told_before_any_work(compress, broken: Path, tmp_path: Path):
+    few = write_conll(tmp_path / "few", {"train": 8, "dev": 4, "test": 4})
+    assert "4 documents to test on decide nothing" in compress("--speedup", 19, data=few).err
+
+
+def test_splits_by_name(compress, tagger: Path, tags: Path, chinchilla):
+    compress("--test", "none.txt").refused("none.txt is not a file; --test takes a name inside")
+    named = ("--train", "train.txt", "--dev", "dev.txt", "--test", "dev.txt")
+    done = chinchilla("evaluate", tagger, *TAGGING, "--data", tags, *named)
+    assert "texts stand in both dev and test" in done.out

@@ -41,6 +41,8 @@ def test_the_product_is_a_shorter_model_with_its_certificate(tagger: Path, short
     assert meta["plan"] == plan.to_dict()
     assert meta["original"] == original.sha256
     assert meta["certificate"]["passed"] is True
+    assert meta["sha256"]["original"] == original.sha256
+    assert meta["sha256"]["weights"] == sha256_of(short_run / "model" / "model.safetensors")
     modes = {path.name: path.stat().st_mode for path in (short_run / "model").iterdir()}
     assert set(modes.values()) == {modes["config.json"]}, "who may read one file may read all"
 

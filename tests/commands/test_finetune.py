@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,13 +69,13 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
     words += ["--finetune-batch-tokens", 256, "--quiet"]
     real, calls, last = loop.autocast, 0, -1
 
-    def counting(device: torch.device):
+    def counting(*asked: Any):
         """Entered once a step."""
         nonlocal calls
         if calls == last:
             raise KeyboardInterrupt
         calls += 1
-        return real(device)
+        return real(*asked)
 
     monkeypatch.setattr(loop, "autocast", counting)
     assert chinchilla(*words, "-o", tmp_path / "whole").status == 0

@@ -151,7 +151,7 @@ def test_latin1_is_read_and_noted(tmp_path):
 
 def test_columns_that_are_missing_or_not_clear(write):
     path = write("a.csv", "id,emo_label,senti_label,original\n1,a,b,c\n")
-    with pytest.raises(InputError, match=r"no text column among id, emo_label, senti_label, original.*text_column="):
+    with pytest.raises(InputError, match=r"no text column among id, emo_label, senti_label, original.*--text-column"):
         read_table(path, "text-classification")
     with pytest.raises(InputError, match=r"columns emo_label, senti_label could each be the label"):
         read_table(path, "text-classification", Columns(text="original"))

@@ -29,8 +29,14 @@ def test_wikitext_is_cut_at_titles_only(write):
     records = read_text([write("wiki.test.raw", WIKI)]).records
     assert [record.id for record in records] == ["wiki.test.raw#0", "wiki.test.raw#1"]
     assert "Section" in records[0].text
-    assert records[0].text.endswith("Text two .")
-    assert records[1].text == " = Second ( song ) = \n \n Text three ."
+    assert records[0].text.startswith("\n\n = First = \n\n\n\n\n Text one")
+
+
+def test_the_articles_of_wikitext_join_to_the_text_of_the_published_protocol(write):
+    # The data set's rows: a line with its line end, or nothing for a blank line. Joined by an empty line.
+    rows = [line + "\n" if line.strip() else "" for line in WIKI.removesuffix("\n").split("\n")]
+    records = read_text([write("wiki.test.raw", WIKI)]).records
+    assert "\n\n".join(record.text for record in records) == "\n\n".join(rows)
 
 
 def test_other_marks():
@@ -92,7 +98,7 @@ def test_an_archive_that_unpacks_to_more_than_memory_should_hold_is_not_unpacked
 def test_wikitext2(real):
     reading = read_text([real("wikitext2") / "wiki.test.raw"])
     assert len(reading.records) == 60  # Merity et al. 2016, table 1: 60 articles
-    assert reading.records[0].text.startswith(" = Robert Boulter =")
+    assert reading.records[0].text.startswith("\n\n = Robert Boulter =")
     tokens = read_text([real("wikitext2") / "wiki.test.tokens"])
     # 245,569 tokens with one <eos> a line, of which there are 4,358.
     assert sum(len(record.text.split()) for record in tokens.records) == 245569 - 4358
