@@ -87,5 +87,8 @@ def _train(job: Any, folder: Any, inputs: dict[str, Any]) -> None:
         state=state,
         identity=sha256_text(json_text(inputs)),
     )
-    save(job.checkpoint, folder.file("model"), {"window": {"context": job.context, "max_tokens": job.window}})
+    meta: dict[str, Any] = {"window": {"context": job.context, "max_tokens": job.window}}
+    if job.recipe.task == "token-classification":
+        meta["tags"] = "BIO"
+    save(job.checkpoint, folder.file("model"), meta)
     state.unlink(missing_ok=True)

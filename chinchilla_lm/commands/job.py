@@ -126,6 +126,11 @@ class Job:
             )
         return known
 
+    @property
+    def legal_tags(self) -> bool:
+        """Whether a tagger's answers have to be legal BIO: what it learns here, or has learnt, is BIO."""
+        return self.new_head or self.checkpoint.legal_tags
+
     @cached_property
     def window(self) -> int:
         """Longest window in tokens: what was asked, or what the model was trained with, within what it can take."""
@@ -184,7 +189,7 @@ class Job:
             encoded = encoded[: max(1, max_text_tokens // self.window)]
         made = self.batches(encoded, JUDGE_TOKENS)
         self.console.say(f"{split}: {len(encoded):,} windows, {padding_share(made):.1%} padding")
-        return Judge(self.recipe.task, records, encoded, made, self.labels)
+        return Judge(self.recipe.task, records, encoded, made, self.labels, legal_tags=self.legal_tags)
 
     @cached_property
     def training_records(self) -> list[Any]:

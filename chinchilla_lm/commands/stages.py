@@ -271,7 +271,8 @@ class Stages:
 
     def _meta(self, plan: Plan) -> dict[str, Any]:
         window = {"context": self.job.context, "max_tokens": self.job.window}
-        return {"plan": plan.to_dict(), "window": window, "original": self.job.checkpoint.sha256}
+        tags = {"tags": "BIO"} if self.job.checkpoint.legal_tags else {}
+        return {"plan": plan.to_dict(), "window": window, "original": self.job.checkpoint.sha256, **tags}
 
     def frontier(self) -> list[dict[str, Any]]:
         """What the search stage wrote."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED, Encoded
 from chinchilla_lm.data.records import Labelled, Tagged
+from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.classification import measure_labels
 from chinchilla_lm.evaluate.language import measure_text
@@ -48,7 +49,8 @@ class Judge:
     """Judges models on one split.
 
     records: what the split holds; encoded: its windows, with owners that point into records; labels: the model's labels
-    in the order of its outputs; batches: the windows in batches, `rows` pointing into encoded.
+    in the order of its outputs; batches: the windows in batches, `rows` pointing into encoded. legal_tags:
+    the model was trained on BIO, so its answer is the most probable sequence that is legal BIO.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Judge:
         encoded: Sequence[Encoded],
         batches: Sequence[EncodedBatch],
         labels: Sequence[str],
+        *,
+        legal_tags: bool = False,
     ) -> None:
         if not records or not encoded:
             raise InputError(
@@ -65,6 +69,7 @@ class Judge:
             )
         self.task, self.records, self.encoded = task, records, encoded
         self.batches, self.labels = batches, list(labels)
+        self.path = TagPath(self.labels, legal=legal_tags)
 
     def __call__(self, forward: Forward) -> Judged:
         """Run the whole split through a model and measure its answers."""
@@ -77,17 +82,18 @@ class Judge:
 
     def _tags(self, forward: Forward) -> Judged:
         records: Sequence[Tagged] = self.records
-        answers: list[list[str]] = [["O"] * len(record.words) for record in records]
-        scores: list[list[float]] = [[0.0] * len(record.words) for record in records]
+        said = [unseen(len(record.words), self.labels) for record in records]
         for batch in self.batches:
-            best, index = F.softmax(_checked(forward(batch.batch)), dim=-1).max(-1)
+            log_probabilities = F.log_softmax(_checked(forward(batch.batch)), dim=-1).cpu()
             assert batch.targets is not None
             for row, window in enumerate(batch.rows):
-                places = (batch.targets[row] != IGNORED).nonzero().squeeze(1)
-                chosen, sure = index[row, places].tolist(), best[row, places].tolist()
-                for (record, word), label, score in zip(self.encoded[window].owners, chosen, sure, strict=True):
-                    answers[record][word] = self.labels[label]
-                    scores[record][word] = score
+                places = (batch.targets[row] != IGNORED).nonzero().squeeze(1).cpu()
+                chosen = log_probabilities[row, places].numpy()
+                for (record, word), one in zip(self.encoded[window].owners, chosen, strict=True):
+                    said[record][word] = one
+        paths = [self.path(one) for one in said]
+        answers = [[self.labels[label] for label in path] for path in paths]
+        scores = [np.exp(one[range(len(path)), path]).tolist() for one, path in zip(said, paths, strict=True)]
         gold = [list(record.tags) for record in records]
         measurement = measure_tags(gold, answers, [record.document for record in records])
         predictions = [

@@ -69,6 +69,11 @@ class Checkpoint:
             )
         return tokenizer
 
+    @property
+    def legal_tags(self) -> bool:
+        """Whether it was trained on BIO by us. Models from elsewhere may mean IOB1 by the same labels."""
+        return self.meta.get("tags") == "BIO"
+
     def with_model(self, model: Transformer) -> Checkpoint:
         """The same surroundings for another model: shortened, trained on, exported."""
         made = replace(self, model=model, fresh=(), files=())
@@ -186,6 +191,8 @@ def _read_meta(located: Located) -> dict[str, Any]:
     dropped = meta.get("dropped", {})
     if not isinstance(dropped, dict) or not all(fate in get_args(NormFate) for fate in dropped.values()):
         raise InputError(f"{path}: dropped {dropped!r} is not links with keep or lose; make the model again")
+    if meta.get("tags") not in (None, "BIO"):
+        raise InputError(f"{path}: tags {meta['tags']!r} is not BIO; make the model again")
     _check_window(meta.get("window", {}), path)
     return meta
 

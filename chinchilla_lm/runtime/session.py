@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from chinchilla_lm.data.batches import batches
 from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_tagged
 from chinchilla_lm.data.records import Labelled, Tagged
+from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
@@ -227,16 +229,17 @@ class Session:
             for tags in [("O",) * len(words[index])]
         ]
         windows = encode_tagged(records, self.tokenizer, {"O": 0}, self.window)
-        tags: list[list[str]] = [["O"] * len(bounds) for bounds in words]
-        sure: list[list[float]] = [[0.0] * len(bounds) for bounds in words]
+        said = [unseen(len(bounds), self.labels) for bounds in words]
         for window, output in zip(windows, self._outputs(windows), strict=True):
             assert isinstance(window.targets, list)
             places = [place for place, target in enumerate(window.targets) if target != IGNORED]
-            best, chosen = F.softmax(output[places], dim=-1).max(-1)
-            found = zip(window.owners, chosen.tolist(), best.tolist(), strict=True)
-            for (record, word), label, probability in found:
-                tags[some[record]][word] = self.labels[label]
-                sure[some[record]][word] = probability
+            chosen = F.log_softmax(output[places].float(), dim=-1).cpu().numpy()
+            for (record, word), one in zip(window.owners, chosen, strict=True):
+                said[some[record]][word] = one
+        path = TagPath(self.labels, legal=self._about.legal_tags)
+        paths = [path(one) for one in said]
+        tags = [[self.labels[label] for label in one] for one in paths]
+        sure = [np.exp(one[range(len(chosen)), chosen]).tolist() for one, chosen in zip(said, paths, strict=True)]
         return [entities_of(*parts) for parts in zip(texts, words, tags, sure, strict=True)]
 
     def classify(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
