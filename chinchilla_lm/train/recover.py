@@ -16,8 +16,10 @@ from torch import Tensor
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.head import pool
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train.losses import hidden_error, logit_kl, squared_error, task_loss
+from chinchilla_lm.train.pieces import mean_over_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,11 @@ def fine_tuning_loss(smoothing: float) -> Callable[[Transformer, EncodedBatch], 
     """The task's own loss at the positions that have a target."""
 
     def loss(model: Transformer, batch: EncodedBatch) -> Tensor:
-        assert batch.targets is not None
-        logits = outputs(model, batch, last_hidden(model, batch))
-        return task_loss(logits, chosen_targets(batch), smoothing)
+        targets = _targets(batch)
+        hidden, _ = _walk(model, batch, ())
+        return mean_over_positions(
+            model.head, _picked(model, batch, hidden), lambda logits, part: task_loss(logits, targets[part], smoothing)
+        )
 
     return loss
 
@@ -55,15 +59,23 @@ class Teacher:
         self._said: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def look(self, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """The outputs, float32, as `outputs` gives them, and the streams at some boundaries."""
+    def look(self, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Callable[[slice], Tensor], list[Tensor]]:
+        """What gives the outputs, float32, of some of the batch's positions, and the streams at some boundaries."""
         if not boundaries and all(row in self._said for row in batch.rows):
-            return torch.cat([self._said[row] for row in batch.rows]), []
+            known = torch.cat([self._said[row] for row in batch.rows])
+            return lambda part: known[part], []
         hidden, streams = _walk(self.model, batch, boundaries)
-        said = outputs(self.model, batch, hidden).float()
-        if self._keeps and not boundaries:
-            self._said.update(zip(batch.rows, said.split(_targets_a_row(batch)), strict=True))
-        return said, streams
+        picked = _picked(self.model, batch, hidden)
+        if not self._keeps:
+            return lambda part: self._classify(picked[part]), streams
+        said = self._classify(picked)
+        self._said.update(zip(batch.rows, said.split(_targets_a_row(batch)), strict=True))
+        return lambda part: said[part], streams
+
+    @torch.no_grad()
+    def _classify(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.model.head.classify(hidden).float()
 
 
 def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
@@ -77,44 +89,47 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, 
     def loss(student: Transformer, batch: EncodedBatch) -> Tensor:
         boundaries = _shared_boundaries(student) if weights.hidden else ()
         theirs, their_streams = teacher.look(batch, boundaries)
-        our_hidden, our_streams = _walk(student, batch, boundaries)
-        ours = outputs(student, batch, our_hidden)
-        total = ours.new_zeros((), dtype=torch.float32)
-        if weights.kl:
-            total = total + weights.kl * logit_kl(ours, theirs, weights.temperature)
-        if weights.squared:
-            total = total + weights.squared * squared_error(ours, theirs)
+        hidden, our_streams = _walk(student, batch, boundaries)
+        targets = _targets(batch)
+
+        def compare(ours: Tensor, part: slice) -> Tensor:
+            total = ours.new_zeros((), dtype=torch.float32)
+            if weights.kl:
+                total = total + weights.kl * logit_kl(ours, theirs(part), weights.temperature)
+            if weights.squared:
+                total = total + weights.squared * squared_error(ours, theirs(part))
+            if weights.task:
+                total = total + weights.task * task_loss(ours, targets[part])
+            return total
+
+        total = hidden.new_zeros((), dtype=torch.float32)
+        if weights.kl or weights.squared or weights.task:
+            total = mean_over_positions(student.head, _picked(student, batch, hidden), compare)
         if weights.hidden:
             total = total + weights.hidden * hidden_error(our_streams, their_streams, batch.batch.mask)
-        if weights.task:
-            total = total + weights.task * task_loss(ours, chosen_targets(batch))
         return total
 
     return loss
 
 
-def last_hidden(model: Transformer, batch: EncodedBatch) -> Tensor:
-    """The last hidden state, [B, T, D]."""
-    x, context = model.embed(batch.batch)
-    return model.finish(model.run(x, context))
+def _picked(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:
+    """What the head classifies: the hidden states that have a target, [N, D], or one vector a sequence, [B, D]."""
+    assert batch.targets is not None
+    if batch.targets.ndim == 1:
+        return pool(hidden_BTD, batch.batch, model.config.head.pooling)
+    return hidden_BTD[batch.targets != IGNORED]
 
 
-def outputs(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:
-    """Logits of the positions that have a target, [N, V], or of the sequences, [B, C]."""
-    if batch.targets is None or batch.targets.ndim == 1:
-        return model.head(hidden_BTD, batch.batch)
-    return model.head.classify(hidden_BTD[batch.targets != IGNORED])
-
-
-def chosen_targets(batch: EncodedBatch) -> Tensor:
-    """The targets that `outputs` gives logits for, [N] or [B]."""
+def _targets(batch: EncodedBatch) -> Tensor:
+    """The targets that `_picked` goes with, [N] or [B]."""
     assert batch.targets is not None
     return batch.targets if batch.targets.ndim == 1 else batch.targets[batch.targets != IGNORED]
 
 
 def _targets_a_row(batch: EncodedBatch) -> list[int]:
-    """How many of the `outputs` belong to each row."""
-    if batch.targets is None or batch.targets.ndim == 1:
+    """How many of the picked positions belong to each row."""
+    assert batch.targets is not None
+    if batch.targets.ndim == 1:
         return [1] * len(batch.rows)
     return [int(count) for count in (batch.targets != IGNORED).sum(1)]
 
