@@ -138,7 +138,7 @@ class Recipe(_Settings):
     tokens: int | None = Field(default=None, ge=1, examples=[128])
     """tokens a sequence while timing"""
     context: Literal["sentence", "document"] = "sentence"
-    """what the model sees of a document at a time"""
+    """what a new model sees of a document at a time; a trained one goes on as it was trained"""
     bidirectional: bool | None = Field(None, examples=[True])
     """true: a decoder's tokens see what follows, in training and ever after; without it, only a tagger's do"""
     max_tokens: int | None = Field(default=None, ge=4, examples=[512])

@@ -159,6 +159,11 @@ class Job:
             windows = self._encode(records)
         for cut in cuts:
             self.console.warn(str(cut.message))
+        highest, known = max((max(one.ids) for one in windows), default=0), self.checkpoint.model.config.vocab_size
+        if highest >= known:
+            raise InputError(
+                f"the tokenizer gives token id {highest}, the model knows 0 … {known - 1}; use the model's own"
+            )
         return windows
 
     def _encode(self, records: Sequence[Any]) -> list[Encoded]:

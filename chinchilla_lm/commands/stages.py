@@ -27,7 +27,8 @@ from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime import machine
 from chinchilla_lm.runtime.clock import Ratio, interleave, speedup
 from chinchilla_lm.score.contract import Search, Target, Try, fulfil
-from chinchilla_lm.score.measure import Measure
+from chinchilla_lm.score.ledger import Ledger
+from chinchilla_lm.score.measure import MAX_POSITIONS, Measure
 from chinchilla_lm.score.table import Circumstances, score
 from chinchilla_lm.score.timing import time_links
 from chinchilla_lm.search import MEASURED, METHODS, Memo
@@ -43,6 +44,8 @@ FRONTIER_SHARES = (0.25, 0.5, 0.75, 1.0)
 # of tokens is an assumption: measured is that dev F1 differs by 3.6 points after one epoch (docs/log.md).
 CONTENDERS = ("refine", "top")
 RACE_TOKENS = 60_000
+# What decides the cost of a removal.
+MEASURED_BY = ("task", "calibration_tokens", "score_loss", "seed", "context", "max_tokens")
 BASELINES = ("cosine", "one-shot", "dp")
 
 
@@ -65,7 +68,9 @@ class Stages:
     def measure(self) -> Measure:
         """The quality cost of any set of dropped links, on calibration data."""
         batches, _ = self.job.calibration
-        return Measure(self.original, batches, self.recipe.score_loss)
+        decides = {"inputs": self._inputs(*MEASURED_BY), "positions": MAX_POSITIONS, "version": __version__}
+        ledger = Ledger(self.folder.file("measurements.jsonl"), sha256_text(json_text(decides)))
+        return Measure(self.original, batches, self.recipe.score_loss, ledger=ledger)
 
     @cached_property
     def recovery(self) -> Recovery:
@@ -85,10 +90,7 @@ class Stages:
     def score(self) -> CostTable:
         """Measure what each removal costs and saves."""
         path = self.folder.file("costs.json")
-        inputs = self._inputs(
-            "task", "calibration_tokens", "score_loss", "seed", "batch", "tokens", "context", "max_tokens"
-        )
-
+        inputs = self._inputs(*MEASURED_BY, "batch", "tokens")
         # Times are this machine's, this release's and this many threads'.
         inputs["clock"] = [torch.get_num_threads(), machine.cpu_model(), __version__]
 
@@ -164,11 +166,15 @@ class Stages:
         if len(distinct) == 1:
             return plans[0]
         results = []
-        for plan in distinct.values():
+        states = [self.folder.file(f"race-{plan.method}.state") for plan in distinct.values()]
+        for plan, state in zip(distinct.values(), states, strict=True):
             short = shorten(self.job.checkpoint.model, plan)
-            self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS)
+            identity = sha256_text(json_text({"plan": plan.dropped, **self._inputs("task", "seed", "recover")}))
+            self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS, state=state, identity=identity)
             results.append((self.recovery.dev(short), plan))
             self.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {results[-1][0]:.4f}")
+        for state in states:
+            state.unlink(missing_ok=True)
         _, winner = max(results, key=lambda result: result[0])
         course = [{"method": plan.method, "dev": dev} for dev, plan in results]
         return replace(winner, origin={**winner.origin, "race": course, "race_tokens": RACE_TOKENS})

@@ -23,6 +23,7 @@ from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import NormFate, Transformer
+from chinchilla_lm.score.ledger import Cost, Ledger
 
 # Positions compared at most. The head is as dear as ten blocks of a small language model, and 1,024 positions
 # estimate a mean KL as well as the choice of the calibration text allows (docs/log.md).
@@ -32,15 +33,6 @@ MAX_POSITIONS = 1024
 CHUNK = 128
 # Memory for remembered streams, in bytes: 60 boundaries of 8 k tokens at 576 features in bfloat16 are 0.6 GB.
 PREFIX_BYTES = 2_500_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Mean cost and its 95 % interval over calibration windows (normal approximation)."""
-
-    value: float
-    low: float
-    high: float
 
 
 class _Prefixes:
@@ -74,7 +66,8 @@ class Measure:
     loss.
 
     batches: calibration batches with targets; a position counts if its target is not -100. The model is used as it is
-    (its dtype, its device). `norms` says what becomes of a dropped link's norm in a post-norm model.
+    (its dtype, its device). `norms` says what becomes of a dropped link's norm in a post-norm model. What
+    the ledger holds is not measured again.
     """
 
     def __init__(
@@ -85,6 +78,7 @@ class Measure:
         *,
         max_positions: int = MAX_POSITIONS,
         prefix_bytes: int = PREFIX_BYTES,
+        ledger: Ledger | None = None,
     ) -> None:
         if not batches:
             raise InputError("0 calibration batches: nothing to measure on; pass more --calibration text")
@@ -92,7 +86,7 @@ class Measure:
         self.batches = list(batches)
         self.names = model.names
         self.norms: dict[str, NormFate] = {}
-        self.calls = 0
+        self._ledger = ledger
         self._prefixes = _Prefixes(prefix_bytes)
         self._picked = _pick_positions(self.batches, max_positions, sequence=_is_sequence(model))
         with torch.inference_mode():
@@ -113,10 +107,17 @@ class Measure:
 
     def cost(self, dropped: frozenset[str], norms: Mapping[str, NormFate] | None = None) -> Cost:
         """Mean cost and its interval; `norms` overrides what becomes of a link's norm."""
-        self.calls += 1
         fates = self.fates(dropped, norms)
         if not fates:
             return Cost(0.0, 0.0, 0.0)
+        found = None if self._ledger is None else self._ledger.get(fates)
+        if found is None:
+            found = self._measured(fates)
+            if self._ledger is not None:
+                self._ledger.put(fates, found)
+        return found
+
+    def _measured(self, fates: Mapping[str, NormFate]) -> Cost:
         per_window = self._losses(fates)
         if self.loss == "task":
             per_window = [(a - b, n) for (a, n), (b, _) in zip(per_window, self._base, strict=True)]

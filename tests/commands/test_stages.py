@@ -13,6 +13,7 @@ from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.shorten.surgery import without
 from tests.commands.conftest import SHORTENING, TAGGING, leftovers
 
@@ -115,3 +116,12 @@ def test_a_lost_product_is_made_again(run_folder: Path, chinchilla):
     done = chinchilla("recover", "-o", run_folder)
     assert done.status == 0
     assert sha256_of(run_folder / "model" / "model.safetensors") == before
+
+
+def test_what_was_measured_is_not_measured_again(run_folder: Path, chinchilla, monkeypatch: pytest.MonkeyPatch):
+    before = CostTable.load(run_folder / "costs.json")
+    (run_folder / "costs.json").unlink()
+    monkeypatch.setattr(Measure, "_measured", lambda *_: pytest.fail("measured again"))
+    assert chinchilla("score", "-o", run_folder, "--quiet").status == 0
+    after = CostTable.load(run_folder / "costs.json")
+    assert [entry.cost for entry in after.entries] == [entry.cost for entry in before.entries]
