@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,7 +145,7 @@ class Recipe(_Settings):
     max_tokens: int | None = Field(default=None, ge=4, examples=[512])
     """longest window in tokens; without it, what the model takes"""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """decides every random choice"""
+    """decides every random choice; splits that are made do not depend on it"""
     calibration_tokens: int = Field(default=8192, ge=1)
     """tokens to measure costs on"""
     score_loss: Literal["kl", "task"] = "kl"
@@ -267,6 +268,18 @@ def from_args(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -
             values = {key: value for key, value in values.items() if key not in TARGETS}
         values = _merged(values, layer)
     return make_recipe(values)
+
+
+def command_of(verb: str, recipe: Recipe) -> str:
+    """What a person types to ask for this recipe: every field that is not at its default, quoted for a shell."""
+    words = ["chinchilla", verb, recipe.model]
+    for path, field in field_paths():
+        value: Any = recipe
+        for name in path.split("."):
+            value = getattr(value, name)
+        if path != "model" and value is not None and (field.is_required() or value != field.default):
+            words += [flag_of(path), str(value)]
+    return shlex.join(words)
 
 
 def _nested(path: str, value: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.recipe import Recipe, add_flags, field_paths, flag_of, from_args, make_recipe, require_target
+from chinchilla_lm.recipe import (
+    Recipe,
+    add_flags,
+    command_of,
+    field_paths,
+    flag_of,
+    from_args,
+    make_recipe,
+    require_target,
+)
 
 LEAST = {"model": "m", "task": "ranking"}
 
@@ -51,6 +61,15 @@ def test_a_target_takes_the_place_of_the_other_kind_below_it(
     file.write_text("latency_ms: 5\n")
     recipe = from_args(parser().parse_args(["--recipe", str(file), *flags]), LEAST | {"speedup": 2})
     assert (recipe.speedup, recipe.latency_ms) == expected
+
+
+def test_the_command_of_a_recipe_asks_for_that_recipe():
+    recipe = make_recipe(
+        LEAST | {"speedup": 1.5, "data": "my data", "finetune": {"dropout": 0.1}, "recover": {"weights": {"hidden": 0}}}
+    )
+    words = shlex.split(command_of("compress", recipe))
+    assert words[:2] == ["chinchilla", "compress"]
+    assert parse(*words[2:]) == recipe
 
 
 def test_flags_win_over_the_recipe_which_wins_over_the_base(tmp_path: Path):

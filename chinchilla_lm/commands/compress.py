@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.console import Console, duration
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.recipe import Recipe, add_flags, from_args, require_target
+from chinchilla_lm.recipe import Recipe, add_flags, command_of, from_args, require_target
 
 if TYPE_CHECKING:
     from chinchilla_lm.commands.stages import Stages
@@ -33,6 +32,8 @@ FINAL_CLOCK_SECONDS = 6.0
 PROMPT_WORDS = 12
 # Tokens of that prompt at most, where words are long or not parted by spaces, and of each continuation.
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 40
+# Said in the report, for other programs decode tags word by word.
+LEGAL_TAGS = "tags of both models are decoded as the most probable sequence that BIO allows"
 # Metrics of each task, the one that is certified unless another is asked for first.
 METRICS = {
     "token-classification": ("entity_f1", "token_micro", "token_macro", "token_weighted"),
@@ -97,7 +98,10 @@ def _warn_of_few_documents(stages: Stages) -> None:
     """Say at once what the certificate would say at the end."""
     from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
 
-    documents = len({record.document for record in stages.job.dataset.records("test")})
+    records = stages.job.dataset.records("test")
+    if stages.recipe.task == "language-modeling":  # documents count by the windows that begin in them
+        records = [records[window.owners[0][0]] for window in stages.job.encode(records)]
+    documents = len({record.document for record in records})
     if documents < MIN_DOCUMENTS:
         stages.console.warn(
             f"{documents} documents to test on decide nothing unless both models answer alike; a certificate needs "
@@ -242,8 +246,8 @@ def _report(
         "recipe": recipe.model_dump(exclude_none=True),
         "timings": stages.folder.timings(),
         "seconds": round(seconds, 1),
-        "command": f"chinchilla compress --recipe {shlex.quote(str(stages.folder.file('recipe.yaml')))}",
-        "notes": [certificate.verdict, *job.dataset.notes],
+        "command": command_of("compress", recipe),
+        "notes": [certificate.verdict, *([LEGAL_TAGS] if job.legal_tags else []), *job.dataset.notes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -61,6 +61,11 @@ def export(model: str, folder: Path, console: Console) -> dict[str, Any]:
     from chinchilla_lm.models.checkpoint import load
 
     checkpoint = load(model)
+    if checkpoint.legal_tags:
+        console.warn(
+            "the certificate speaks of tags decoded as the most probable legal BIO sequence; "
+            "programs that take the best tag of each word find up to a point of F1 less"
+        )
     export_hf(checkpoint, folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     console.table(["file", "bytes"], list(files.items()), f"written to {folder}")

@@ -182,8 +182,8 @@ class Job:
 
     def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
         """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
-        pad = self.checkpoint.tokenizer.pad_token_id
-        made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad or 0)
+        pad = self.checkpoint.pad_id
+        made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad)
         return [batch.to(self.device) for batch in made]
 
     def judge(self, split: str, max_text_tokens: int | None = None) -> Judge:
@@ -250,6 +250,8 @@ class Job:
         batch = self.recipe.batch or DEFAULT_BATCH.get(self.recipe.task, 32)
         if self.recipe.tokens is not None:
             return batch, self._within_positions("--tokens", self.recipe.tokens)
+        if self.recipe.task == "language-modeling":
+            return batch, self.window
         split = next(name for name in ("dev", "train", "test") if name in self.dataset.splits)
         lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records(split)))
         return batch, lengths[len(lengths) // 2]

@@ -69,7 +69,8 @@ class Stages:
         """The quality cost of any set of dropped links, on calibration data."""
         batches, _ = self.job.calibration
         decides = {"inputs": self._inputs(*MEASURED_BY), "positions": MAX_POSITIONS, "version": __version__}
-        ledger = Ledger(self.folder.file("measurements.jsonl"), sha256_text(json_text(decides)))
+        identity = sha256_text(json_text(decides))
+        ledger = Ledger(self.folder.file("measurements") / f"{identity[:16]}.jsonl", identity)
         return Measure(self.original, batches, self.recipe.score_loss, ledger=ledger)
 
     @cached_property
@@ -143,6 +144,8 @@ class Stages:
             frontier = self._frontier(table, memo, tried, plan)
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
             plan.save(path)
+            for left in self.folder.path.glob("race-*"):
+                left.unlink()
             return plan
 
         # A plan that a person has edited stands, so its hash is not held; where it is missing, nothing is done yet.
@@ -165,19 +168,26 @@ class Stages:
         distinct = {plan.dropped: plan for plan in reversed(plans)}
         if len(distinct) == 1:
             return plans[0]
-        results = []
-        states = [self.folder.file(f"race-{plan.method}.state") for plan in distinct.values()]
-        for plan, state in zip(distinct.values(), states, strict=True):
-            short = shorten(self.job.checkpoint.model, plan)
-            identity = sha256_text(json_text({"plan": plan.dropped, **self._inputs("task", "seed", "recover")}))
-            self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS, state=state, identity=identity)
-            results.append((self.recovery.dev(short), plan))
-            self.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {results[-1][0]:.4f}")
-        for state in states:
-            state.unlink(missing_ok=True)
+        results = [(self._run_in_race(plan), plan) for plan in distinct.values()]
         _, winner = max(results, key=lambda result: result[0])
         course = [{"method": plan.method, "dev": dev} for dev, plan in results]
         return replace(winner, origin={**winner.origin, "race": course, "race_tokens": RACE_TOKENS})
+
+    def _run_in_race(self, plan: Plan) -> float:
+        """The dev metric after the short recovery; what is done stays in the folder until the search is."""
+        chosen = {"dropped": plan.dropped, "norms": plan.norms, "tokens": RACE_TOKENS, "version": __version__}
+        fields = ("task", "seed", "recover", "context", "max_tokens")
+        identity = sha256_text(json_text({**chosen, **self._inputs(*fields)}))
+        done = self.folder.file(f"race-{identity[:16]}.json")
+        if not done.exists():
+            short = shorten(self.job.checkpoint.model, plan)
+            state = done.with_suffix(".state")
+            self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS, state=state, identity=identity)
+            write_atomic(done, json_text({"dev": self.recovery.dev(short)}) + "\n")
+            state.unlink(missing_ok=True)
+        dev = float(read_json(done, "race")["dev"])
+        self.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {dev:.4f}")
+        return dev
 
     def searcher(self, method: str, memo: Memo, on_measure: Callable[[str], None]) -> Search:
         function, _ = METHODS[method]

@@ -44,7 +44,6 @@ def load_dataset(
     group_column: str | None = None,
     time_column: str | None = None,
     split_by: SplitBy | None = None,
-    seed: int = 0,
 ) -> Dataset:
     """The records of a data set, by split.
 
@@ -55,7 +54,6 @@ def load_dataset(
         text_column, label_column, group_column, time_column: fields of a table or of JSON objects; else usual names.
         split_by: how the missing splits are made; without it, by time where time_column is given, else by group where
             group_column is, else by hash of the document.
-        seed: of the hash that makes the missing splits.
 
     A file whose name says test or dev becomes that split alone. Every other single file is train, and is split
     80/10/10.
@@ -79,7 +77,7 @@ def load_dataset(
         name = str(source)
         readings, notes = _read_name(name, kind, splits, columns)
     by = split_by or ("time" if time_column else "group" if group_column else "hash")
-    return _assemble(name, kind, readings, notes, by, split_by is not None, seed)
+    return _assemble(name, kind, readings, notes, by, split_by is not None)
 
 
 def _task(name: str) -> Task:
@@ -95,6 +93,8 @@ def _read_path(
     """Readings by split (or under WHOLE) of a folder or file."""
     if splits:
         chosen = resolve(path if path.is_dir() else path.parent, splits)
+        if path.is_file() and path.resolve() not in {file.resolve() for file in chosen.values()}:
+            raise InputError(f"{path} is none of the files that are named; name it too, as in --train {path.name}")
         return {split: read_file(chosen[split], task, columns) for split in SPLITS if split in chosen}, []
     if path.is_dir():
         files, notes = find_files(path, task)
@@ -123,7 +123,7 @@ def _read_name(
 
 
 def _assemble(
-    name: str, task: Task, readings: dict[str, Reading], notes: list[str], by: SplitBy, asked: bool, seed: int
+    name: str, task: Task, readings: dict[str, Reading], notes: list[str], by: SplitBy, asked: bool
 ) -> Dataset:
     """The Dataset: missing splits made, labels gathered, shared texts counted."""
     skipped = total_skipped(readings)
@@ -141,11 +141,11 @@ def _assemble(
     else:
         if by == "group" and not has_documents:
             raise InputError(f"{name!r} names no groups; pass --group-column, or split by hash")
-        made, without_place = make_splits(records["train"], missing, by, seed)
+        made, without_place = make_splits(records["train"], missing, by)
         skipped += without_place
         records.update(made)
         sizes = ", ".join(f"{split} {len(made[split])}" for split in made)
-        notes.append(f"{' and '.join(missing)} made from train by {by} (seed {seed}): {sizes} records")
+        notes.append(f"{' and '.join(missing)} made from train by {by}: {sizes} records")
     records = {split: records[split] for split in SPLITS if split in records}
     notes += _shared(records)
     labels = sorted_labels(task, _seen(records.values()))

@@ -65,6 +65,8 @@ def _documents(name: str, text: str, whole: bool) -> list[Text]:
     if documents is None:
         documents = marked_documents(text) or ([text] if whole else pieces(text))
         documents = [_BLANK_START.sub("", document).rstrip() for document in documents if document.strip()]
+    if not documents:
+        raise InputError(f"{name} holds no text between its marks; pass a file with text")
     names = [f"{name}#{i}" for i in range(len(documents))] if len(documents) > 1 else [name]
     return [Text(name, name, document) for name, document in zip(names, documents, strict=True)]
 
@@ -91,14 +93,14 @@ def _unzip(path: Path) -> list[tuple[str, bytes]]:
 
 
 def articles(text: str) -> list[str] | None:
-    """The articles of WikiText, None where the text has no title lines.
+    """The articles of WikiText, None where the text has no title lines, or has them without WikiText's blanks around.
 
     Joined by an empty line, they are the text that published perplexities are measured on: the rows of the data set (a
     line with its line end, or nothing for a blank line) joined by an empty line.
     """
     lines = text.removesuffix("\n").split("\n")
     starts = [i for i in range(len(lines)) if _is_title(lines, i)]
-    if not starts:
+    if not starts or not all(lines[i].startswith(" ") and lines[i].endswith(" ") for i in starts):
         return None
     rows = [line + "\n" if line.strip() else "" for line in lines]
     bounds = [0, *starts[1:], len(rows)]  # what stands before the first title goes with it
@@ -106,7 +108,11 @@ def articles(text: str) -> list[str] | None:
 
 
 def marked_documents(text: str) -> list[str] | None:
-    """The documents that the text marks by tags; None where it marks none."""
+    """The documents that the text marks by titles like WikiText's or by tags; None where it marks none."""
+    lines = text.split("\n")
+    starts = [i for i in range(len(lines)) if _is_title(lines, i)]
+    if starts:
+        return ["\n".join(lines[a:b]) for a, b in pairwise([0, *starts[1:], len(lines)])]
     if _DOC.match(text):
         return [part.replace("</doc>", "") for part in _DOC.split(text)[1:]]
     if _END_OF_TEXT in text:

@@ -70,6 +70,12 @@ class Checkpoint:
         return tokenizer
 
     @property
+    def pad_id(self) -> int:
+        """The id that fills up short rows. One that was added to the tokenizer alone is 0: padding is masked."""
+        pad = self.tokenizer.pad_token_id or 0
+        return pad if pad < self.model.config.vocab_size else 0
+
+    @property
     def legal_tags(self) -> bool:
         """Whether it was trained on BIO by us. Models from elsewhere may mean IOB1 by the same labels."""
         return self.meta.get("tags") == "BIO"

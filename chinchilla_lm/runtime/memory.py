@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # no glibc
+    except (OSError, AttributeError, TypeError):  # no glibc, or Windows
         return False
     kept = mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     return bool(kept and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.shorten.precompute import fold_norms
 from chinchilla_lm.shorten.surgery import outline
 
 
 def prepare(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
     """A copy of the model, without gradients; the given model, which may be in training, is not touched."""
+    keep_freed_memory()
     folded = fold_norms(model)
     ready = outline(folded)
     weights = {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in folded.state_dict().items()}

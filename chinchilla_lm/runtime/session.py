@@ -33,7 +33,6 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
 from chinchilla_lm.runtime.generate import Sampler, check_finite, generate
-from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.prepare import prepare
 from chinchilla_lm.runtime.text import Pieces, prompt_ids, stop_ids
 
@@ -77,7 +76,6 @@ def load(
         raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
     if threads is not None:
         set_threads(threads)
-    keep_freed_memory()
     checkpoint = checkpoints.load(path, task=task)
     if checkpoint.fresh:
         raise InputError(f"{path} has no trained head for {task}; run chinchilla finetune first")
@@ -287,9 +285,7 @@ class Session:
         """What the head gives for each window, float32 on the CPU, padding included."""
         outputs: list[Tensor] = [torch.empty(0)] * len(windows)
         self._check_vocabulary(*(max(window.ids) for window in windows))
-        pad = self.tokenizer.pad_token_id or 0
-        pad = pad if pad < self.config.vocab_size else 0  # one that was added to the tokenizer alone; padding is masked
-        for batch in batches(windows, max_tokens=BATCH_TOKENS, pad_id=pad):
+        for batch in batches(windows, max_tokens=BATCH_TOKENS, pad_id=self._about.pad_id):
             found = self.forward(batch.batch).cpu()
             for row, output in zip(batch.rows, found, strict=True):
                 outputs[row] = output

@@ -49,8 +49,8 @@ def fine_tuning_loss(smoothing: float) -> Callable[[Transformer, EncodedBatch], 
 class Teacher:
     """The original at work on one list of windows, run without gradients in its own dtype.
 
-    What a head of a few labels says of a window is kept, so that the original runs once, not once an epoch. Logits over
-    a vocabulary and hidden states are too many to keep.
+    What a head of a few labels says of a window is kept, so that the original runs once, not once an epoch, where no
+    hidden states are compared: those, and logits over a vocabulary, are too many to keep.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -69,13 +69,16 @@ class Teacher:
         if not self._keeps:
             return lambda part: self._classify(picked[part]), streams
         said = self._classify(picked)
-        self._said.update(zip(batch.rows, said.split(_targets_a_row(batch)), strict=True))
+        if not boundaries:
+            self._said.update(zip(batch.rows, said.split(_targets_a_row(batch)), strict=True))
         return lambda part: said[part], streams
 
     @torch.no_grad()
     def _classify(self, hidden: Tensor) -> Tensor:
+        assert self.model.head.output is not None
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.model.head.classify(hidden).float()
+            # CUDA's autocast computes norms in float32, and the head is in the teacher's dtype.
+            return self.model.head.classify(hidden.to(self.model.head.output.weight.dtype)).float()
 
 
 def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:

@@ -67,7 +67,7 @@ def test_each_arrow_of_the_job_is_a_file(short_run: Path):
         "model",
         "stages.json",
         "log.jsonl",
-        "measurements.jsonl",
+        "measurements",
     }
     assert {path.name for path in short_run.iterdir()} == names | {"report.json", "report.md", "report.html"}
     assert leftovers(short_run.parent) == []

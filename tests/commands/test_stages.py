@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from chinchilla_lm.commands.recovery import Recovery
+from chinchilla_lm.commands.stages import Stages
 from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.shorten.surgery import without
@@ -125,3 +129,26 @@ def test_what_was_measured_is_not_measured_again(run_folder: Path, chinchilla, m
     assert chinchilla("score", "-o", run_folder, "--quiet").status == 0
     after = CostTable.load(run_folder / "costs.json")
     assert [entry.cost for entry in after.entries] == [entry.cost for entry in before.entries]
+
+
+def test_a_race_that_was_stopped_does_not_train_a_finished_contender_again(
+    run_folder: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+):
+    real, trained = Recovery.train, list[str]()
+
+    def train(self: Recovery, short: Transformer, label: str, **options: Any) -> None:
+        trained.append(label)
+        if stops and len(trained) == 2:
+            raise KeyboardInterrupt
+        real(self, short, label, **options)
+
+    monkeypatch.setattr(Recovery, "train", train)
+    words = ("search", "-o", run_folder, "--speedup", 1.6, "--method", "race", "--recover-epochs", 1)
+    monkeypatch.setattr(Stages, "_methods", lambda self: ("top", "dp"))
+    stops = True
+    chinchilla(*words).refused("chinchilla search stopped", status=130)
+    stops = False
+    assert chinchilla(*words).status == 0
+    assert len(trained) == 3
+    assert trained[1] == trained[2] != trained[0]
+    assert list(run_folder.glob("race-*")) == []

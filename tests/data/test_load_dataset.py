@@ -59,7 +59,7 @@ def test_missing_dev_is_made_of_train_and_test_stays(write, tmp_path):
     assert len(data.splits["train"]) + len(data.splits["dev"]) == 201
     assert not {r.text for r in data.splits["train"]} & {r.text for r in data.splits["dev"]}
     assert data.notes[0] == f"left aside in {tmp_path.name}: categories.json"
-    assert "dev made from train by hash (seed 0)" in data.notes[1]
+    assert "dev made from train by hash" in data.notes[1]
     assert data.notes[2].startswith("1 texts stand in both")
 
 
@@ -244,3 +244,12 @@ def test_gold_news_by_time(real):
     times = {split: [r.time for r in part] for split, part in data.splits.items()}
     assert max(times["train"]) < max(times["dev"]) < min(t for t in times["test"] if t >= "2019")
     assert len(data.skipped) == 165
+
+
+def test_a_file_that_is_none_of_the_named_ones_is_not_passed_over(write):
+    data = write("all.csv", "text,label\n" + "a,x\n" * 20)
+    write("held.csv", "text,label\nb,x\n")
+    with pytest.raises(InputError, match=r"all\.csv is none of the files that are named; .*--train all\.csv"):
+        load_dataset(data, "text-classification", splits={"test": "held.csv"})
+    both = load_dataset(data, "text-classification", splits={"train": "all.csv", "test": "held.csv", "dev": "held.csv"})
+    assert {name: len(records) for name, records in both.splits.items()} == {"train": 20, "dev": 1, "test": 1}

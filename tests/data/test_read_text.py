@@ -102,3 +102,14 @@ def test_wikitext2(real):
     tokens = read_text([real("wikitext2") / "wiki.test.tokens"])
     # 245,569 tokens with one <eos> a line, of which there are 4,358.
     assert sum(len(record.text.split()) for record in tokens.records) == 245569 - 4358
+
+
+def test_titles_without_blanks_around_them_cut_but_do_not_part_the_lines(write):
+    text = "= Guide =\n\nA paragraph that is\nwrapped.\n\n= Second =\n\nMore.\n"
+    found = [record.text for record in read_text([write("guide.txt", text)]).records]
+    assert found == ["= Guide =\n\nA paragraph that is\nwrapped.", "= Second =\n\nMore."]
+
+
+def test_a_text_of_nothing_but_marks(write):
+    with pytest.raises(InputError, match="holds no text between its marks"):
+        read_text([write("marks.txt", "<|endoftext|>\n")])

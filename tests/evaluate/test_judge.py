@@ -190,3 +190,19 @@ def test_outputs_that_are_no_numbers_are_an_input_error(bert: Checkpoint, text, 
 def test_an_empty_split_is_an_input_error():
     with pytest.raises(InputError, match="the split has 0 records and 0 windows; pass one that is not empty"):
         Judge("token-classification", [], [], [], LABELS)
+
+
+def test_tags_are_decoded_as_legal_bio_where_the_model_was_trained_on_it(bert: Checkpoint):
+    """Every word is I-X with 0.6 and B-X with 0.4: word by word all are I-X, of which none may begin."""
+    records = sentences()
+    windows = encode_tagged(records, bert.tokenizer, dict(zip(LABELS, range(3), strict=True)), 40)
+
+    def forward(batch: Batch) -> Tensor:
+        return torch.tensor([1e-9, 0.4, 0.6]).log().expand(*batch.ids.shape, 3)
+
+    for legal, first in ((False, "I-X"), (True, "B-X")):
+        judged = Judge("token-classification", records, windows, batched(windows), LABELS, legal_tags=legal)(forward)
+        for record, prediction in zip(records, judged.predictions, strict=True):
+            others = len(record.words) - 1
+            assert prediction.predicted == [first] + ["I-X"] * others
+            assert prediction.score == pytest.approx([0.4 if legal else 0.6] + [0.6] * others, rel=1e-4)

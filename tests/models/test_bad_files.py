@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.models.checkpoint import load, save
 from tests.models.tiny import LABELS, saved
 
 WEIGHTS = "model.safetensors"
@@ -182,3 +182,10 @@ def test_damaged_descriptions(folder: Path, meta: Any) -> None:
 def test_a_plan_for_another_model(folder: Path) -> None:
     (folder / "chinchilla.json").write_text(json.dumps({"version": 1, "dropped": {"9.attn": "lose"}}))
     refused(folder, "9.attn")
+
+
+def test_tags_that_are_no_scheme_of_ours(model_folder, tmp_path):
+    checkpoint = load(model_folder("bert", "token-classification"))
+    save(checkpoint, tmp_path / "model", {"tags": "IOB1"})
+    with pytest.raises(InputError, match="tags 'IOB1' is not BIO"):
+        load(tmp_path / "model")

@@ -278,3 +278,19 @@ def test_a_token_that_the_model_lacks_is_refused_where_a_text_has_it(model_folde
         assert found["scores"] == pytest.approx(wanted["scores"])
     with pytest.raises(InputError, match=rf"token id {size + 1} is not in 0 … {size - 1}; use the model's own"):
         session.classify(["good", "an <image> here"])
+
+
+class SaysInside(Session):
+    """A tagger that is surest of I-X everywhere, and next of B-X."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return torch.tensor([0.0, 4.0, 5.0]).expand(*batch.ids.shape, 3)
+
+
+def test_entities_are_legal_bio_where_the_model_was_trained_on_it(model_folder):
+    checkpoint = checkpoints.load(model_folder("bert", "token-classification"))
+    scores = {}
+    for meta in ({}, {"tags": "BIO"}):
+        (found,) = SaysInside(checkpoint.model, replace(checkpoint, meta=meta)).entities(["Angela Merkel"])[0]
+        scores[len(meta)] = found.score
+    assert scores[1] < scores[0], "the first word is B-X, of which the model is less sure"

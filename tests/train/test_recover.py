@@ -169,3 +169,11 @@ def test_the_teacher_says_the_same_of_a_window_in_another_batch_without_running_
     found = asked.look(other, ())[0](everything)
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(asked.look(given, ())[0](everything), first, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_in_bfloat16_is_heard_where_norms_give_float32(teacher):
+    """As CUDA's autocast has it."""
+    original = teacher("tags").bfloat16()
+    original.finish = lambda x: Transformer.finish(original, x).float()
+    said = Teacher(original).look(batch("tags"), ())[0](slice(None))
+    assert said.dtype is torch.float32
