@@ -30,12 +30,12 @@ FULL = {
 FAST = {
     "speedup": 1.15,
     "margin": 10.0,
-    "calibration_tokens": 1024,
+    "calibration_tokens": 768,
     "max_tokens": 256,
     "tokens": 256,
     "method": "refine",
-    "max_measures": 20,
-    "recover": {"epochs": 1, "tokens": 14_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+    "max_measures": 12,
+    "recover": {"epochs": 1, "tokens": 12_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }
 # Characters of each held-out topic: many documents of like length make a narrow interval of what is quickly judged.
 HELD_OUT_CHARACTERS = {False: 4000, True: 1200}
