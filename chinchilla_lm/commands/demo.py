@@ -28,14 +28,14 @@ FULL = {
     "recover": {"epochs": 1, "tokens": 40_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }
 FAST = {
-    "speedup": 1.15,
+    "speedup": 1.1,
     "margin": 10.0,
-    "calibration_tokens": 768,
+    "calibration_tokens": 512,
     "max_tokens": 256,
     "tokens": 256,
     "method": "refine",
     "max_measures": 12,
-    "recover": {"epochs": 1, "tokens": 12_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+    "recover": {"epochs": 1, "tokens": 15_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
 }
 # Characters of each held-out topic: many documents of like length make a narrow interval of what is quickly judged.
 HELD_OUT_CHARACTERS = {False: 4000, True: 1200}
