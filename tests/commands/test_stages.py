@@ -12,11 +12,14 @@ import torch
 
 from chinchilla_lm.commands.recovery import Recovery
 from chinchilla_lm.commands.stages import Stages
+from chinchilla_lm.console import Console
 from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.plan.links import Norm
+from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.shorten.surgery import without
 from tests.commands.conftest import SHORTENING, TAGGING, leftovers
@@ -132,23 +135,22 @@ def test_what_was_measured_is_not_measured_again(run_folder: Path, chinchilla, m
 
 
 def test_a_race_that_was_stopped_does_not_train_a_finished_contender_again(
-    run_folder: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     real, trained = Recovery.train, list[str]()
 
     def train(self: Recovery, short: Transformer, label: str, **options: Any) -> None:
         trained.append(label)
-        if stops and len(trained) == 2:
+        if trained == ["race: top", "race: refine"]:
             raise KeyboardInterrupt
         real(self, short, label, **options)
 
     monkeypatch.setattr(Recovery, "train", train)
-    words = ("search", "-o", run_folder, "--speedup", 1.6, "--method", "race", "--recover-epochs", 1)
-    monkeypatch.setattr(Stages, "_methods", lambda self: ("top", "dp"))
-    stops = True
-    chinchilla(*words).refused("chinchilla search stopped", status=130)
-    stops = False
-    assert chinchilla(*words).status == 0
-    assert len(trained) == 3
-    assert trained[1] == trained[2] != trained[0]
-    assert list(run_folder.glob("race-*")) == []
+    names = ("2.attn", "2.mlp")
+    norms: dict[str, Norm] = dict.fromkeys(names, "lose")
+    plans = [Plan.from_dropped(3, [name], norms, method) for name, method in zip(names, ("refine", "top"), strict=True)]
+    with pytest.raises(KeyboardInterrupt):
+        Stages(Recipe.load(run_folder / "recipe.yaml"), Console(quiet=True))._race(plans)
+    winner = Stages(Recipe.load(run_folder / "recipe.yaml"), Console(quiet=True))._race(plans)
+    assert trained == ["race: top", "race: refine", "race: refine"]
+    assert [run["method"] for run in winner.origin["race"]] == ["top", "refine"]
