@@ -1,8 +1,9 @@
 """The quality cost of a set of dropped links: remove them, run what is behind them, compare with the original.
 
-The stream in front of a link does not depend on what is dropped behind it. So the streams at every boundary are kept
-(`_Prefixes`), and a measurement starts at the first link where it leaves a path that was walked before: scoring each
-link of a chain once costs half of the naive passes, and a search around an incumbent far less.
+The stream in front of a link does not depend on what is dropped behind it. So the streams up to the last dropped link
+are kept (`_Prefixes`), and a measurement starts where it leaves a path that was walked before: scoring each link of a
+chain once costs half of the naive passes, and a search around an incumbent far less. What is behind the last dropped
+link is nobody's prefix but this plan's own; fresh memory for it costs more than to walk it again if the plan is chosen.
 
 B rows, T positions, D hidden features, N compared positions, V outputs.
 """
@@ -156,9 +157,11 @@ class Measure:
         if found is None:
             found = 0, [self.model.embed(batch.batch)[0] for batch in self.batches]
         start, streams = found
-        for position in range(start, len(self.names)):
+        last = max((self.names.index(name) for name in fates), default=0)
+        for position in range(start, last):
             streams = self._advance(streams, position, position + 1, fates)
             self._prefixes.put((position + 1, _before(self.names[: position + 1], fates)), streams)
+        streams = self._advance(streams, max(start, last), None, fates)
         results = []
         for x, batch, picked in zip(streams, self.batches, self._picked, strict=True):
             hidden = self.model.finish(x)

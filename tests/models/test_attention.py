@@ -8,24 +8,31 @@ import pytest
 import torch
 
 from chinchilla_lm.models.checkpoint import load
-from chinchilla_lm.models.layers import explicit_attention
+from chinchilla_lm.models.layers import QUERIES, explicit_attention
 from tests.models.tiny import batch, saved
 
 
 @pytest.mark.parametrize("kind", ["full", "causal", "padded"])
-def test_explicit_attention_equals_sdpa(kind: str) -> None:
+@pytest.mark.parametrize("positions", [7, 2 * QUERIES + 5])
+def test_explicit_attention_equals_sdpa(kind: str, positions: int) -> None:
     torch.manual_seed(0)
-    query, key, value = (torch.randn(2, heads, 7, 8, dtype=torch.float64) for heads in (6, 2, 2))
-    mask = torch.rand(2, 1, 7, 7) > 0.5 if kind == "padded" else None
+    inputs = [torch.randn(2, heads, positions, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2)]
+    mask = torch.rand(2, 1, positions, positions) > 0.5 if kind == "padded" else None
     if mask is not None:
-        mask |= torch.eye(7, dtype=torch.bool)
+        mask |= torch.eye(positions, dtype=torch.bool)
     causal = kind == "causal"
+    query, key, value = inputs
     found = explicit_attention(query, key, value, mask, causal, scale=0.3)
     keys, values = key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=causal, scale=0.3
     )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    pull = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, pull), torch.autograd.grad(expected, inputs, pull), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 def test_a_row_that_may_look_nowhere_stays_finite_and_leaves_the_others_as_they_are() -> None:
