@@ -149,8 +149,9 @@ def test_a_race_that_was_stopped_does_not_train_a_finished_contender_again(
     names = ("2.attn", "2.mlp")
     norms: dict[str, Norm] = dict.fromkeys(names, "lose")
     plans = [Plan.from_dropped(3, [name], norms, method) for name, method in zip(names, ("refine", "top"), strict=True)]
+    recipe = Recipe.load(run_folder / "recipe.yaml").model_copy(update={"output": str(run_folder)})
     with pytest.raises(KeyboardInterrupt):
-        Stages(Recipe.load(run_folder / "recipe.yaml"), Console(quiet=True))._race(plans)
-    winner = Stages(Recipe.load(run_folder / "recipe.yaml"), Console(quiet=True))._race(plans)
+        Stages(recipe, Console(quiet=True))._race(plans)
+    winner = Stages(recipe, Console(quiet=True))._race(plans)
     assert trained == ["race: top", "race: refine", "race: refine"]
     assert [run["method"] for run in winner.origin["race"]] == ["top", "refine"]
