@@ -1,4 +1,4 @@
-"""How long the cost table takes: every link, then every whole block, of SmolLM2-135M on 8 k tokens.
+"""How long removals take to measure: every link, then every whole block, of SmolLM2-135M on 8 k tokens.
 
     python benchmarks/scoring.py
 
@@ -55,7 +55,7 @@ def _stages(folder: str, tokens: int) -> Stages:
             "calibration_tokens": tokens,
         }
     )
-    return Stages(recipe, Console())
+    return Stages(recipe, Console(quiet=True))
 
 
 def _seconds(measure: Measure, drops: Sequence[tuple[str, ...]]) -> float:

@@ -245,7 +245,7 @@ def _report(
         "machine": machine.describe(),
         "recipe": recipe.model_dump(exclude_none=True),
         "timings": stages.folder.timings(),
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds + stages.folder.earlier(), 1),
         "command": command_of("compress", recipe),
         "notes": [certificate.verdict, *([LEGAL_TAGS] if job.legal_tags else []), *job.dataset.notes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -342,4 +342,5 @@ def _print(console: Console, report: dict[str, Any], stages: Stages) -> None:
     console.show(f"\n{report['verdict'].upper()}: {report['headline']}")
     console.show(f"{report['notes'][0]}")
     console.show(f"report: {stages.folder.file('report.html')}   model: {stages.folder.file('model')}")
-    console.show(f"took {duration(report['seconds'])}")
+    earlier = ", earlier attempts included" if stages.folder.earlier() else ""
+    console.show(f"took {duration(report['seconds'])}{earlier}")

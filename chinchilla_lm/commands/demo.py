@@ -16,7 +16,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.recipe import Recipe, make_recipe
 
 MODEL = "SmolLM2-135M-Instruct"
-# Two cores: about four minutes, and under two (docs/benchmarks.md).
+# On two cores FULL takes four to six minutes, FAST under two (docs/benchmarks.md).
 FULL = {
     "speedup": 1.25,
     "margin": 10.0,

@@ -1,7 +1,8 @@
 """The run folder: what each stage wrote, from what, and whether it has to be done again.
 
 `stages.json` holds, for every finished stage, the hash of all that decided its outcome and the hashes of what it
-wrote. A stage for which both still hold is not run again, so the same command resumes where it was stopped.
+wrote. A stage for which both still hold is not run again, so the same command resumes where it was stopped. It also
+holds how long the attempts were that Ctrl-C or SIGTERM stopped; a process that is killed cannot note its own.
 """
 
 from __future__ import annotations
@@ -14,12 +15,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
+from chinchilla_lm.files import json_text, read_text, sha256_of, sha256_text, write_atomic
 from chinchilla_lm.recipe import Recipe
 
 T = TypeVar("T")
+
+
+class _Stopped(BaseModel):
+    """Attempts at a stage that were stopped: what decides its outcome, as a hash, and how long they were together."""
+
+    inputs: str
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _Stage(BaseModel):
+    """What stages.json says of one stage."""
+
+    inputs: str | None = None
+    outputs: dict[str, str] | None = None
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    stopped: _Stopped | None = None
+
+
+_STAGES = TypeAdapter(dict[str, _Stage])
 
 
 class RunFolder:
@@ -29,6 +51,7 @@ class RunFolder:
         self.path = Path(path)
         self.console = console
         self.recipe: Recipe | None = None
+        self._worked = 0.0
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file, not a folder; pass another -o")
         if self.path.exists() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").exists():
@@ -66,26 +89,31 @@ class RunFolder:
         key = sha256_text(json_text(dict(inputs)))
         if self.recipe is not None:
             self.recipe.save(self.path / "recipe.yaml")
-        stages = self._stages()
-        noted, found = stages.get(name, {}), self._hashes(outputs)
-        written = noted.get("outputs") or {}
-        if noted.get("inputs") == key and found is not None and found.items() <= written.items():
+        noted, found = self._stages().get(name, _Stage()), self._hashes(outputs)
+        if noted.inputs == key and found is not None and found.items() <= (noted.outputs or {}).items():
             self.console.say(f"{name}: unchanged, not run again")
             return read()
-        stopped = noted.get("stopped") or {}
-        begun = time.monotonic() - (float(stopped["seconds"]) if stopped.get("inputs") == key else 0.0)
+        before = noted.stopped.seconds if noted.stopped is not None and noted.stopped.inputs == key else 0.0
+        begun = time.monotonic()
         try:
             result = work()
-        except BaseException:
+        except KeyboardInterrupt:
+            seconds = round(time.monotonic() - begun, 1)
             with suppress(InputError, OSError):  # a full disk must not hide what stopped the stage
-                self._note(name, {**noted, "stopped": {"inputs": key, "seconds": _since(begun)}})
+                self._note(name, noted.model_copy(update={"stopped": _Stopped(inputs=key, seconds=before + seconds)}))
+                self.log({"stage": name, "stopped_after": seconds})
             raise
-        self._note(name, {"inputs": key, "outputs": self._hashes(outputs), "seconds": _since(begun)})
-        self.log({"stage": name, "seconds": _since(begun)})
+        seconds = round(time.monotonic() - begun, 1)
+        self._worked += seconds
+        self._note(name, _Stage(inputs=key, outputs=self._hashes(outputs), seconds=before + seconds))
+        self.log({"stage": name, "seconds": seconds, "all_attempts": before + seconds})
         return result
 
-    def _note(self, name: str, stage: Mapping[str, Any]) -> None:
-        write_atomic(self.path / "stages.json", json_text({**self._stages(), name: stage}, indent=1) + "\n")
+    def _note(self, name: str, stage: _Stage) -> None:
+        stages = {
+            other: noted.model_dump(exclude_none=True) for other, noted in {**self._stages(), name: stage}.items()
+        }
+        write_atomic(self.path / "stages.json", json_text(stages, indent=1) + "\n")
 
     def _hashes(self, outputs: Sequence[str]) -> dict[str, str] | None:
         """Hashes of what a stage wrote, None where something is missing."""
@@ -96,23 +124,23 @@ class RunFolder:
 
     def timings(self) -> dict[str, float]:
         """Seconds that each finished stage took, attempts that were stopped included."""
-        return {name: float(stage["seconds"]) for name, stage in self._stages().items() if "seconds" in stage}
+        return {name: stage.seconds for name, stage in self._stages().items() if stage.seconds is not None}
 
-    def _stages(self) -> dict[str, Any]:
+    def earlier(self) -> float:
+        """Seconds of `timings` that were not spent since this folder was opened."""
+        return max(0.0, sum(self.timings().values()) - self._worked)
+
+    def _stages(self) -> dict[str, _Stage]:
         path = self.path / "stages.json"
         if not path.exists():
             return {}
-        stages = read_json(path, "stages")
-        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-            raise InputError(f"{path} is not a mapping of stages; delete it to run all stages again")
-        return stages
+        try:
+            return _STAGES.validate_json(read_text(path, "stages"))
+        except ValidationError as error:
+            raise InputError(f"{path} is not a mapping of stages; delete it to run all stages again") from error
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl, with the time."""
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": stamp, **event}) + "\n")
-
-
-def _since(begun: float) -> float:
-    return round(time.monotonic() - begun, 1)

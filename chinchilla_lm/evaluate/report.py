@@ -10,7 +10,7 @@ three files say the same. Both texts are made from what report.json holds, not f
                   throughput_unit, parameters, bytes, links}], the original first, the result last
     primary_metric  {name, label, unit, higher_is_better}
     plan          {num_blocks, method, choices: [{link, action, norm}], origin}
-    machine, recipe, timings (seconds by stage), seconds, command, created (ISO 8601)
+    machine, recipe, timings (seconds by stage), seconds (of all attempts), command, created (ISO 8601)
 
 and, each left out with its section where there is none:
 

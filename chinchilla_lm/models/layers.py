@@ -27,10 +27,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-# Keys up to which the CPU multiplies the scores out, in training and in bfloat16. Forward and backward of 3 × 9 heads
-# of 64, bfloat16, one core: 300 positions 11 ms against SDPA's 30, 512 positions 45 against 84. Forward alone, 9 heads:
-# 128 positions 0.27 ms against 0.59, 512 positions 3.3 against 8.5; 32 × 12 heads of 32, 14 positions: 0.97 against
-# 1.35. In float32 SDPA's forward is the faster. Beyond, the scores' memory is the limit.
+# Keys up to which the CPU multiplies the scores out, in training and in bfloat16; beyond, the memory of all scores is
+# the limit, so there is none where stretches of QUERIES are multiplied without gradients. Forward and backward of 3 × 9
+# heads of 64, bfloat16, one core: 300 positions 11 ms against SDPA's 30, 512 positions 45 against 84. Forward alone, 9
+# heads: 512 positions, nothing hidden, 3.3 against 8.5; 2,048 positions, causal, 28 against 72; 32 × 12 heads of 32, 14
+# positions: 0.97 against 1.35. In float32 SDPA's forward is the faster.
 EXPLICIT_UP_TO = 512
 # Queries multiplied at once where later positions are hidden. 4 × 9 heads, 512 positions, two cores: 4.7 ms with 128,
 # 4.6 with 64, 5.7 with 256, 7.5 all at once; forward and backward 15.5, 16.5, 17.9 and 18.9.
@@ -152,7 +153,8 @@ class Attention(Link):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         plain = query.device.type == "cpu" and (query.requires_grad or query.dtype is torch.bfloat16)
-        if plain and key.shape[2] <= EXPLICIT_UP_TO:
+        few = key.shape[2] <= EXPLICIT_UP_TO or (context.causal and not query.requires_grad)
+        if plain and few:
             return explicit_attention(query, key, value, context.masks.get(self.window), context.causal, self.scale)
         if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
             shared = self.heads // self.kv_heads
@@ -168,24 +170,23 @@ def explicit_attention(
     """softmax(q kᵀ · scale) v by plain products, [B, H, T, P]; key and value are [B, kv heads, S, P].
 
     The query heads that share a key are rows of one product. Same function as SDPA, for the CPU, where the fused kernel
-    is the slower one in bfloat16 and in its backward pass; its price is the memory of all scores. Where later positions
-    are hidden, each stretch of QUERIES is multiplied only with the keys up to its end. A row of padding that may look
-    nowhere (all that its window holds is padding too) is a mean of values here and zero there; nobody reads it.
+    is the slower one in bfloat16 and in its backward pass; its price is the memory of all scores. `causal`: position t
+    sees at most keys 0 … t, so each stretch of QUERIES is multiplied only with the keys up to its end; a mask, if there
+    is one, says so too. A row of padding that may look nowhere (all that its window holds is padding too) is a mean of
+    values here and zero there; nobody reads it.
     """
     rows, heads, positions, size = query_BHTP.shape
     with torch.autocast(key.device.type, enabled=False):
         query = query_BHTP.reshape(rows, key.shape[1], -1, positions, size) * (size**-0.5 if scale is None else scale)
-        if mask is not None or not causal:
-            mixed = _mix(query, key, value, mask)
-        else:
-            triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=key.device).tril()[None, None]
-            parts = []
-            for start in range(0, positions, QUERIES):
-                part = slice(start, min(start + QUERIES, positions))
-                own = triangle[..., : part.stop - start, : part.stop - start]
-                parts.append(_mix(query[:, :, :, part], key[:, :, : part.stop], value[:, :, : part.stop], own))
-            mixed = torch.cat(parts, dim=3)
-    return mixed.view(rows, heads, positions, size)
+        if not causal:
+            return _mix(query, key, value, mask).view(rows, heads, positions, size)
+        triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=key.device).tril()[None, None]
+        parts = []
+        for start in range(0, positions, QUERIES):
+            stop = min(start + QUERIES, positions)
+            seen = triangle[..., : stop - start, : stop - start] if mask is None else mask[..., start:stop, :stop]
+            parts.append(_mix(query[:, :, :, start:stop], key[:, :, :stop], value[:, :, :stop], seen))
+        return torch.cat(parts, dim=3).view(rows, heads, positions, size)
 
 
 def _mix(query_BGQTP: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -195,6 +195,16 @@ def test_a_damaged_file_of_the_run(run_folder: Path, chinchilla, name: str, cont
     chinchilla(verb, "-o", run_folder, "--quiet").refused(str(run_folder / name))
 
 
+STOPPED: list[object] = [[1], {"inputs": "x"}, {"inputs": "x", "seconds": "long"}, {"inputs": "x", "seconds": -1}]
+
+
+@pytest.mark.parametrize("stage", [{"seconds": "long"}, {"outputs": [1]}, *({"stopped": one} for one in STOPPED)])
+def test_an_odd_entry_of_the_stages(run_folder: Path, chinchilla, stage: dict):
+    (run_folder / "stages.json").write_text(json.dumps({"score": stage}))
+    refused = chinchilla("score", "-o", run_folder, "--quiet")
+    refused.refused(str(run_folder / "stages.json"), "delete it to run all stages again")
+
+
 def test_a_damaged_recipe_of_the_run(run_folder: Path, chinchilla):
     (run_folder / "recipe.yaml").write_text("model: [")
     chinchilla("score", "-o", run_folder, "--quiet").refused("recipe.yaml is not valid YAML")

@@ -135,6 +135,9 @@ def test_what_lies_in_front_of_a_dropped_link_is_not_run_again(model):
         measure(frozenset(dropped))
         assert set(runs) == again, dropped
         assert len(runs) == len(again) * len(batches)
+    assert max(boundary for boundary, _ in measure._prefixes.streams) == 5, "behind 2.mlp nothing is kept"
+    kept = [streams[0].data_ptr() for streams in measure._prefixes.streams.values()]
+    assert len(set(kept)) == len(kept), "a stream is kept, and its memory counted, once"
 
 
 def test_the_interval_is_the_normal_one_over_windows(model):
