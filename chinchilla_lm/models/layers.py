@@ -8,6 +8,7 @@ The price is that a family's file has to split them again when it saves.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -80,7 +81,7 @@ class Norm(nn.Module):
         return F.rms_norm(x, (self.size,), weight, self.eps)
 
 
-class Link(nn.Module):
+class Link(nn.Module, ABC):
     """One residual sublayer: `forward` returns the residual stream with its contribution in it."""
 
     def __init__(self, config: ModelConfig, block: int) -> None:
@@ -90,9 +91,9 @@ class Link(nn.Module):
         self.norm = Norm(config, config.hidden_size)
         self.norm_after = Norm(config, config.hidden_size) if config.placement == "sandwich" else None
 
+    @abstractmethod
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """What the link adds to the stream, [B, T, D]."""
-        raise NotImplementedError
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """The stream behind this link, [B, T, D]."""
