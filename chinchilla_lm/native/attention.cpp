@@ -1,0 +1,186 @@
+// Attention over a cache, or over the sequences of this pass alone, by two products with packed matrices.
+//
+// Keys are packed as a matrix whose outputs are positions, values as one whose inputs are, so scores are a product of the
+// queries that share a key with the keys, and what they see a product of the probabilities with the values: the kernels
+// of the weights do both. A new position writes one lane of a panel.
+
+#include <algorithm>
+#include <cstring>
+
+#include "pass.h"
+
+namespace chinchilla {
+
+namespace {
+
+constexpr int kBlock = 48;     // rows of one product: queries times heads that share a key
+constexpr int kPositions = 32; // a cache's positions come in these: a step of bf16 values
+
+Matrix keys_matrix(Format format, int head_dim, int positions, const std::byte* data) {
+    Matrix keys;
+    keys.format = format;
+    keys.outputs = positions;
+    keys.inputs = head_dim;
+    keys.data = data;
+    return keys;
+}
+
+Matrix values_matrix(Format format, int head_dim, int positions, const std::byte* data, std::size_t pitch) {
+    Matrix values;
+    values.format = format;
+    values.outputs = head_dim;
+    values.inputs = positions;
+    values.data = data;
+    values.pitch = pitch;
+    return values;
+}
+
+// One position's values into the lanes of its panels.
+void put_value(Format format, const float* row, const std::uint16_t* halves, int head_dim, int position, const KeyValues& to) {
+    for (int p = 0; p < head_dim; ++p) {
+        std::byte* panel = to.values + (p / kLanes) * to.pitch;
+        if (format == Format::f32) {
+            std::memcpy(panel + 64 * static_cast<std::size_t>(position) + 4 * (p % kLanes), row + p, 4);
+        } else {
+            std::memcpy(panel + 64 * static_cast<std::size_t>(position / 2) + 4 * (p % kLanes) + 2 * (position % 2), halves + p, 2);
+        }
+    }
+}
+
+}  // namespace
+
+std::size_t KeyValues::bytes(Format format, int head_dim, int capacity) {
+    const int positions = round_up(capacity, kPositions);
+    const Matrix keys = keys_matrix(format, head_dim, positions, nullptr);
+    const Matrix values = values_matrix(format, head_dim, positions, nullptr, 0);
+    return keys.bytes() + values.bytes();
+}
+
+KeyValues KeyValues::at(std::byte* memory, Format format, int head_dim, int capacity) {
+    const int positions = round_up(capacity, kPositions);
+    const Matrix keys = keys_matrix(format, head_dim, positions, nullptr);
+    return {memory, memory + keys.bytes(), values_matrix(format, head_dim, positions, nullptr, 0).stride()};
+}
+
+KeyValues Pass::key_values(const Operation& op, const Sequence& sequence, int index, int head) const {
+    const Format format = program_.cache;
+    const int capacity = sequence.cache ? sequence.cache->capacity() : sequence.count;
+    std::byte* memory = sequence.cache ? sequence.cache->slot(op.slot) : passing_.as<std::byte>() + passing_at_[index];
+    return KeyValues::at(memory + head * KeyValues::bytes(format, op.head_dim, capacity), format, op.head_dim, capacity);
+}
+
+// Rows of queries: those of one key head together, [kv_heads][rows][heads that share it].
+Input Pass::queries(const Operation& op) const {
+    return place(keys_matrix(program_.cache, op.head_dim, 1, nullptr), queries_.as<std::byte>(), rows_ * op.heads);
+}
+
+void Pass::attention(const Operation& op, const Job& job, Member me) {
+    const Norm* before = op.placement == Placement::post ? nullptr : &op.norm;
+    const Input in = inputs(op.first, before, x_.as(), width_, job.rows, me);
+    const Share panels = me.share(op.first.panels());
+    k_.multiply(op.first, in, 0, job.rows, panels.begin, panels.end - panels.begin, mid_.as() + panels.begin * kLanes,
+                wide_, false);
+    me.meet();
+    store(op, job, me);
+    me.meet();
+    attend(op, job, me);
+    me.meet();
+    join(op, inputs(op.second, nullptr, seen_.as(), wide_, job.rows, me), mid_.as(), job.rows, me);
+}
+
+// Norms and rotates queries and keys, rounds them, and puts keys and values where attention finds them.
+void Pass::store(const Operation& op, const Job& job, Member me) {
+    const int size = op.head_dim, shared = op.heads / op.kv_heads;
+    const Format format = program_.cache;
+    const Input to = queries(op);
+    const Matrix like = keys_matrix(format, size, 1, nullptr);
+    float* row = scratch_[me.index].row.as();
+    std::byte* rounded = scratch_[me.index].tile.as<std::byte>();
+    const auto turned = [&](const float* from, const Norm& norm, int at) {
+        std::copy_n(from, size, row);
+        if (norm.present) k_.norm(norm, row, row, size);
+        if (op.rope >= 0) {
+            const float* cosine = angles(op.rope, at);
+            k_.rotate(row, cosine, cosine + round_up(size / 2, kLanes), size / 2);
+        }
+        return row;
+    };
+    const Share share = me.share(job.rows * op.kv_heads);
+    for (int item = share.begin; item < share.end; ++item) {
+        const int head = item / job.rows, at = item % job.rows;
+        const int index = sequence_of_[at];
+        const Sequence& sequence = job.sequences[index];
+        const int position = sequence.past + at - sequence.row;
+        const float* from = mid_.as() + at * wide_;
+        for (int g = 0; g < shared; ++g) {
+            k_.prepare(like, turned(from + (head * shared + g) * size, op.query_norm, at), to, item * shared + g);
+        }
+        const KeyValues kv = key_values(op, sequence, index, head);
+        const Input one = place(like, rounded, 1);
+        k_.prepare(like, turned(from + (op.heads + head) * size, op.key_norm, at), one, 0);
+        std::byte* lane = kv.keys + (position / kLanes) * like.stride() + 4 * (position % kLanes);
+        for (std::size_t word = 0; word < like.row_bytes() / 4; ++word) std::memcpy(lane + 64 * word, rounded + 4 * word, 4);
+        const float* value = from + (op.heads + op.kv_heads + head) * size;
+        auto* halves = reinterpret_cast<std::uint16_t*>(rounded);
+        std::copy_n(value, size, row);
+        if (format == Format::bf16) k_.to_bf16(row, halves, size);
+        put_value(format, row, halves, size, position, kv);
+        if (at != sequence.row + sequence.count - 1) continue;
+        // What stands behind the last position is multiplied by 0, so it must be a number.
+        std::fill_n(row, size, 0.0F);
+        std::fill_n(halves, size, std::uint16_t{0});
+        for (int rest = position + 1; rest < round_up(position + 1, kPositions); ++rest) put_value(format, row, halves, size, rest, kv);
+    }
+}
+
+void Pass::attend(const Operation& op, const Job& job, Member me) {
+    const int block = std::max(1, kBlock / (op.heads / op.kv_heads));
+    int task = 0;
+    for (std::size_t s = 0; s < job.sequences.size(); ++s) {
+        const int count = job.sequences[s].count;
+        for (int head = 0; head < op.kv_heads; ++head) {
+            for (int from = 0; from < count; from += block) {
+                if (task++ % me.count != me.index) continue;
+                attend_block(op, job, static_cast<int>(s), head, from, std::min(from + block, count), scratch_[me.index]);
+            }
+        }
+    }
+}
+
+// What queries [from, to) of a sequence, of all heads that share key head `head`, see.
+void Pass::attend_block(const Operation& op, const Job& job, int index, int head, int from, int to, Scratch& scratch) {
+    const Sequence& sequence = job.sequences[index];
+    const int size = op.head_dim, shared = op.heads / op.kv_heads, rows = (to - from) * shared;
+    const int total = sequence.past + sequence.count;
+    const int first = sequence.past + from, last = sequence.past + to - 1;
+    // The positions that any of these queries may look at, from a whole step of values on.
+    const int window = op.window ? op.window : total;
+    const int low = std::max(0, first - window + 1) / kPositions * kPositions;
+    const int high = program_.causal ? last + 1 : std::min(total, last + window);
+    const KeyValues kv = key_values(op, sequence, index, head);
+    Matrix keys = keys_matrix(program_.cache, size, high - low, kv.keys);
+    keys.data += (low / kLanes) * keys.stride();
+    Matrix values = values_matrix(program_.cache, size, high - low, kv.values, kv.pitch);
+    values.data += static_cast<std::size_t>(low) * 64 / (program_.cache == Format::f32 ? 1 : 2);
+    const std::size_t width = round_up(high - low, kPositions), seen_width = round_up(size, kLanes);
+    float* scores = scratch.scores.reserve_of<float>(rows * width);
+    const Input q = queries(op);
+    const int query = (head * rows_ + sequence.row + from) * shared;
+    k_.multiply(keys, q, query, rows, 0, keys.panels(), scores, width, false);
+    const Input probabilities = place(values, scratch.probabilities.reserve(rows * values.row_bytes() + 64), rows);
+    for (int i = 0; i < rows; ++i) {
+        const int position = first + i / shared;
+        const int begin = std::max(0, position - window + 1) - low;
+        const int end = (program_.causal ? position + 1 : std::min(total, position + window)) - low;
+        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale);
+        k_.prepare(values, scores + i * width, probabilities, i);
+    }
+    float* seen = scratch.tile.reserve_of<float>(rows * seen_width + 64);
+    k_.multiply(values, probabilities, 0, rows, 0, values.panels(), seen, seen_width, false);
+    for (int i = 0; i < rows; ++i) {
+        float* y = seen_.as() + (sequence.row + from + i / shared) * wide_ + (head * shared + i % shared) * size;
+        std::copy_n(seen + i * seen_width, size, y);
+    }
+}
+
+}  // namespace chinchilla

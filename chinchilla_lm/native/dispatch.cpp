@@ -1,0 +1,76 @@
+// Which kernels this CPU can run.
+
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(CHINCHILLA_X86)
+#include <cpuid.h>
+#endif
+#if defined(CHINCHILLA_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace chinchilla {
+
+namespace portable { extern const Kernels kernels; }
+#if defined(CHINCHILLA_X86)
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+namespace avx512bf16 { extern const Kernels kernels; }
+#endif
+
+namespace {
+
+struct Offer {
+    const Kernels* kernels;
+    bool runs;
+};
+
+#if defined(CHINCHILLA_X86)
+bool avx2_runs() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool avx512_runs() {
+    return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+bool avx512bf16_runs() { return avx512_runs() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+const Offer* offers() {
+    static const Offer all[] = {
+#if defined(CHINCHILLA_X86)
+        {&avx512bf16::kernels, avx512bf16_runs()},
+        {&avx512::kernels, avx512_runs()},
+        {&avx2::kernels, avx2_runs()},
+#endif
+        {&portable::kernels, true},
+        {nullptr, false},
+    };
+    return all;
+}
+
+}  // namespace
+
+const Kernels* kernels_of(const char* name) {
+    for (const Offer* offer = offers(); offer->kernels; ++offer) {
+        if (offer->runs && (!name || !std::strcmp(name, offer->kernels->name))) return offer->kernels;
+    }
+    return nullptr;
+}
+
+const char* const* kernel_names() {
+    static const char* names[8] = {};
+    int count = 0;
+    for (const Offer* offer = offers(); offer->kernels; ++offer) {
+        if (offer->runs) names[count++] = offer->kernels->name;
+    }
+    return names;
+}
+
+}  // namespace chinchilla

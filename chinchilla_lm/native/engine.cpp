@@ -1,0 +1,173 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "pass.h"
+
+namespace chinchilla {
+
+namespace {
+
+// Tokens that one thread takes through all layers at once, where sequences are many: enough for the weights to come from
+// a far cache only now and then, few enough for the activations to stay in a near one.
+constexpr int kTileTokens = 128;
+// Fewer tokens a thread than this are better shared by all threads: one sentence, answered as soon as can be.
+constexpr int kLeastAlone = 48;
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+}  // namespace
+
+std::byte* Buffer::reserve(std::size_t bytes) {
+    if (bytes > bytes_) {
+        const std::size_t wanted = round_up<std::size_t>(std::max(bytes, bytes_ + bytes_ / 2), 64);
+        memory_.reset();
+        bytes_ = 0;
+        memory_.reset(static_cast<std::byte*>(std::aligned_alloc(64, wanted)));
+        if (!memory_) throw std::bad_alloc();
+        std::memset(memory_.get(), 0, wanted);
+        bytes_ = wanted;
+    }
+    return memory_.get();
+}
+
+void Buffer::Free::operator()(std::byte* memory) const { std::free(memory); }
+
+Cache::Cache(const Program& program, int capacity) : owner_(&program), capacity_(capacity) {
+    if (capacity < 1) refuse("a cache of " + std::to_string(capacity) + " positions holds nothing; pass 1 or more");
+    std::size_t total = 0;
+    for (const Operation& op : program.operations) {
+        if (op.kind != Kind::attention) continue;
+        offsets_.push_back(total);
+        total += op.kv_heads * KeyValues::bytes(program.cache, op.head_dim, capacity);
+    }
+    memory_.reserve(total);
+}
+
+Engine::Engine(Program program, int threads, const char* isa)
+    : program_(std::move(program)), k_(kernels_of(isa)), team_(std::max(threads, 1)) {
+    if (!k_) refuse("the instruction set " + std::string(isa ? isa : "portable") + " does not run here");
+    program_.check();
+    together_ = std::make_unique<Pass>(program_, *k_, team_.size());
+    for (int i = 0; i < team_.size(); ++i) alone_.push_back(std::make_unique<Pass>(program_, *k_, 1));
+}
+
+Engine::~Engine() = default;
+
+std::size_t Engine::workspace_bytes() const {
+    std::size_t total = together_->bytes();
+    for (const auto& pass : alone_) total += pass->bytes();
+    return total;
+}
+
+std::size_t Engine::output_rows(std::span<const int> counts, Want want) const {
+    if (program_.head.pooling != Pooling::none || want == Want::last) return counts.size();
+    std::size_t total = 0;
+    for (const int count : counts) total += count;
+    return total;
+}
+
+std::vector<Sequence> Engine::sequences_of(std::span<const std::int32_t> ids, const std::int32_t* segments,
+                                           std::span<const int> counts, std::span<Cache* const> caches) const {
+    if (counts.empty()) refuse("0 sequences; at least 1 is needed");
+    if (!caches.empty() && caches.size() != counts.size()) refuse("each sequence needs a cache, or none has one");
+    std::vector<Sequence> found;
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        Cache* cache = caches.empty() ? nullptr : caches[i];
+        if (counts[i] < 1) refuse("sequence " + std::to_string(i) + " has no tokens; at least 1 is needed");
+        if (cache && cache->owner() != &program_) refuse("the cache belongs to another model");
+        if (cache && !program_.causal) refuse("a bidirectional model reads a sequence at once; pass no cache");
+        if (cache && std::count(caches.begin(), caches.end(), cache) > 1) refuse("two sequences share one cache");
+        const long long past = cache ? cache->length : 0, total = past + counts[i];
+        const int most = cache ? std::min(cache->capacity(), program_.max_positions) : program_.max_positions;
+        if (total > most) {
+            refuse(std::to_string(total) + " positions do not fit the " + (cache ? "cache" : "model") + " of " +
+                   std::to_string(most));
+        }
+        found.push_back({static_cast<int>(row), counts[i], static_cast<int>(past), cache});
+        row += counts[i];
+    }
+    if (row != ids.size()) refuse("the sequences have " + std::to_string(row) + " tokens, " + std::to_string(ids.size()) + " were passed");
+    for (const std::int32_t id : ids) {
+        if (id < 0 || id >= program_.vocabulary) {
+            refuse("token id " + std::to_string(id) + " is not in 0 … " + std::to_string(program_.vocabulary - 1));
+        }
+    }
+    const int kinds = std::max(program_.embedding.segments.rows, 1);
+    for (std::size_t i = 0; segments && i < ids.size(); ++i) {
+        if (segments[i] < 0 || segments[i] >= kinds) refuse("segment " + std::to_string(segments[i]) + " is not below " + std::to_string(kinds));
+    }
+    return found;
+}
+
+void Engine::run(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const int> counts,
+                 std::span<Cache* const> caches, Want want, float* output, std::size_t stride) {
+    const std::vector<Sequence> sequences = sequences_of(ids, segments, counts, caches);
+    if (stride < static_cast<std::size_t>(round_up(program_.output_size(), kLanes))) refuse("output rows are too short");
+    const int rows = static_cast<int>(ids.size());
+    if (caches.empty() && counts.size() > 1 && (team_.size() == 1 || rows >= team_.size() * kLeastAlone)) {
+        return run_tiles(ids, segments, sequences, want, output, stride);
+    }
+    std::vector<int> wanted;
+    for (const Sequence& sequence : sequences) {
+        const int last = sequence.row + sequence.count - 1;
+        for (int row = want == Want::all ? sequence.row : last; row <= last; ++row) wanted.push_back(row);
+    }
+    const Job job{ids.data(), segments, sequences, rows, wanted, output, stride};
+    together_->reserve(job);
+    team_.run([&](int index) { together_->run(job, {index, team_.size(), &team_.barrier()}); });
+    for (const Sequence& sequence : sequences) {
+        if (sequence.cache) sequence.cache->length += sequence.count;
+    }
+}
+
+// Tiles of whole sequences: each is one thread's, from the embedding to the output, and nobody waits for anybody.
+void Engine::run_tiles(std::span<const std::int32_t> ids, const std::int32_t* segments,
+                       std::span<const Sequence> sequences, Want want, float* output, std::size_t stride) {
+    struct Tile {
+        std::vector<Sequence> sequences;
+        std::vector<int> wanted;
+        int begin = 0, rows = 0;     // of the whole pass
+        std::size_t output_row = 0;
+    };
+    std::vector<Tile> tiles;
+    std::size_t output_row = 0;
+    for (const Sequence& sequence : sequences) {
+        if (tiles.empty() || tiles.back().rows + sequence.count > kTileTokens) {
+            tiles.push_back({{}, {}, sequence.row, 0, output_row});
+        }
+        Tile& tile = tiles.back();
+        tile.sequences.push_back({tile.rows, sequence.count, 0, nullptr});
+        const bool all = want == Want::all;
+        for (int row = all ? tile.rows : tile.rows + sequence.count - 1; row < tile.rows + sequence.count; ++row) tile.wanted.push_back(row);
+        tile.rows += sequence.count;
+        output_row += program_.head.pooling == Pooling::none && all ? sequence.count : 1;
+    }
+    std::atomic<std::size_t> next{0};
+    std::atomic<bool> failed{false};
+    team_.run([&](int index) {
+        Barrier nobody(1);
+        for (std::size_t i = next++; i < tiles.size() && !failed; i = next++) {
+            const Tile& tile = tiles[i];
+            const Job job{ids.data() + tile.begin, segments ? segments + tile.begin : nullptr, tile.sequences, tile.rows,
+                          tile.wanted, output + tile.output_row * stride, stride};
+            try {
+                alone_[index]->reserve(job);
+            } catch (const std::bad_alloc&) {
+                failed = true;
+                return;
+            }
+            alone_[index]->run(job, {0, 1, &nobody});
+        }
+    });
+    if (failed) throw std::bad_alloc();
+}
+
+}  // namespace chinchilla

@@ -1,0 +1,94 @@
+// Runs a program: one pass over rows of tokens, alone or in a team, with a cache or without.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "program.h"
+#include "team.h"
+
+namespace chinchilla {
+
+// Memory on 64 bytes that grows, never shrinks, and forgets what it held when it grows; zero when new.
+class Buffer {
+public:
+    std::byte* reserve(std::size_t bytes);
+    template <class T>
+    T* reserve_of(std::size_t count) {
+        return reinterpret_cast<T*>(reserve(count * sizeof(T)));
+    }
+    template <class T = float>
+    T* as() const {
+        return reinterpret_cast<T*>(memory_.get());
+    }
+    std::size_t bytes() const { return bytes_; }
+
+private:
+    struct Free {
+        void operator()(std::byte* memory) const;
+    };
+    std::unique_ptr<std::byte, Free> memory_;
+    std::size_t bytes_ = 0;
+};
+
+// Keys and values of what one sequence has read: a slot for each attention that is left (attention.cpp).
+class Cache {
+public:
+    Cache(const Program& program, int capacity);
+    int capacity() const { return capacity_; }
+    std::size_t bytes() const { return memory_.bytes(); }
+    std::byte* slot(int index) const { return memory_.as<std::byte>() + offsets_[index]; }
+    const Program* owner() const { return owner_; }
+    int length = 0;
+
+private:
+    const Program* owner_;
+    int capacity_;
+    std::vector<std::size_t> offsets_;
+    Buffer memory_;
+};
+
+// A run of new tokens of one sequence, rows [row, row + count) of the pass, behind the `past` positions in its cache.
+struct Sequence {
+    int row = 0, count = 0, past = 0;
+    Cache* cache = nullptr;  // none: nothing is read later
+};
+
+enum class Want : int { last, all };  // outputs of a model without pooling: of each sequence's last position, or of all
+
+class Pass;
+
+class Engine {
+public:
+    // isa: a name of kernel_names(), or nullptr for the best. Throws std::invalid_argument for one that cannot run here.
+    Engine(Program program, int threads, const char* isa);
+    ~Engine();
+
+    const Program& program() const { return program_; }
+    const char* isa() const { return k_->name; }
+    int threads() const { return team_.size(); }
+    std::size_t workspace_bytes() const;
+
+    // Reads the tokens (and segments, or none) of sequences of `counts` tokens that follow each other, the i-th behind
+    // what caches[i] holds (or none), which grows. Output rows are `stride` floats apart, output_rows() of them.
+    // Throws std::invalid_argument for what does not fit the program or a cache; then nothing has changed.
+    void run(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const int> counts,
+             std::span<Cache* const> caches, Want want, float* output, std::size_t stride);
+    std::size_t output_rows(std::span<const int> counts, Want want) const;
+
+private:
+    std::vector<Sequence> sequences_of(std::span<const std::int32_t> ids, const std::int32_t* segments,
+                                       std::span<const int> counts, std::span<Cache* const> caches) const;
+    void run_tiles(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
+                   Want want, float* output, std::size_t stride);
+
+    const Program program_;
+    const Kernels* k_;
+    Team team_;
+    std::unique_ptr<Pass> together_;
+    std::vector<std::unique_ptr<Pass>> alone_;  // a pass for each thread
+};
+
+}  // namespace chinchilla

@@ -1,0 +1,28 @@
+// Every kernel, written once over vectors of L lanes and compiled once for each instruction set (CMakeLists.txt).
+//
+// Nothing here may come from a header that other files include for its code (containers, algorithms): the linker keeps
+// one copy of an inline function, and it could keep the one that only a newer CPU can run.
+
+#include "kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef CHINCHILLA_ISA
+#error "compile this once for each instruction set, with its name in CHINCHILLA_ISA"
+#endif
+#define STRING_OF(x) #x
+#define NAME_OF(x) STRING_OF(x)
+
+namespace chinchilla::CHINCHILLA_ISA {
+
+#include "lanes.h"
+#include "products.h"
+#include "rows.h"
+
+extern const Kernels kernels;
+const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply, prepare, unpack_row, norm_row, activate, gate,
+                         softmax, to_bf16, rotate, add_row, largest_of};
+
+}  // namespace chinchilla::CHINCHILLA_ISA

@@ -1,0 +1,95 @@
+// What the engine calls: a table of functions for one instruction set, and the one layout of packed weights.
+//
+// A matrix of N outputs × K inputs is cut into panels of 16 outputs. Within a panel the 16 outputs are the lanes of a
+// vector and K is walked in steps, so a product needs no sum across lanes, a panel is one forward stream of bytes, and
+// the same bytes are what AMX takes for its right-hand tile:
+//
+//   f32    [K][16]                              a step is 1 input
+//   bf16   [K/2][16][2]                         2 inputs
+//   int8   16 float scales, [K/4][16][4]        4 inputs, stored as value + 128 (VNNI wants one operand unsigned)
+//   int4   per panel: float16 scales [K/group][16], minima likewise if asymmetric, then [K/8][16][4] bytes:
+//          low nibbles are inputs 0 … 3 of the step, high nibbles 4 … 7
+//
+// K is padded with zeros to 64 bytes of inputs (int4: to 64 inputs, or a group if that is more), N to 16 with zero rows.
+// Every part of a panel starts on 64 bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace chinchilla {
+
+constexpr int kLanes = 16;  // outputs of a panel
+
+enum class Format : int { f32, bf16, int8, int4 };
+enum class Activation : int { gelu, gelu_tanh, relu, silu, tanh };
+
+template <class T>
+constexpr T round_up(T value, T step) {
+    return (value + step - 1) / step * step;
+}
+
+// A packed matrix; it owns nothing.
+struct Matrix {
+    Format format = Format::f32;
+    int outputs = 0, inputs = 0;  // N and K, without padding
+    int group = 0;                // int4: inputs that share a scale
+    bool asymmetric = false;      // int4: with minima
+    const std::byte* data = nullptr;
+    const float* bias = nullptr;  // [panels() · 16] or none
+    std::size_t pitch = 0;        // bytes from panel to panel where that is more than stride(): a cache's values
+
+    int panels() const { return (outputs + kLanes - 1) / kLanes; }
+    int padded() const;                              // inputs with padding
+    int groups() const { return padded() / group; }  // int4
+    std::size_t row_bytes() const;                   // of a prepared row of inputs
+    std::size_t stride() const;                      // bytes of a panel
+    std::size_t bytes() const { return stride() * static_cast<std::size_t>(panels()); }
+};
+
+// Rows of inputs in the format that a matrix multiplies: float, bf16, or int8 with a scale a row and sums a group.
+struct Input {
+    std::byte* data = nullptr;
+    std::size_t stride = 0;        // bytes from row to row, a multiple of 64
+    float* scales = nullptr;       // int8, int4: [rows]
+    std::int32_t* sums = nullptr;  // int8: [rows], int4: [rows][groups]; sums of the quantised inputs
+};
+
+struct Norm {
+    bool present = false, rms = false;
+    float eps = 0.0F;
+    const float* weight = nullptr;  // [size] or none
+    const float* bias = nullptr;    // [size] or none
+};
+
+// One instruction set. All pointers are to distinct memory; rows are `stride` elements apart.
+struct Kernels {
+    const char* name;
+
+    // y[row][output] = Σ w x (+ bias), or += with `add`, for panels [first, first + panels) into y's columns 0 ….
+    void (*multiply)(const Matrix&, const Input&, int row, int rows, int first, int panels, float* y,
+                     std::size_t y_stride, bool add);
+    // One row of floats, size inputs, as row `row` of the input of a matrix.
+    void (*prepare)(const Matrix&, const float* x, const Input&, int row);
+    // One row of a matrix, its inputs as floats: an embedding that is also the decoder.
+    void (*unpack_row)(const Matrix&, int output, float* y);
+
+    void (*norm)(const Norm&, const float* x, float* y, int size);  // y may be x
+    void (*activate)(Activation, float* x, int count);
+    // y[i] = act(gate[i]) · up[i], where 16 gates and 16 ups alternate in x.
+    void (*gate)(Activation, const float* x, float* y, int count);
+    // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded).
+    void (*softmax)(float* x, int from, int to, int padded, float scale);
+    void (*to_bf16)(const float* x, std::uint16_t* y, int count);
+    // Rotates the first and second half of a head's features against each other.
+    void (*rotate)(float* x, const float* cosine, const float* sine, int half);
+    void (*add)(const float* x, float* y, int count);  // y += x
+    float (*largest)(const float* x, int count, int* where);  // first largest value; NaN if there is one
+};
+
+// The best set that this CPU has, or the one that is named (portable, avx2, avx512, avx512bf16, amx).
+// nullptr where the CPU, or this build, does not have it.
+const Kernels* kernels_of(const char* name);
+const char* const* kernel_names();  // those that can run here, best first, ended by nullptr
+
+}  // namespace chinchilla

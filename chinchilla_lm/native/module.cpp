@@ -1,0 +1,177 @@
+// The engine as a Python module. It takes and gives NumPy arrays, and knows nothing of models or files.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+
+#include "engine.h"
+#include "reading.h"
+
+namespace nb = nanobind;
+using namespace chinchilla;
+
+namespace {
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Array = nb::ndarray<nb::numpy, float>;
+
+std::span<const std::byte> span_of(const Bytes& data) {
+    if (reinterpret_cast<std::uintptr_t>(data.data()) % 64) throw std::invalid_argument("the program's bytes do not begin on 64 bytes");
+    return {reinterpret_cast<const std::byte*>(data.data()), data.size()};
+}
+
+struct Rows {  // of floats on 64 bytes, that a NumPy array will own
+    std::size_t count, stride;
+    float* data;
+    Rows(std::size_t count, std::size_t width)
+        : count(count), stride(round_up<std::size_t>(width, kLanes)),
+          data(static_cast<float*>(std::aligned_alloc(64, std::max<std::size_t>(count * stride * 4, 64)))) {
+        if (!data) throw std::bad_alloc();
+    }
+    Array array(std::size_t width) const {
+        const nb::capsule owner(data, [](void* memory) noexcept { std::free(memory); });
+        return Array(data, {count, width}, owner, {static_cast<std::int64_t>(stride), 1});
+    }
+};
+
+// An engine that calls take turns at: its memory is one pass's.
+struct Runner {
+    nb::object data;  // keeps the bytes that the program points into
+    Engine engine;
+    std::mutex turn;
+
+    Runner(const nb::dict& header, const Bytes& bytes, int threads, const std::optional<std::string>& isa)
+        : data(nb::cast(bytes)), engine(read_program(header, span_of(bytes)), threads, isa ? isa->c_str() : nullptr) {}
+};
+
+struct RunnerCache {
+    std::shared_ptr<Runner> runner;
+    Cache cache;
+    RunnerCache(std::shared_ptr<Runner> runner, int capacity) : runner(runner), cache(runner->engine.program(), capacity) {}
+};
+
+Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const std::vector<RunnerCache*>& caches,
+          const std::optional<Ids>& segments, bool all) {
+    if (segments && segments->size() != ids.size()) throw std::invalid_argument("segments are not as many as token ids");
+    std::vector<Cache*> inside;
+    for (RunnerCache* cache : caches) {
+        if (!cache) throw std::invalid_argument("a cache is None; pass one for each sequence, or none at all");
+        inside.push_back(&cache->cache);
+    }
+    const std::size_t width = runner.engine.program().output_size();
+    const Want want = all ? Want::all : Want::last;
+    for (const int count : counts) {
+        if (count < 1) throw std::invalid_argument("a sequence has no tokens; at least 1 is needed");
+    }
+    const Rows rows(runner.engine.output_rows(counts, want), width);
+    Array result = rows.array(width);
+    const nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> mine(runner.turn);
+    runner.engine.run({ids.data(), ids.size()}, segments ? segments->data() : nullptr, counts, inside, want, rows.data, rows.stride);
+    return result;
+}
+
+const Kernels& kernels_named(const std::string& isa) {
+    const Kernels* found = kernels_of(isa.c_str());
+    if (!found) throw std::invalid_argument("the instruction set " + isa + " does not run here");
+    return *found;
+}
+
+// Single kernels, for tests: rows of x come padded to 16 floats.
+
+Array multiply(const std::string& isa, const nb::dict& header, const Bytes& bytes, const Floats& x) {
+    const Kernels& k = kernels_named(isa);
+    const Matrix w = read_matrix(header, span_of(bytes));
+    if (x.ndim() != 2 || x.shape(1) != static_cast<std::size_t>(round_up(w.inputs, kLanes))) throw std::invalid_argument("x does not fit");
+    const int count = static_cast<int>(x.shape(0));
+    Buffer prepared, scales, sums;
+    Input in;
+    in.stride = w.row_bytes();
+    in.data = prepared.reserve(in.stride * count + 64);
+    in.scales = scales.reserve_of<float>(count);
+    in.sums = sums.reserve_of<std::int32_t>(static_cast<std::size_t>(count) * (w.group ? w.groups() : 1));
+    for (int row = 0; row < count; ++row) k.prepare(w, x.data() + row * x.shape(1), in, row);
+    const Rows y(count, w.outputs);
+    Array result = y.array(w.outputs);
+    k.multiply(w, in, 0, count, 0, w.panels(), y.data, y.stride, false);
+    return result;
+}
+
+Array unpack(const std::string& isa, const nb::dict& header, const Bytes& bytes) {
+    const Kernels& k = kernels_named(isa);
+    const Matrix w = read_matrix(header, span_of(bytes));
+    const Rows y(w.outputs, w.inputs);
+    Array result = y.array(w.inputs);
+    for (int output = 0; output < w.outputs; ++output) k.unpack_row(w, output, y.data + output * y.stride);
+    return result;
+}
+
+// One row through a kernel: what = norm, rms, softmax, rotate or the name of an activation.
+Array transform(const std::string& isa, const std::string& what, const Floats& x, int size, float number) {
+    const Kernels& k = kernels_named(isa);
+    const int width = static_cast<int>(x.size());
+    if (width % kLanes || size < 1 || size > width) throw std::invalid_argument("x is not padded to 16 floats");
+    const Rows y(1, width);
+    Array result = y.array(width);
+    std::copy_n(x.data(), width, y.data);
+    if (what == "norm" || what == "rms") {
+        k.norm({true, what == "rms", number, nullptr, nullptr}, y.data, y.data, size);
+    } else if (what == "softmax") {
+        k.softmax(y.data, 0, size, width, number);
+    } else if (what == "rotate") {
+        Rows angles(2, width);
+        const Array owner = angles.array(width);
+        for (int i = 0; i < size / 2; ++i) {
+            angles.data[i] = std::cos(number * static_cast<float>(i));
+            angles.data[angles.stride + i] = std::sin(number * static_cast<float>(i));
+        }
+        k.rotate(y.data, angles.data, angles.data + angles.stride, size / 2);
+    } else {
+        k.activate(read_activation(what), y.data, width);
+    }
+    return result;
+}
+
+}  // namespace
+
+NB_MODULE(_engine, m) {
+    m.doc() = "Chinchilla's CPU engine.";
+    m.def("kernel_names", [] {
+        std::vector<std::string> names;
+        for (const char* const* name = kernel_names(); *name; ++name) names.emplace_back(*name);
+        return names;
+    });
+    nb::class_<Runner>(m, "Engine")
+        .def(nb::init<const nb::dict&, const Bytes&, int, const std::optional<std::string>&>(), nb::arg("header"),
+             nb::arg("data"), nb::arg("threads"), nb::arg("isa").none() = nb::none())
+        .def("run", &run, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{},
+             nb::arg("segments").none() = nb::none(), nb::arg("all") = false)
+        .def_prop_ro("isa", [](const Runner& runner) { return runner.engine.isa(); })
+        .def_prop_ro("threads", [](const Runner& runner) { return runner.engine.threads(); })
+        .def_prop_ro("workspace_bytes", [](const Runner& runner) { return runner.engine.workspace_bytes(); });
+    nb::class_<RunnerCache>(m, "Cache")
+        .def(nb::init<std::shared_ptr<Runner>, int>(), nb::arg("engine"), nb::arg("capacity"))
+        .def_prop_ro("length", [](const RunnerCache& cache) { return cache.cache.length; })
+        .def_prop_ro("capacity", [](const RunnerCache& cache) { return cache.cache.capacity(); })
+        .def_prop_ro("bytes", [](const RunnerCache& cache) { return cache.cache.bytes(); })
+        .def("rewind", [](RunnerCache& cache, int length) {
+            if (length < 0 || length > cache.cache.length) throw std::invalid_argument("a cache can only forget");
+            cache.cache.length = length;
+        }, nb::arg("length"));
+    m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
+    m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));
+    m.def("transform", &transform, nb::arg("isa"), nb::arg("what"), nb::arg("x"), nb::arg("size"), nb::arg("number"));
+}

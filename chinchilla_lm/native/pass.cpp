@@ -1,0 +1,304 @@
+#include "pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace chinchilla {
+
+namespace {
+
+// Rows of the product in front of an activation: with two panels of 16, the tile stays in the first-level cache.
+constexpr int kTileRows = 96;
+constexpr int kSlack = 64;  // floats behind a buffer that a whole vector may touch
+
+void read_row(const Table& table, int row, float* y, bool add) {
+    const std::size_t at = static_cast<std::size_t>(row) * table.size;
+    for (int i = 0; i < table.size; ++i) {
+        float value;
+        if (table.format == Format::f32) {
+            std::memcpy(&value, table.data + 4 * (at + i), 4);
+        } else {
+            std::uint16_t high;
+            std::memcpy(&high, table.data + 2 * (at + i), 2);
+            const std::uint32_t bits = static_cast<std::uint32_t>(high) << 16;
+            std::memcpy(&value, &bits, 4);
+        }
+        y[i] = add ? y[i] + value : value;
+    }
+}
+
+int padded_width(int size) { return round_up(size, kLanes); }
+
+}  // namespace
+
+Pass::Pass(const Program& program, const Kernels& kernels, int members)
+    : program_(program), k_(kernels), width_(padded_width(program.hidden)), scratch_(members) {
+    wide_ = width_;
+    const auto see = [&](const Matrix& w) {
+        wide_ = std::max<std::size_t>(wide_, padded_width(w.inputs));
+        widest_ = std::max(widest_, w.padded());
+    };
+    for (const Operation& op : program.operations) {
+        if (op.kind == Kind::norm) continue;
+        see(op.first);
+        see(op.second);
+        if (op.kind == Kind::attention) wide_ = std::max<std::size_t>(wide_, padded_width(op.first.outputs));
+    }
+    if (program.head.dense_present) see(program.head.dense);
+    if (program.head.output_present) see(program.head.output);
+}
+
+void Pass::reserve(const Job& job) {
+    const std::size_t rows = std::max<std::size_t>(job.rows, 1);
+    x_.reserve_of<float>(rows * width_ + kSlack);
+    mid_.reserve_of<float>(rows * wide_ + kSlack);
+    seen_.reserve_of<float>(rows * wide_ + kSlack);
+    const std::size_t input = static_cast<std::size_t>(widest_) * 4 + 64 + 4 * (widest_ / 32 + 1);
+    input_.reserve(rows * input + 4096);
+    for (Scratch& scratch : scratch_) {
+        scratch.input.reserve(scratch_.size() * input + 4096);
+        scratch.tile.reserve_of<float>(kTileRows * 64 + kSlack);
+        scratch.row.reserve_of<float>(2 * wide_ + kSlack);
+    }
+    std::size_t queries = 0, angles = 0;
+    for (const Operation& op : program_.operations) {
+        if (op.kind != Kind::attention) continue;
+        queries = std::max<std::size_t>(queries, static_cast<std::size_t>(op.heads) * (round_up(op.head_dim, 32) * 4));
+    }
+    for (const auto& rope : program_.ropes) angles += 2 * padded_width(static_cast<int>(rope.size()));
+    queries_.reserve(rows * queries + 4096);
+    angles_.reserve_of<float>(rows * angles + kSlack);
+    sequence_of_.resize(rows);
+    passing_at_.assign(job.sequences.size(), 0);
+    std::size_t passing = 0;
+    for (std::size_t s = 0; s < job.sequences.size(); ++s) {
+        const Sequence& sequence = job.sequences[s];
+        std::fill_n(sequence_of_.begin() + sequence.row, sequence.count, static_cast<int>(s));
+        passing_at_[s] = passing;
+        if (sequence.cache) continue;
+        std::size_t most = 0;
+        for (const Operation& op : program_.operations) {
+            if (op.kind != Kind::attention) continue;
+            most = std::max(most, op.kv_heads * KeyValues::bytes(program_.cache, op.head_dim, sequence.count));
+        }
+        passing += most;
+    }
+    passing_.reserve(passing);
+    rows_ = job.rows;
+}
+
+std::size_t Pass::bytes() const {
+    std::size_t total = 0;
+    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &queries_, &angles_, &passing_}) total += buffer->bytes();
+    for (const Scratch& scratch : scratch_) {
+        for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities}) {
+            total += buffer->bytes();
+        }
+    }
+    return total;
+}
+
+void Pass::run(const Job& job, Member me) {
+    embed(job, me);
+    me.meet();
+    for (const Operation& op : program_.operations) {
+        if (op.kind == Kind::attention) {
+            attention(op, job, me);
+        } else if (op.kind == Kind::mlp) {
+            mlp(op, job.rows, me);
+        } else {
+            const Share share = me.share(job.rows);
+            for (int row = share.begin; row < share.end; ++row) {
+                float* x = x_.as() + row * width_;
+                k_.norm(op.norm, x, x, program_.hidden);
+            }
+            me.meet();
+        }
+    }
+    head(job, me);
+}
+
+void Pass::embed(const Job& job, Member me) {
+    const Embedding& from = program_.embedding;
+    const Share share = me.share(job.rows);
+    for (int row = share.begin; row < share.end; ++row) {
+        const Sequence& sequence = job.sequences[sequence_of_[row]];
+        const int position = sequence.past + row - sequence.row;
+        float* x = x_.as() + row * width_;
+        if (from.tied) {
+            k_.unpack_row(program_.head.output, job.ids[row], x);
+        } else {
+            read_row(from.tokens, job.ids[row], x, false);
+        }
+        if (from.scale != 1.0F) std::for_each(x, x + program_.hidden, [&](float& value) { value *= from.scale; });
+        if (from.segments.rows) read_row(from.segments, job.segments ? job.segments[row] : 0, x, true);
+        if (from.positions.rows) read_row(from.positions, position + from.position_offset, x, true);
+        if (from.norm.present) k_.norm(from.norm, x, x, program_.hidden);
+        for (std::size_t rope = 0; rope < program_.ropes.size(); ++rope) {
+            const std::vector<float>& frequencies = program_.ropes[rope];
+            float* cosine = angles(static_cast<int>(rope), row);
+            float* sine = cosine + padded_width(static_cast<int>(frequencies.size()));
+            for (std::size_t i = 0; i < frequencies.size(); ++i) {
+                const float angle = static_cast<float>(position) * frequencies[i];
+                cosine[i] = std::cos(angle);
+                sine[i] = std::sin(angle);
+            }
+        }
+    }
+}
+
+float* Pass::angles(int rope, int row) const {
+    std::size_t at = 0, width = 0;
+    for (int i = 0; i <= rope; ++i) {
+        at += width * rows_;
+        width = 2 * padded_width(static_cast<int>(program_.ropes[i].size()));
+    }
+    return angles_.as() + at + row * width;
+}
+
+// Where `rows` prepared rows of a matrix's inputs, their scales and their sums stand in a memory.
+Input Pass::place(const Matrix& w, std::byte* memory, int rows) const {
+    Input in;
+    in.stride = w.row_bytes();
+    in.data = memory;
+    if (w.format == Format::f32 || w.format == Format::bf16) return in;
+    std::byte* behind = memory + in.stride * rows;
+    in.scales = reinterpret_cast<float*>(behind);
+    in.sums = reinterpret_cast<std::int32_t*>(behind + 4 * static_cast<std::size_t>(rows));
+    return in;
+}
+
+// Rows of x, normed if asked for, as inputs of a matrix. Where they are few every member makes them all for itself,
+// which is sooner done than waiting for the others.
+Input Pass::inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me) {
+    Scratch& scratch = scratch_[me.index];
+    const bool alone = rows <= me.count;
+    const Input in = place(w, alone ? scratch.input.as<std::byte>() : input_.as<std::byte>(), rows);
+    const Share share = alone ? Share(rows, 0, 1) : me.share(rows);
+    for (int row = share.begin; row < share.end; ++row) {
+        const float* from = x + row * stride;
+        if (norm && norm->present) {
+            k_.norm(*norm, from, scratch.row.as(), w.inputs);
+            from = scratch.row.as();
+        }
+        k_.prepare(w, from, in, row);
+    }
+    if (!alone) me.meet();
+    return in;
+}
+
+// x = x + W y, with what the placement does behind it. `added` is room for W y where a norm comes before the sum; not
+// where y was, which a slower member may still be reading.
+void Pass::join(const Operation& op, const Input& in, float* added, int rows, Member me) {
+    const Share panels = me.share(op.second.panels());
+    const bool apart = op.placement == Placement::sandwich;
+    float* to = apart ? added : x_.as();
+    const std::size_t stride = apart ? wide_ : width_;
+    k_.multiply(op.second, in, 0, rows, panels.begin, panels.end - panels.begin, to + panels.begin * kLanes, stride, !apart);
+    me.meet();
+    if (op.placement == Placement::pre) return;
+    const Share share = me.share(rows);
+    for (int row = share.begin; row < share.end; ++row) {
+        float* x = x_.as() + row * width_;
+        if (apart) {
+            float* y = added + row * wide_;
+            k_.norm(op.after, y, y, program_.hidden);
+            k_.add(y, x, program_.hidden);
+        } else {
+            k_.norm(op.norm, x, x, program_.hidden);
+        }
+    }
+    me.meet();
+}
+
+void Pass::mlp(const Operation& op, int rows, Member me) {
+    const Norm* before = op.placement == Placement::post ? nullptr : &op.norm;
+    const Input in = inputs(op.first, before, x_.as(), width_, rows, me);
+    const int step = op.gated ? 2 : 1;  // panels that make one panel of activations
+    const Share parts = me.share(op.first.panels() / step);
+    float* tile = scratch_[me.index].tile.as();
+    for (int part = parts.begin; part < parts.end; ++part) {
+        for (int row = 0; row < rows; row += kTileRows) {
+            const int count = std::min(kTileRows, rows - row);
+            k_.multiply(op.first, in, row, count, part * step, step, tile, step * kLanes, false);
+            if (!op.gated) k_.activate(op.activation, tile, count * kLanes);
+            for (int i = 0; i < count; ++i) {
+                float* to = mid_.as() + (row + i) * wide_ + part * kLanes;
+                const float* from = tile + i * step * kLanes;
+                if (op.gated) {
+                    k_.gate(op.activation, from, to, kLanes);
+                } else {
+                    std::copy_n(from, kLanes, to);
+                }
+            }
+        }
+    }
+    me.meet();
+    join(op, inputs(op.second, nullptr, mid_.as(), wide_, rows, me), seen_.as(), rows, me);
+}
+
+void Pass::head(const Job& job, Member me) {
+    const Head& head = program_.head;
+    const int size = program_.hidden;
+    const bool pooled = head.pooling != Pooling::none;
+    const int count = static_cast<int>(pooled ? job.sequences.size() : job.wanted.size());
+    Scratch& scratch = scratch_[me.index];
+    const Share share = me.share(count);
+    for (int i = share.begin; i < share.end; ++i) {
+        float* to = mid_.as() + i * wide_;
+        const auto normed = [&](int row, float* y) {
+            const float* x = x_.as() + row * width_;
+            if (head.norm.present) {
+                k_.norm(head.norm, x, y, size);
+            } else {
+                std::copy_n(x, width_, y);
+            }
+        };
+        if (!pooled) {
+            normed(job.wanted[i], to);
+            continue;
+        }
+        const Sequence& sequence = job.sequences[i];
+        const int last = sequence.row + sequence.count - 1;
+        normed(head.pooling == Pooling::last ? last : sequence.row, to);
+        if (head.pooling != Pooling::mean) continue;
+        for (int row = sequence.row + 1; row <= last; ++row) {
+            normed(row, scratch.row.as());
+            k_.add(scratch.row.as(), to, size);
+        }
+        std::for_each(to, to + size, [&](float& value) { value /= static_cast<float>(sequence.count); });
+    }
+    me.meet();
+    const float* from = mid_.as();
+    if (head.dense_present) {
+        const Input in = inputs(head.dense, nullptr, from, wide_, count, me);
+        const Share panels = me.share(head.dense.panels());
+        k_.multiply(head.dense, in, 0, count, panels.begin, panels.end - panels.begin, seen_.as() + panels.begin * kLanes,
+                    wide_, false);
+        me.meet();
+        for (int i = share.begin; i < share.end; ++i) {
+            float* row = seen_.as() + i * wide_;
+            k_.activate(head.activation, row, padded_width(size));
+            if (head.transform.present) k_.norm(head.transform, row, row, size);
+        }
+        me.meet();
+        from = seen_.as();
+    }
+    if (head.output_present) {
+        const Input in = inputs(head.output, nullptr, from, wide_, count, me);
+        const Share panels = me.share(head.output.panels());
+        k_.multiply(head.output, in, 0, count, panels.begin, panels.end - panels.begin, job.output + panels.begin * kLanes,
+                    job.stride, false);
+        return;
+    }
+    for (int i = share.begin; i < share.end; ++i) {
+        double square = 0.0;
+        for (int k = 0; k < size; ++k) square += static_cast<double>(from[i * wide_ + k]) * from[i * wide_ + k];
+        // As torch's normalize: never a division by less than 1e-12.
+        const float factor = head.normalize ? 1.0F / std::max(static_cast<float>(std::sqrt(square)), 1e-12F) : 1.0F;
+        for (int k = 0; k < size; ++k) job.output[i * job.stride + k] = from[i * wide_ + k] * factor;
+    }
+}
+
+}  // namespace chinchilla

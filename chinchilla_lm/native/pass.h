@@ -1,0 +1,76 @@
+// One pass through the chain, its memory, and the members of a team that share the work.
+#pragma once
+
+#include "engine.h"
+
+namespace chinchilla {
+
+// A thread's place in the team that runs a pass; alone it is 0 of 1 and its barrier does nothing.
+struct Member {
+    int index, count;
+    Barrier* barrier;
+    void meet() const { barrier->wait(); }
+    Share share(int things) const { return Share(things, index, count); }
+};
+
+struct Job {
+    const std::int32_t* ids;
+    const std::int32_t* segments;  // or none
+    std::span<const Sequence> sequences;
+    int rows;
+    std::span<const int> wanted;  // rows of the output where there is no pooling
+    float* output;
+    std::size_t stride;
+};
+
+// Keys and values of one head of one sequence, as packed matrices of at most `capacity` positions.
+struct KeyValues {
+    std::byte *keys, *values;
+    std::size_t pitch;  // bytes from panel to panel of values
+    static std::size_t bytes(Format format, int head_dim, int capacity);  // of both
+    static KeyValues at(std::byte* memory, Format format, int head_dim, int capacity);
+};
+
+class Pass {
+public:
+    Pass(const Program& program, const Kernels& kernels, int members);
+    // Memory for a job; called by one thread before all call run.
+    void reserve(const Job& job);
+    void run(const Job& job, Member me);
+    std::size_t bytes() const;
+
+private:
+    struct Scratch {  // of one member
+        Buffer input, tile, row, scores, probabilities;
+    };
+
+    // pass.cpp
+    void embed(const Job& job, Member me);
+    void mlp(const Operation& op, int rows, Member me);
+    void head(const Job& job, Member me);
+    Input place(const Matrix& w, std::byte* memory, int rows) const;
+    Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
+    void join(const Operation& op, const Input& in, float* added, int rows, Member me);
+
+    // attention.cpp
+    void attention(const Operation& op, const Job& job, Member me);
+    void store(const Operation& op, const Job& job, Member me);
+    void attend(const Operation& op, const Job& job, Member me);
+    void attend_block(const Operation& op, const Job& job, int sequence, int head, int from, int to, Scratch& scratch);
+    KeyValues key_values(const Operation& op, const Sequence& sequence, int index, int head) const;
+    Input queries(const Operation& op) const;
+    float* angles(int rope, int row) const;
+
+    const Program& program_;
+    const Kernels& k_;
+    const std::size_t width_;  // floats of a row of x, padded
+    std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
+    int widest_ = 0;           // inputs of the widest matrix
+    Buffer x_, mid_, seen_, input_, queries_, angles_, passing_;
+    std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
+    std::vector<int> sequence_of_;         // a row's sequence
+    std::vector<Scratch> scratch_;
+    int rows_ = 0;
+};
+
+}  // namespace chinchilla

@@ -1,0 +1,87 @@
+#include "program.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace chinchilla {
+
+namespace {
+
+void require(bool holds, const std::string& where, const std::string& rule) {
+    if (!holds) throw std::invalid_argument(where + ": " + rule);
+}
+
+void check_matrix(const Matrix& w, int outputs, int inputs, const std::string& where) {
+    require(w.data != nullptr, where, "has no weights");
+    require(w.outputs == outputs && w.inputs == inputs, where,
+            "is " + std::to_string(w.outputs) + " × " + std::to_string(w.inputs) + ", not " + std::to_string(outputs) +
+                " × " + std::to_string(inputs));
+}
+
+void check_table(const Table& table, int size, const std::string& where) {
+    require(table.rows > 0 && table.data != nullptr && table.size == size, where, "does not fit the hidden size");
+    require(table.format == Format::f32 || table.format == Format::bf16, where, "is neither f32 nor bf16");
+}
+
+void check_attention(const Operation& op, const Program& program) {
+    require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 && op.heads % op.kv_heads == 0, op.name,
+            "key heads do not divide the heads");
+    check_matrix(op.first, (op.heads + 2 * op.kv_heads) * op.head_dim, program.hidden, op.name + ".qkv");
+    check_matrix(op.second, program.hidden, op.heads * op.head_dim, op.name + ".out");
+    require(op.window >= 0, op.name, "the window is negative");
+    require(op.rope < static_cast<int>(program.ropes.size()), op.name, "there is no such rope");
+    if (op.rope >= 0) {
+        require(op.head_dim == 2 * static_cast<int>(program.ropes[op.rope].size()), op.name, "the rope has another size");
+    }
+}
+
+void check_mlp(const Operation& op, const Program& program) {
+    const int inner = op.second.inputs;
+    require(inner > 0, op.name, "has no inner features");
+    check_matrix(op.first, op.gated ? 2 * round_up(inner, kLanes) : inner, program.hidden, op.name + ".up");
+    check_matrix(op.second, program.hidden, inner, op.name + ".down");
+}
+
+}  // namespace
+
+int Program::slots() const {
+    return static_cast<int>(std::count_if(operations.begin(), operations.end(),
+                                          [](const Operation& op) { return op.kind == Kind::attention; }));
+}
+
+int Program::output_size() const { return head.output_present ? head.output.outputs : hidden; }
+
+void Program::check() const {
+    require(hidden > 0 && vocabulary > 0 && max_positions > 0, "program", "a size is not above 0");
+    require(cache == Format::f32 || cache == Format::bf16, "program", "the cache is neither f32 nor bf16");
+    if (embedding.tied) {
+        require(head.output_present, "embedding", "is tied to a head without outputs");
+        check_matrix(head.output, vocabulary, hidden, "head.output");
+    } else {
+        check_table(embedding.tokens, hidden, "embedding.tokens");
+        require(embedding.tokens.rows == vocabulary, "embedding.tokens", "does not fit the vocabulary");
+    }
+    require(embedding.position_offset >= 0, "embedding", "the offset of positions is negative");
+    if (embedding.positions.rows) {
+        check_table(embedding.positions, hidden, "embedding.positions");
+        require(embedding.positions.rows - embedding.position_offset >= max_positions, "embedding.positions",
+                "are fewer than the model's");
+    }
+    if (embedding.segments.rows) check_table(embedding.segments, hidden, "embedding.segments");
+    int slot = 0;
+    for (const Operation& op : operations) {
+        if (op.kind == Kind::attention) {
+            check_attention(op, *this);
+            require(op.slot == slot++, op.name, "its slot of the cache is out of order");
+        } else if (op.kind == Kind::mlp) {
+            check_mlp(op, *this);
+        }
+    }
+    if (head.dense_present) check_matrix(head.dense, hidden, hidden, "head.dense");
+    if (head.output_present) {
+        require(head.output.outputs > 0, "head.output", "has no outputs");
+        check_matrix(head.output, head.output.outputs, hidden, "head.output");
+    }
+}
+
+}  // namespace chinchilla

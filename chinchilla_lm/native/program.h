@@ -1,0 +1,79 @@
+// A program: the chain as a flat list of operations with packed weights. It owns none of the weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace chinchilla {
+
+// Rows of floats or bfloat16, one after another: an embedding that is no matrix.
+struct Table {
+    Format format = Format::f32;
+    int rows = 0, size = 0;
+    const std::byte* data = nullptr;
+};
+
+struct Embedding {
+    Table tokens;             // or, where it has no rows, `tied`
+    bool tied = false;        // to the head's output matrix
+    Table positions, segments;
+    int position_offset = 0;  // row of the first position
+    float scale = 1.0F;
+    Norm norm;
+};
+
+// Where a link's norm stands. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + after(f(norm(x))).
+enum class Placement : int { pre, post, sandwich };
+
+enum class Kind : int { attention, mlp, norm };
+
+struct Operation {
+    std::string name;  // the link's
+    Kind kind = Kind::norm;
+    Placement placement = Placement::pre;
+    Norm norm, after;
+    Matrix first, second;  // qkv and out, or up and down
+    // attention
+    int heads = 0, kv_heads = 0, head_dim = 0;
+    Norm query_norm, key_norm;
+    int rope = -1;    // index into Program::ropes; -1: none
+    int window = 0;   // positions that a token sees, itself included; 0: all
+    float scale = 1.0F;
+    int slot = -1;    // of the cache
+    // mlp
+    bool gated = false;
+    Activation activation = Activation::gelu;
+};
+
+enum class Pooling : int { none, first, last, mean };  // none: an output for every position
+
+struct Head {
+    Norm norm;       // the model's last one
+    Pooling pooling = Pooling::none;
+    bool dense_present = false, output_present = false, normalize = false;
+    Matrix dense;
+    Activation activation = Activation::tanh;
+    Norm transform;
+    Matrix output;
+};
+
+struct Program {
+    int hidden = 0, vocabulary = 0, max_positions = 0;
+    bool causal = true;
+    Format cache = Format::f32;  // of keys and values: f32 or bf16
+    Embedding embedding;
+    std::vector<Operation> operations;
+    std::vector<std::vector<float>> ropes;  // radians a position, [head_dim / 2] each
+    Head head;
+
+    int slots() const;       // of a cache
+    int output_size() const; // floats of an output row
+
+    // Throws std::invalid_argument where two parts do not fit together.
+    void check() const;
+};
+
+}  // namespace chinchilla

@@ -1,0 +1,197 @@
+#include "reading.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace nb = nanobind;
+
+namespace chinchilla {
+
+namespace {
+
+constexpr int kMost = 1 << 28;  // of any size in a header: products of two of them fit 64 bits
+
+[[noreturn]] void refuse(const std::string& key, const std::string& rule) {
+    throw std::invalid_argument("program: " + key + " " + rule);
+}
+
+template <class T>
+T get(const nb::dict& from, const char* key) {
+    if (!from.contains(key)) refuse(key, "is missing");
+    T value;
+    if (!nb::try_cast<T>(from[key], value)) refuse(key, "has a value of the wrong type");
+    return value;
+}
+
+int size(const nb::dict& from, const char* key, int least = 0) {
+    const auto value = get<long long>(from, key);
+    if (value < least || value > kMost) refuse(key, "is " + std::to_string(value) + ", not in " + std::to_string(least) + " … " + std::to_string(kMost));
+    return static_cast<int>(value);
+}
+
+bool has(const nb::dict& from, const char* key) { return from.contains(key) && !from[key].is_none(); }
+
+template <class E, std::size_t N>
+E named(const std::string& value, const std::pair<const char*, E> (&names)[N]) {
+    for (const auto& [name, one] : names) {
+        if (value == name) return one;
+    }
+    throw std::invalid_argument("program: '" + value + "' is not one of those that this engine knows");
+}
+
+const std::byte* bytes_at(const nb::dict& from, const char* key, std::size_t count, std::span<const std::byte> data) {
+    const auto offset = get<long long>(from, key);
+    if (offset < 0 || offset % 64 || static_cast<unsigned long long>(offset) > data.size() || data.size() - offset < count) {
+        refuse(key, "points outside the program's bytes, or not to a multiple of 64");
+    }
+    return data.data() + offset;
+}
+
+Format format_of(const nb::dict& from) {
+    return named<Format>(get<std::string>(from, "format"),
+                         {{"f32", Format::f32}, {"bf16", Format::bf16}, {"int8", Format::int8}, {"int4", Format::int4}});
+}
+
+// A vector of floats that kernels read in whole panels: its bytes are padded to 16 floats.
+const float* vector_at(const nb::dict& from, const char* key, int count, std::span<const std::byte> data) {
+    if (!has(from, key)) return nullptr;
+    return reinterpret_cast<const float*>(bytes_at(from, key, 4 * static_cast<std::size_t>(round_up(count, kLanes)), data));
+}
+
+Norm norm_in(const nb::dict& from, const char* key, int count, std::span<const std::byte> data) {
+    Norm norm;
+    if (!has(from, key)) return norm;
+    const auto inside = get<nb::dict>(from, key);
+    norm.present = true;
+    norm.rms = get<bool>(inside, "rms");
+    norm.eps = get<float>(inside, "eps");
+    norm.weight = vector_at(inside, "weight", count, data);
+    norm.bias = vector_at(inside, "bias", count, data);
+    return norm;
+}
+
+Table table_in(const nb::dict& from, const char* key, std::span<const std::byte> data) {
+    Table table;
+    if (!has(from, key)) return table;
+    const auto inside = get<nb::dict>(from, key);
+    table.format = format_of(inside);
+    if (table.format != Format::f32 && table.format != Format::bf16) refuse(key, "is neither f32 nor bf16");
+    table.rows = size(inside, "rows", 1);
+    table.size = size(inside, "size", 1);
+    const std::size_t width = table.format == Format::f32 ? 4 : 2;
+    table.data = bytes_at(inside, "offset", width * table.rows * table.size, data);
+    return table;
+}
+
+Matrix matrix_in(const nb::dict& from, const char* key, std::span<const std::byte> data) {
+    return read_matrix(get<nb::dict>(from, key), data);
+}
+
+Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<const std::byte> data) {
+    Operation op;
+    op.name = get<std::string>(from, "name");
+    op.kind = named<Kind>(get<std::string>(from, "kind"),
+                          {{"attention", Kind::attention}, {"mlp", Kind::mlp}, {"norm", Kind::norm}});
+    op.norm = norm_in(from, "norm", hidden, data);
+    if (op.kind == Kind::norm) return op;
+    op.placement = named<Placement>(get<std::string>(from, "placement"), {{"pre", Placement::pre},
+                                                                          {"post", Placement::post},
+                                                                          {"sandwich", Placement::sandwich}});
+    op.after = norm_in(from, "after", hidden, data);
+    op.first = matrix_in(from, "first", data);
+    op.second = matrix_in(from, "second", data);
+    if (op.kind == Kind::mlp) {
+        op.gated = get<bool>(from, "gated");
+        op.activation = read_activation(get<std::string>(from, "activation"));
+        return op;
+    }
+    op.heads = size(from, "heads", 1);
+    op.kv_heads = size(from, "kv_heads", 1);
+    op.head_dim = size(from, "head_dim", 1);
+    op.query_norm = norm_in(from, "query_norm", op.head_dim, data);
+    op.key_norm = norm_in(from, "key_norm", op.head_dim, data);
+    op.rope = has(from, "rope") ? size(from, "rope") : -1;
+    op.window = size(from, "window");
+    op.scale = get<float>(from, "scale");
+    op.slot = slot;
+    return op;
+}
+
+Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data) {
+    Head head;
+    head.norm = norm_in(from, "norm", hidden, data);
+    head.pooling = named<Pooling>(get<std::string>(from, "pooling"), {{"none", Pooling::none},
+                                                                      {"first", Pooling::first},
+                                                                      {"last", Pooling::last},
+                                                                      {"mean", Pooling::mean}});
+    head.normalize = get<bool>(from, "normalize");
+    if (has(from, "dense")) {
+        head.dense_present = true;
+        head.dense = matrix_in(from, "dense", data);
+        head.activation = read_activation(get<std::string>(from, "activation"));
+    }
+    head.transform = norm_in(from, "transform", hidden, data);
+    if (has(from, "output")) {
+        head.output_present = true;
+        head.output = matrix_in(from, "output", data);
+    }
+    return head;
+}
+
+}  // namespace
+
+Activation read_activation(const std::string& name) {
+    return named<Activation>(name, {{"gelu", Activation::gelu},
+                                    {"gelu_tanh", Activation::gelu_tanh},
+                                    {"relu", Activation::relu},
+                                    {"silu", Activation::silu},
+                                    {"tanh", Activation::tanh}});
+}
+
+Matrix read_matrix(const nb::dict& from, std::span<const std::byte> data) {
+    Matrix w;
+    w.format = format_of(from);
+    w.outputs = size(from, "outputs", 1);
+    w.inputs = size(from, "inputs", 1);
+    if (w.format == Format::int4) {
+        w.group = size(from, "group", 1);
+        if (w.group != 32 && w.group != 64 && w.group != 128) refuse("group", "is not 32, 64 or 128");
+        w.asymmetric = get<bool>(from, "asymmetric");
+    }
+    w.data = bytes_at(from, "offset", w.bytes(), data);
+    w.bias = vector_at(from, "bias", w.outputs, data);
+    return w;
+}
+
+Program read_program(const nb::dict& header, std::span<const std::byte> data) {
+    Program program;
+    program.hidden = size(header, "hidden", 1);
+    program.vocabulary = size(header, "vocabulary", 1);
+    program.max_positions = size(header, "max_positions", 1);
+    program.causal = get<bool>(header, "causal");
+    program.cache = named<Format>(get<std::string>(header, "cache"), {{"f32", Format::f32}, {"bf16", Format::bf16}});
+    const auto embedding = get<nb::dict>(header, "embedding");
+    program.embedding.tokens = table_in(embedding, "tokens", data);
+    program.embedding.tied = !program.embedding.tokens.rows;
+    program.embedding.positions = table_in(embedding, "positions", data);
+    program.embedding.segments = table_in(embedding, "segments", data);
+    program.embedding.position_offset = size(embedding, "position_offset");
+    program.embedding.scale = get<float>(embedding, "scale");
+    program.embedding.norm = norm_in(embedding, "norm", program.hidden, data);
+    program.ropes = get<std::vector<std::vector<float>>>(header, "ropes");
+    int slot = 0;
+    for (const nb::handle one : get<nb::list>(header, "operations")) {
+        nb::dict from;
+        if (!nb::try_cast<nb::dict>(one, from)) refuse("operations", "holds something that is none");
+        program.operations.push_back(read_operation(from, program.hidden, slot, data));
+        slot += program.operations.back().kind == Kind::attention;
+    }
+    program.head = read_head(get<nb::dict>(header, "head"), program.hidden, data);
+    program.check();
+    return program;
+}
+
+}  // namespace chinchilla

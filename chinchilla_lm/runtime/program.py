@@ -1,0 +1,135 @@
+"""A program: the shortened model as a flat list of operations with packed weights, in memory or in one file.
+
+    "chprog1\\n"   8 bytes
+    length        8 bytes, little-endian: of the header
+    SHA-256       32 bytes: of the header
+    header        JSON: sizes, operations in order, and for every matrix, table and vector the place of its bytes
+    zeros         up to a multiple of 4,096 bytes
+    data          packed as native/kernels.h has it, each part on 64 bytes; its size and SHA-256 are in the header
+
+The data is mapped, not read: pages come in as they are used, and processes that run the same file share them. Nothing
+is trusted before it is checked: sizes and hashes here, shapes and places in the engine when it takes the header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import json_text
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats, round_up
+
+MAGIC = b"chprog1\n"
+VERSION = 1
+PAGE = 4096
+START = len(MAGIC) + 8 + 32
+MOST_HEADER = 64 << 20  # bytes; a model of 200 blocks has some 200 kB
+
+Header = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """header: as in the file, without the data's hash; data: uint8 [bytes], beginning on 64 bytes; path: its file."""
+
+    header: Header
+    data: NDArray[np.uint8]
+    path: Path | None = None
+
+
+class Data:
+    """Bytes that are put together part by part, each on 64 bytes."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, NDArray[np.uint8]]] = []
+        self.size = 0
+
+    def add(self, part: NDArray[Any]) -> int:
+        """Where the part is put."""
+        flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        offset = self.size
+        self._parts.append((offset, flat))
+        self.size = round_up(offset + flat.size, ALIGNMENT)
+        return offset
+
+    def vector(self, values: Floats) -> int:
+        """Floats, padded with zeros to whole panels."""
+        return self.add(np.pad(np.asarray(values, np.float32), (0, -len(values) % LANES)))
+
+    def joined(self) -> NDArray[np.uint8]:
+        """All of it, beginning on 64 bytes."""
+        room = np.zeros(self.size + ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        made = room[start : start + self.size]
+        for offset, part in self._parts:
+            made[offset : offset + part.size] = part
+        return made
+
+
+def write_program(program: Program, path: str | Path) -> None:
+    """Write a program into a folder that is being built. Raises InputError where the disk refuses."""
+    header = program.header | {
+        "version": VERSION,
+        "bytes": int(program.data.size),
+        "sha256": hashlib.sha256(program.data.data).hexdigest(),
+    }
+    text = json_text(header).encode("utf-8")
+    try:
+        with open(path, "wb") as file:
+            file.write(MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text)
+            file.write(bytes(-(START + len(text)) % PAGE))
+            file.write(program.data.data)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; free room or pass another -o") from error
+
+
+def read_program(path: str | Path) -> Program:
+    """Map a program. Raises InputError for a file that is missing, of another kind or version, cut short or changed."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError:
+        raise InputError(f"program {path} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read program {path}: {error}; check the path") from error
+    header, start = _read_header(mapped, path)
+    data = mapped[start:]
+    if header.get("bytes") != data.size:
+        raise _damaged(path, f"{data.size} bytes of weights where {header.get('bytes')} should be")
+    if hashlib.sha256(data.data).hexdigest() != header.get("sha256"):
+        raise _damaged(path, "weights do not match their SHA-256")
+    return Program(header, data, path)
+
+
+def _read_header(mapped: NDArray[np.uint8], path: Path) -> tuple[Header, int]:
+    """The header, and where the data starts."""
+    if mapped.size < START or mapped[: len(MAGIC)].tobytes() != MAGIC:
+        raise _damaged(path, "no program's first bytes")
+    length = int.from_bytes(mapped[len(MAGIC) : len(MAGIC) + 8].tobytes(), "little")
+    start = round_up(START + length, PAGE)
+    if length > MOST_HEADER or start > mapped.size:
+        raise _damaged(path, f"a header of {length} bytes in a file of {mapped.size}")
+    text = mapped[START : START + length].tobytes()
+    if hashlib.sha256(text).digest() != mapped[START - 32 : START].tobytes():
+        raise _damaged(path, "a header that does not match its SHA-256")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "a header that is no JSON") from error
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        found = header.get("version") if isinstance(header, dict) else None
+        raise InputError(f"program {path} has version {found}, not {VERSION}; run chinchilla pack again")
+    return header, start
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"program {path} is damaged ({what}); run chinchilla pack again")

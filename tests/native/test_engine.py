@@ -1,0 +1,149 @@
+"""The engine against the torch model, and through it against transformers: every family, head and way to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.transformer import NormFate, Transformer
+from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.native import NativeModel, engine_module
+from chinchilla_lm.shorten.surgery import without
+from tests.models.tiny import CASES, DECODERS, ENCODERS, VOCAB, saved
+
+pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
+
+HEADS = ["token-classification", "text-classification", "ranking", "embedding"]
+LENGTHS = (24, 1, 7, 13, 3)
+
+
+def load(tmp_path: Path, name: str, kind: str = "language-modeling") -> Transformer:
+    model = checkpoints.load(saved(tmp_path, name, kind)[1], task=kind).model
+    return model.eval().requires_grad_(False)
+
+
+def texts(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
+    random = np.random.default_rng(7)
+    return [random.integers(7, VOCAB, length).astype(np.int32) for length in lengths]
+
+
+@torch.no_grad()
+def torch_rows(model: Transformer, sequences: list[np.ndarray]) -> np.ndarray:
+    """Outputs of one sequence after the other, their rows stacked."""
+    found: list[Tensor] = [model(Batch(torch.tensor(one.astype(np.int64))[None]))[0] for one in sequences]
+    return torch.cat([one if one.dim() == 2 else one[None] for one in found]).numpy()
+
+
+def assert_near(got: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> None:
+    assert got.shape == expected.shape
+    assert np.isfinite(got).all()
+    assert np.abs(got - expected).max() < tolerance
+    assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads: int):
+    model = load(tmp_path, name)
+    native = NativeModel(compile_model(model, "f32"), threads)
+    assert_near(native.run(texts(), everywhere=True), torch_rows(model, texts()))
+    for one in texts():
+        assert_near(native.run([one], everywhere=True), torch_rows(model, [one]))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "roberta", "distilbert", "gemma3"])
+def test_every_head(tmp_path: Path, name: str, kind: str):
+    if (name, kind) == ("gemma3", "token-classification"):
+        pytest.skip("transformers has no such class")
+    model = load(tmp_path, name, kind)
+    native = NativeModel(compile_model(model, "f32"), 2)
+    assert_near(native.run(texts(), everywhere=True), torch_rows(model, texts()))
+    first = native.run(texts()[:1], everywhere=True)
+    assert np.abs(first - torch_rows(model, texts()[:1])).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_reading_in_pieces_is_reading_at_once(tmp_path: Path, name: str):
+    model = load(tmp_path, name)
+    native = NativeModel(compile_model(model, "f32"), 2)
+    one, other = texts((24, 17))
+    caches = [native.cache(24), native.cache(30)]
+    got_one, got_other = [], []
+    for start, stop in [(0, 5), (5, 6), (6, 15), (15, 16), (16, 17)]:
+        rows = native.run([one[start:stop], other[start:stop]], caches, everywhere=True)
+        got_one.append(rows[: stop - start])
+        got_other.append(rows[stop - start :])
+    got_one.append(native.run([one[17:]], caches[:1], everywhere=True))
+    assert [cache.length for cache in caches] == [24, 17]
+    assert_near(np.concatenate(got_one), torch_rows(model, [one]))
+    assert_near(np.concatenate(got_other), torch_rows(model, [other]))
+    caches[1].rewind(9)
+    assert_near(native.run([other[9:]], caches[1:]), torch_rows(model, [other])[-1:])
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "gemma3"])
+def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str):
+    """The twin has the same rounded weights; activations are rounded in the engine alone."""
+    model = load(tmp_path, name)
+    got = NativeModel(compile_model(model, form), 2).run(texts(), everywhere=True)
+    exact = torch_rows(model, texts())
+    limit = {"bf16": 0.03, "int8": 0.06, "int4": 0.5}[form] * exact.std()
+    assert np.sqrt(np.mean((got - exact) ** 2)) < limit
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "bert"])
+def test_dropped_links_are_absent(tmp_path: Path, name: str):
+    model = load(tmp_path, name)
+    fates: dict[str, NormFate] = {"0.mlp": "lose", "1.attn": "lose", "2.mlp": "keep" if name == "bert" else "lose"}
+    short = without(model, fates, share=True)
+    program = compile_model(short, "f32")
+    names = [operation["name"] for operation in program.header["operations"]]
+    assert names == ["0.attn", "1.mlp", "2.attn"] + (["2.mlp"] if name == "bert" else [])
+    native = NativeModel(program, 2)
+    assert_near(native.run(texts(), everywhere=True), torch_rows(short, texts()))
+    if name == "llama-gqa":
+        assert native.cache(10).bytes < NativeModel(compile_model(model, "f32"), 2).cache(10).bytes
+
+
+@pytest.mark.parametrize("name", ENCODERS[:1])
+@torch.no_grad()
+def test_segments(tmp_path: Path, name: str):
+    model = load(tmp_path, name)
+    one = texts((9,))[0]
+    kinds = np.array([0] * 4 + [1] * 5, np.int32)
+    ids, segments = (torch.tensor(part.astype(np.int64))[None] for part in (one, kinds))
+    expected = model(Batch(ids, segments=segments))[0]
+    native = NativeModel(compile_model(model, "f32"), 2)
+    assert_near(native.run([one], segments=[kinds], everywhere=True), expected.numpy())
+    with pytest.raises(InputError, match="segment 2"):
+        native.run([one], segments=[kinds + 1])
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path):
+    model = load(tmp_path, "llama-gqa")
+    native = NativeModel(compile_model(model, "f32"), 2)
+    cache = native.cache(4)
+    for sequences, caches, said in [
+        ([np.array([VOCAB], np.int32)], [], "token id 97 is not in 0 … 96"),
+        ([np.array([-1], np.int32)], [], "token id -1"),
+        ([np.array([], np.int32)], [], "no tokens"),
+        ([np.full(65, 8, np.int32)], [], "65 positions do not fit the model of 64"),
+        ([np.full(5, 8, np.int32)], [cache], "5 positions do not fit the cache of 4"),
+        ([np.full(1, 8, np.int32)] * 2, [cache], "each sequence needs a cache"),
+        ([np.full(1, 8, np.int32)] * 2, [cache, cache], "share one cache"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            native.run(sequences, caches)
+    assert cache.length == 0
+    other = NativeModel(compile_model(model, "f32"), 1)
+    with pytest.raises(InputError, match="another model"):
+        other.run([np.full(1, 8, np.int32)], [cache])

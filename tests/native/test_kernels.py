@@ -1,0 +1,136 @@
+"""Every kernel of every instruction set that this CPU has, against float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from chinchilla_lm.pack.bf16 import from_halves, to_halves
+from chinchilla_lm.pack.formats import FORMATS, Format
+
+engine = pytest.importorskip("chinchilla_lm.native._engine", reason="the engine is not built")
+
+SETS = engine.kernel_names()
+# Outputs × inputs: one, less than a panel, whole panels, ends within a panel and within a step.
+SHAPES = [(1, 1), (9, 5), (16, 64), (33, 100), (48, 192), (70, 577)]
+ROWS = [1, 2, 3, 5, 8, 13, 27]
+
+
+def aligned(data: NDArray) -> NDArray[np.uint8]:
+    """The same bytes, beginning on 64."""
+    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    room = np.zeros(flat.size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    room[start : start + flat.size] = flat
+    return room[start : start + flat.size]
+
+
+def padded(rows: NDArray) -> NDArray[np.float32]:
+    """Rows padded with 99, which no kernel may take for data, to 16 floats."""
+    width = -(-rows.shape[-1] // 16) * 16
+    made = np.full((*rows.shape[:-1], width), 99.0, np.float32)
+    made[..., : rows.shape[-1]] = rows
+    return made
+
+
+def header(form: Format, outputs: int, inputs: int) -> dict:
+    return {"format": form.kind, "outputs": outputs, "inputs": inputs, "offset": 0, "bias": None, **form.options}
+
+
+def as_multiplied(form: Format, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a product sees of its inputs: rounded to the format's kind of number."""
+    if form.kind == "f32":
+        return x.astype(np.float64)
+    if form.kind == "bf16":
+        return from_halves(to_halves(x)).astype(np.float64)
+    peak = np.abs(x).max(1, keepdims=True)
+    scale = np.where(peak > 0, peak / 127.0, 1.0).astype(np.float64)
+    return np.rint(x * np.where(peak > 0, np.float32(127.0) / np.where(peak > 0, peak, 1), 0)) * scale
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_product_is_that_of_the_rounded_numbers(isa: str, name: str):
+    form = FORMATS[name]
+    random = np.random.default_rng(0)
+    for outputs, inputs in SHAPES:
+        weights = random.standard_normal((outputs, inputs)).astype(np.float32)
+        packed = aligned(form.pack(weights, **form.options))
+        assert packed.size == form.bytes(outputs, inputs)
+        meant = form.unpack(packed, outputs, inputs, **form.options)
+        for rows in ROWS:
+            x = random.standard_normal((rows, inputs)).astype(np.float32)
+            got = engine.multiply(isa, header(form, outputs, inputs), packed, padded(x))
+            expected = as_multiplied(form, x) @ meant.astype(np.float64).T
+            bound = np.abs(x).astype(np.float64) @ np.abs(meant).astype(np.float64).T
+            assert got.shape == (rows, outputs)
+            assert (np.abs(got - expected) <= 3e-6 * bound + 1e-6).all(), (isa, name, outputs, inputs, rows)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_comes_out_as_it_was_packed(isa: str, name: str):
+    form = FORMATS[name]
+    weights = np.random.default_rng(1).standard_normal((35, 83)).astype(np.float32)
+    packed = aligned(form.pack(weights, **form.options))
+    got = engine.unpack(isa, header(form, 35, 83), packed)
+    np.testing.assert_allclose(got, form.unpack(packed, 35, 83, **form.options), rtol=1e-6, atol=1e-7)
+
+
+def exactly(what: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    error = np.vectorize(math.erf)
+    functions = {
+        "gelu": lambda: 0.5 * x * (1 + error(x / math.sqrt(2))),
+        "gelu_tanh": lambda: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "relu": lambda: np.maximum(x, 0),
+        "silu": lambda: x / (1 + np.exp(-np.maximum(x, -700))),
+        "tanh": lambda: np.tanh(x),
+    }
+    result: NDArray[np.float64] = functions[what]()
+    return result
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("what", ["gelu", "gelu_tanh", "relu", "silu", "tanh"])
+def test_activations(isa: str, what: str):
+    extremes = [0.0, -0.0, 60, -60, 1e4, -1e4, 1e-6, -1e-6]
+    x = np.concatenate((np.linspace(-12, 12, 1608), extremes)).astype(np.float32)
+    got = engine.transform(isa, what, x, x.size, 0.0)[0]
+    np.testing.assert_allclose(got, exactly(what, x.astype(np.float64)), rtol=2e-6, atol=4e-7)
+    assert np.isnan(engine.transform(isa, what, np.full(16, np.nan, np.float32), 16, 0.0)).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("size", [1, 15, 16, 47, 384])
+def test_norms(isa: str, size: int):
+    x = (np.random.default_rng(size).standard_normal(size) * 3 + 5).astype(np.float32)
+    exact = x.astype(np.float64)
+    got = engine.transform(isa, "norm", padded(x[None])[0], size, 1e-5)[0, :size]
+    np.testing.assert_allclose(got, (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5), rtol=1e-5, atol=2e-5)
+    got = engine.transform(isa, "rms", padded(x[None])[0], size, 1e-5)[0, :size]
+    np.testing.assert_allclose(got, exact / np.sqrt((exact**2).mean() + 1e-5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("size", [1, 7, 16, 45, 300])
+def test_softmax_sees_only_its_part(isa: str, size: int):
+    x = (np.random.default_rng(size).standard_normal(size) * 20).astype(np.float32)
+    got = engine.transform(isa, "softmax", padded(x[None])[0], size, 0.3)[0]
+    exact = np.exp(0.3 * (x.astype(np.float64) - x.max()))
+    np.testing.assert_allclose(got[:size], exact / exact.sum(), rtol=3e-5, atol=1e-9)
+    assert (got[size:] == 0).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("size", [2, 12, 32, 64, 80])
+def test_rotation(isa: str, size: int):
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    got = engine.transform(isa, "rotate", padded(x[None])[0], size, 0.37)[0, :size]
+    angle = 0.37 * np.arange(size // 2)
+    first, second = x[: size // 2].astype(np.float64), x[size // 2 :].astype(np.float64)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    exact = np.concatenate((first * cosine - second * sine, second * cosine + first * sine))
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
