@@ -8,6 +8,9 @@
 constexpr int kRows = L == 16 ? 12 : 4;  // rows of the largest tile
 constexpr int kWide = L == 16 ? 2 : 1;   // panels of the largest tile: 24 sums in registers, 8 where there are 16
 constexpr int kChains = 4;               // of sums where there is one row: a single chain would wait for each product
+// Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
+// next one, where the CPU's own prefetcher would begin anew.
+constexpr int kAhead = 8192;
 
 struct F32 {
     using Sum = vf;
@@ -38,6 +41,7 @@ INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte*
         typename P::Sum chains[kChains][N * V] = {};
         for (int step = 0; step < steps; step += kChains) {
             for (int c = 0; c < kChains; ++c) {
+                __builtin_prefetch(w + 64 * (step + c) + kAhead);
                 const vi inputs = spread(x + 4 * (step + c));
                 for (int i = 0; i < N * V; ++i) {
                     chains[c][i] = P::dot(chains[c][i], weights_of(w, w_stride, i, step + c), inputs);
@@ -115,6 +119,7 @@ static void int4_tile(const Matrix& w, const Input& in, int row, int panel, cons
             for (int v = 0; v < V; ++v) sums[m][v] = begin;
         }
         for (int step = 0; step < steps; ++step) {
+            if constexpr (M == 1) __builtin_prefetch(nibbles + kAhead);
             for (int v = 0; v < V; ++v) {
                 const vi both = load<vi>(nibbles + v * 4 * L);
                 const vi low = both & 0x0f0f0f0f, high = (vi)((vu)both >> 4) & 0x0f0f0f0f;
@@ -126,6 +131,10 @@ static void int4_tile(const Matrix& w, const Input& in, int row, int panel, cons
             nibbles += 64;
         }
         x += w.group;
+        if constexpr (M == 1) {
+            __builtin_prefetch(data + g * 32 + kAhead);
+            if (w.asymmetric) __builtin_prefetch(data + part + g * 32 + kAhead);
+        }
         for (int v = 0; v < V; ++v) {
             const vf scales = load_f16(data + g * 32 + v * 2 * L);
             for (int m = 0; m < M; ++m) totals[m][v] += __builtin_convertvector(sums[m][v], vf) * scales;
