@@ -18,7 +18,7 @@ _EXPORTS = {
     "ContractError": "chinchilla_lm.errors",
     "Plan": "chinchilla_lm.plan",
     "Session": "chinchilla_lm.runtime.session",
-    "load": "chinchilla_lm.runtime.session",
+    "load": "chinchilla_lm.runtime.loading",
     "compress": "chinchilla_lm.api",
     "finetune": "chinchilla_lm.api",
 }

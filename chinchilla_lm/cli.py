@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "recover": ("chinchilla_lm.commands.recover", "one stage: train the short model on the original's outputs"),
     "evaluate": ("chinchilla_lm.commands.evaluate", "measure a model's quality, alone or paired against another"),
     "bench": ("chinchilla_lm.commands.bench", "measure speed, models side by side in one interleaved run"),
+    "pack": ("chinchilla_lm.commands.pack", "round a model's weights to a format and make a program of it"),
     "generate": ("chinchilla_lm.commands.generate", "continue a text"),
     "export": ("chinchilla_lm.commands.export", "write a model in a format that other programs read"),
 }

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.evaluate.speed import measure
     from chinchilla_lm.runtime import machine
     from chinchilla_lm.runtime.device import resolve_device
-    from chinchilla_lm.runtime.session import set_threads
+    from chinchilla_lm.runtime.torch_backend import set_threads
 
     peers = _peers(args.peers)
     if args.threads is not None:
@@ -83,14 +83,14 @@ def _own_entries(args: argparse.Namespace, device: torch.device) -> tuple[list[E
     """The original, if there is one, and the model; and which of them is the model."""
     from chinchilla_lm.evaluate.speed import Entry
     from chinchilla_lm.runtime.engines import OURS, EngineSpec, OwnEngine
-    from chinchilla_lm.runtime.session import dtype_of
+    from chinchilla_lm.runtime.torch_backend import dtype_of
 
     dtype = str(dtype_of(args.dtype, device)).removeprefix("torch.")
     entries = []
     for name in ([] if args.against is None else [args.against]) + [args.model]:
         spec = EngineSpec(OURS, name, dtype, str(device), args.task)
         engine = OwnEngine.load(spec)
-        entries.append(Entry(name, spec, engine, engine.session.model))
+        entries.append(Entry(name, spec, engine, engine.backend.model))
     if len(entries) == 2 and len({(e.model.config.causal, e.model.config.head.kind) for e in entries}) > 1:
         kinds = [f"{entry.name} is for {entry.model.config.head.kind}" for entry in entries]
         raise InputError(f"{' and '.join(kinds)}; only models for one task compare; pass --task")

@@ -291,7 +291,7 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
     if stages.recipe.task != "language-modeling" or not config.causal:
         return []
 
-    from chinchilla_lm.runtime.session import Session
+    from chinchilla_lm.runtime.loading import torch_session
 
     paragraphs = [part.split() for part in stages.job.dataset.records("test")[0].text.split("\n\n")]
     all_words = [word for words in paragraphs for word in words]
@@ -304,7 +304,7 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
     texts = []
     for name in ("original", "recovered"):
         checkpoint = stages.job.checkpoint.with_model(models[name])
-        session = Session.from_checkpoint(checkpoint, device=stages.job.device, dtype=stages.job.dtype)
+        session = torch_session(checkpoint, stages.job.device, stages.job.dtype)
         texts.append(session.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, share)))
     return [{"prompt": prompt, "original": str(texts[0]), "changed": str(texts[1])}]
 

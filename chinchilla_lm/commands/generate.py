@@ -19,16 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that add up to P")
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", help="choose among those P times as likely as the likeliest"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 shuns repetition")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be repeated")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end of the text, for timing")
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="what runs the model (default auto)")
+    parser.add_argument(
+        "--backend", default="auto", metavar="NAME", help="native, torch or (default) auto: native on the CPU"
+    )
     add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Write the text. Raises InputError for a model that writes none, and for settings out of range."""
-    from chinchilla_lm.runtime.session import load
+    from chinchilla_lm.runtime.loading import load
 
     session = load(args.model, args.backend, args.device, args.dtype, args.threads)
     begun = time.perf_counter()
@@ -40,6 +47,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=args.stop,
         seed=args.seed,
     )
     pieces: list[str] = []

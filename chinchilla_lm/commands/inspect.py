@@ -46,7 +46,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Print the chain. Raises InputError for a model or a shape that cannot be."""
-    from chinchilla_lm.runtime.session import set_threads
+    from chinchilla_lm.runtime.torch_backend import set_threads
 
     if args.threads is not None:
         set_threads(args.threads)
@@ -131,7 +131,7 @@ def _time(model: Transformer, rows: int, tokens: int, device: str, dtype: str) -
     from chinchilla_lm.runtime.device import resolve_device
     from chinchilla_lm.runtime.prepare import prepare
     from chinchilla_lm.runtime.race import prompt
-    from chinchilla_lm.runtime.session import dtype_of
+    from chinchilla_lm.runtime.torch_backend import dtype_of
     from chinchilla_lm.score.timing import time_links
 
     if rows < 1 or not 1 <= tokens <= model.config.max_positions:

@@ -19,7 +19,7 @@ import torch
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import building, json_text, read_json, sha256_of
-from chinchilla_lm.models.config import HeadConfig, HeadKind
+from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import fill
@@ -59,15 +59,7 @@ class Checkpoint:
             raise InputError(
                 "this model was built without a tokenizer; load it from a folder that holds tokenizer.json"
             )
-        tokenizer = load_tokenizer(self.source)
-        highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
-        known = self.model.config.vocab_size
-        if highest >= known:
-            raise InputError(
-                f"the tokenizer in {self.source} has token ids up to {highest}, the model 0 … {known - 1}; "
-                "copy the model's own tokenizer files into it"
-            )
-        return tokenizer
+        return tokenizer_of(self.source, self.model.config.vocab_size)
 
     @property
     def pad_id(self) -> int:
@@ -105,6 +97,18 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def tokenizer_of(source: Path, vocabulary: int) -> Any:
+    """The fast tokenizer of a folder or GGUF file. Raises InputError as `Checkpoint.tokenizer` does."""
+    tokenizer = load_tokenizer(source)
+    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    if highest >= vocabulary:
+        raise InputError(
+            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
+            "copy the model's own tokenizer files into it"
+        )
+    return tokenizer
+
+
 def load(
     source: str | Path,
     *,
@@ -122,15 +126,37 @@ def load(
     """
     located = locate(source)
     with _open(located) as (raw, tensors):
-        meta = _read_meta(located)
-        hf = _own_config(raw)
-        family = family_of(hf)
-        hf = _with_direction(hf, family, bidirectional)
-        head, trained = choose_head(family, hf, task, labels, located)
-        config = family.read(hf, head)
-        dropped: dict[str, NormFate] = dict(meta.get("dropped", {}))
-        model, fresh = fill(config, dropped, family, tensors, trained, torch.device(device), dtype)
-    return Checkpoint(model, hf, located.gguf or located.folder, meta, fresh, _files(located))
+        about = describe(located, raw, task, labels, bidirectional)
+        place, family = torch.device(device), family_of(about.hf)
+        model, fresh = fill(about.config, about.dropped, family, tensors, about.trained, place, dtype)
+    return Checkpoint(model, about.hf, located.gguf or located.folder, about.meta, fresh, _files(located))
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a folder's config and chinchilla.json say: all but the weights. trained: they hold this head's too."""
+
+    hf: dict[str, Any]
+    meta: dict[str, Any]
+    config: ModelConfig
+    dropped: dict[str, NormFate]
+    trained: bool
+
+
+def describe(
+    located: Located,
+    raw: Mapping[str, Any],
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    bidirectional: bool | None = None,
+) -> Description:
+    """Read a model's config for a task, as `load` does. Raises InputError likewise."""
+    meta = _read_meta(located)
+    hf = _own_config(raw)
+    family = family_of(hf)
+    hf = _with_direction(hf, family, bidirectional)
+    head, trained = choose_head(family, hf, task, labels, located)
+    return Description(hf, meta, family.read(hf, head), dict(meta.get("dropped", {})), trained)
 
 
 def save(checkpoint: Checkpoint, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
@@ -139,17 +165,22 @@ def save(checkpoint: Checkpoint, folder: str | Path, meta: Mapping[str, Any] | N
     meta: what else chinchilla.json shall hold; None keeps what the checkpoint has. With nothing dropped, the folder is
     a stock one that transformers loads. Raises InputError where the folder cannot be written or is not ours to replace.
     """
+    with building(folder) as temporary:
+        write_weights(checkpoint.model, checkpoint.family, temporary)
+        write_rest(checkpoint, temporary, meta)
+
+
+def write_rest(checkpoint: Checkpoint, folder: Path, meta: Mapping[str, Any] | None = None) -> None:
+    """All files of a model folder but the weights."""
     model = checkpoint.model
     extra = checkpoint.meta if meta is None else meta
     content = dict(extra) | {"version": VERSION, "dropped": model.dropped}
-    with building(folder) as temporary:
-        write_weights(model, checkpoint.family, temporary)
-        write_config(model, _with_padding(checkpoint), temporary)
-        save_tokenizer(checkpoint.source, temporary, checkpoint.__dict__.get("tokenizer"))
-        if model.config.head.kind == "embedding":
-            copy_sentence_files(checkpoint.source, temporary)
-        if model.dropped or extra:
-            (temporary / META).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
+    write_config(model, _with_padding(checkpoint), folder)
+    save_tokenizer(checkpoint.source, folder, checkpoint.__dict__.get("tokenizer"))
+    if model.config.head.kind == "embedding":
+        copy_sentence_files(checkpoint.source, folder)
+    if model.dropped or extra:
+        (folder / META).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_padding(checkpoint: Checkpoint) -> dict[str, Any]:

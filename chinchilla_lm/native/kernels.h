@@ -6,9 +6,11 @@
 //
 //   f32    [K][16]                              a step is 1 input
 //   bf16   [K/2][16][2]                         2 inputs
-//   int8   16 float scales, [K/4][16][4]        4 inputs, stored as value + 128 (VNNI wants one operand unsigned)
-//   int4   per panel: float16 scales [K/group][16], minima likewise if asymmetric, then [K/8][16][4] bytes:
-//          low nibbles are inputs 0 … 3 of the step, high nibbles 4 … 7
+//   int8   scales, then [K/4][16][4]            4 inputs, stored as value + 128 (VNNI wants one operand unsigned)
+//   int4   scales, minima, then [K/8][16][4]    8 inputs, stored as value + 8, or value with minima: the low nibbles of
+//                                               the bytes are inputs 0 … 3, the high ones 4 … 7
+//
+// Scales are float16 [K/group][16], minima likewise where there are any; int8 without groups has 16 float scales.
 //
 // K is padded with zeros to 64 bytes of inputs (int4: to 64 inputs, or a group if that is more), N to 16 with zero rows.
 // Every part of a panel starts on 64 bytes.
@@ -33,7 +35,7 @@ constexpr T round_up(T value, T step) {
 struct Matrix {
     Format format = Format::f32;
     int outputs = 0, inputs = 0;  // N and K, without padding
-    int group = 0;                // int4: inputs that share a scale
+    int group = 0;                // int8, int4: inputs that share a scale; 0: all of a row do (int8)
     bool asymmetric = false;      // int4: with minima
     const std::byte* data = nullptr;
     const float* bias = nullptr;  // [panels() · 16] or none
@@ -41,18 +43,18 @@ struct Matrix {
 
     int panels() const { return (outputs + kLanes - 1) / kLanes; }
     int padded() const;                              // inputs with padding
-    int groups() const { return padded() / group; }  // int4
+    int groups() const { return group ? padded() / group : 1; }
     std::size_t row_bytes() const;                   // of a prepared row of inputs
     std::size_t stride() const;                      // bytes of a panel
     std::size_t bytes() const { return stride() * static_cast<std::size_t>(panels()); }
 };
 
-// Rows of inputs in the format that a matrix multiplies: float, bf16, or int8 with a scale a row and sums a group.
+// Rows of inputs in the format that a matrix multiplies: float, bf16, or int8 with a scale and a sum for each group.
 struct Input {
     std::byte* data = nullptr;
     std::size_t stride = 0;        // bytes from row to row, a multiple of 64
-    float* scales = nullptr;       // int8, int4: [rows]
-    std::int32_t* sums = nullptr;  // int8: [rows], int4: [rows][groups]; sums of the quantised inputs
+    float* scales = nullptr;       // int8, int4: [rows][groups]
+    std::int32_t* sums = nullptr;  // int8, int4: [rows][groups], of the rounded inputs
 };
 
 struct Norm {

@@ -10,7 +10,7 @@ int step_of(const Matrix& w) {
     switch (w.format) {
         case Format::f32: return 16;
         case Format::bf16: return 32;
-        case Format::int8: return 64;
+        case Format::int8:
         case Format::int4: break;
     }
     return w.group > 64 ? w.group : 64;
@@ -27,14 +27,10 @@ std::size_t Matrix::row_bytes() const {
 
 std::size_t Matrix::stride() const {
     const std::size_t weights = static_cast<std::size_t>(padded()) * kLanes;
-    switch (format) {
-        case Format::f32: return weights * 4;
-        case Format::bf16: return weights * 2;
-        case Format::int8: return weights + 64;
-        case Format::int4: break;
-    }
-    const std::size_t scales = round_up<std::size_t>(static_cast<std::size_t>(groups()) * 32, 64);
-    return weights / 2 + scales * (asymmetric ? 2 : 1);
+    if (format == Format::f32) return weights * 4;
+    if (format == Format::bf16) return weights * 2;
+    const std::size_t side = group ? round_up<std::size_t>(static_cast<std::size_t>(groups()) * 32, 64) : 64;
+    return (format == Format::int8 ? weights : weights / 2) + side * (asymmetric ? 2 : 1);
 }
 
 }  // namespace chinchilla

@@ -101,8 +101,8 @@ Array multiply(const std::string& isa, const nb::dict& header, const Bytes& byte
     Input in;
     in.stride = w.row_bytes();
     in.data = prepared.reserve(in.stride * count + 64);
-    in.scales = scales.reserve_of<float>(count);
-    in.sums = sums.reserve_of<std::int32_t>(static_cast<std::size_t>(count) * (w.group ? w.groups() : 1));
+    in.scales = scales.reserve_of<float>(static_cast<std::size_t>(count) * w.groups());
+    in.sums = sums.reserve_of<std::int32_t>(static_cast<std::size_t>(count) * w.groups());
     for (int row = 0; row < count; ++row) k.prepare(w, x.data() + row * x.shape(1), in, row);
     const Rows y(count, w.outputs);
     Array result = y.array(w.outputs);

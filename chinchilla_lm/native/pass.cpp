@@ -54,7 +54,8 @@ void Pass::reserve(const Job& job) {
     x_.reserve_of<float>(rows * width_ + kSlack);
     mid_.reserve_of<float>(rows * wide_ + kSlack);
     seen_.reserve_of<float>(rows * wide_ + kSlack);
-    const std::size_t input = static_cast<std::size_t>(widest_) * 4 + 64 + 4 * (widest_ / 32 + 1);
+    // A row as floats, or as bytes with a scale and a sum for each 32 of them.
+    const std::size_t input = static_cast<std::size_t>(widest_) * 4 + 64;
     input_.reserve(rows * input + 4096);
     for (Scratch& scratch : scratch_) {
         scratch.input.reserve(scratch_.size() * input + 4096);
@@ -165,7 +166,7 @@ Input Pass::place(const Matrix& w, std::byte* memory, int rows) const {
     if (w.format == Format::f32 || w.format == Format::bf16) return in;
     std::byte* behind = memory + in.stride * rows;
     in.scales = reinterpret_cast<float*>(behind);
-    in.sums = reinterpret_cast<std::int32_t*>(behind + 4 * static_cast<std::size_t>(rows));
+    in.sums = reinterpret_cast<std::int32_t*>(behind + 4 * static_cast<std::size_t>(rows) * w.groups());
     return in;
 }
 

@@ -5,8 +5,8 @@
 //
 // In every format but int4 a step is 64 bytes of a panel and 4 bytes of a row, so one loop serves three formats.
 
-constexpr int kRows = L == 16 ? 12 : 4;  // rows of the largest tile
-constexpr int kWide = L == 16 ? 2 : 1;   // panels of the largest tile: 24 sums in registers, 8 where there are 16
+constexpr bool kMany = L == 16;         // vector registers: 32, or 16
+constexpr int kWide = kMany ? 2 : 1;     // panels of the largest tile: 24 sums in registers, 8 where there are 16
 constexpr int kChains = 4;               // of sums where there is one row: a single chain would wait for each product
 // Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
 // next one, where the CPU's own prefetcher would begin anew.
@@ -102,76 +102,103 @@ static void int8_tile(const Matrix& w, const Input& in, int row, int panel, cons
     }
 }
 
-// Group by group: Σ q x in integers, times the group's scale; plus minimum times Σ x, or q is 8 too large.
-template <int M>
-static void int4_tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
-    const std::byte* data = w.data + panel * w.stride();
-    const int groups = w.groups(), steps = w.group / 8;
-    const std::size_t part = round_up(groups * 32, 64);
-    const std::byte* nibbles = data + part * (w.asymmetric ? 2 : 1);
+// Where the parts of a panel with groups are.
+struct Parts {
+    std::size_t side;          // bytes of its scales, and of its minima if there are any
+    const std::byte* weights;  // behind them
+    Parts(const Matrix& w, const std::byte* panel)
+        : side(round_up<std::size_t>(static_cast<std::size_t>(w.groups()) * 32, 64)),
+          weights(panel + side * (w.asymmetric ? 2 : 1)) {}
+};
+
+// Group by group: Σ q x in integers, times the scales of the group's weights and of its inputs. q is too large by
+// `kOver`, which the sum of the inputs takes back; where there are minima instead, that sum is multiplied by them.
+template <bool Four, int M, int N>
+static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
+    constexpr int kOver = Four ? 8 : 128, kInputs = Four ? 8 : 4;  // of a step
+    const std::size_t stride = w.stride();
+    const std::byte* data = w.data + panel * stride;
+    const Parts parts(w, data);
+    const int groups = w.groups(), steps = w.group / kInputs;
+    const std::byte* weights = parts.weights;
     const std::byte* x = in.data + row * in.stride;
     const std::int32_t* sums_of_x = in.sums + static_cast<std::size_t>(row) * groups;
-    vf totals[M][V] = {};
+    const float* scales_of_x = in.scales + static_cast<std::size_t>(row) * groups;
+    vf totals[M][N * V] = {};
     for (int g = 0; g < groups; ++g) {
-        vi sums[M][V];
+        vi sums[M][N * V];
         for (int m = 0; m < M; ++m) {
-            const vi begin = splat(w.asymmetric ? 0 : -8 * sums_of_x[m * groups + g]);
-            for (int v = 0; v < V; ++v) sums[m][v] = begin;
+            const vi begin = splat(w.asymmetric ? 0 : -kOver * sums_of_x[m * groups + g]);
+            for (int i = 0; i < N * V; ++i) sums[m][i] = begin;
         }
         for (int step = 0; step < steps; ++step) {
-            if constexpr (M == 1) __builtin_prefetch(nibbles + kAhead);
-            for (int v = 0; v < V; ++v) {
-                const vi both = load<vi>(nibbles + v * 4 * L);
-                const vi low = both & 0x0f0f0f0f, high = (vi)((vu)both >> 4) & 0x0f0f0f0f;
+            if constexpr (M == 1) __builtin_prefetch(weights + kAhead);
+            for (int i = 0; i < N * V; ++i) {
+                const vi both = load<vi>(weights + (i / V) * stride + (i % V) * 4 * L);
+                const vi first = Four ? both & 0x0f0f0f0f : both;
                 for (int m = 0; m < M; ++m) {
-                    const std::byte* from = x + m * in.stride + 8 * step;
-                    sums[m][v] = dot_bytes(dot_bytes(sums[m][v], low, spread(from)), high, spread(from + 4));
+                    const std::byte* from = x + m * in.stride + kInputs * step;
+                    sums[m][i] = dot_bytes(sums[m][i], first, spread(from));
+                }
+                if constexpr (Four) {
+                    const vi second = (vi)((vu)both >> 4) & 0x0f0f0f0f;
+                    for (int m = 0; m < M; ++m) {
+                        const std::byte* from = x + m * in.stride + kInputs * step + 4;
+                        sums[m][i] = dot_bytes(sums[m][i], second, spread(from));
+                    }
                 }
             }
-            nibbles += 64;
+            weights += 64;
         }
         x += w.group;
         if constexpr (M == 1) {
             __builtin_prefetch(data + g * 32 + kAhead);
-            if (w.asymmetric) __builtin_prefetch(data + part + g * 32 + kAhead);
+            if (w.asymmetric) __builtin_prefetch(data + parts.side + g * 32 + kAhead);
         }
-        for (int v = 0; v < V; ++v) {
-            const vf scales = load_f16(data + g * 32 + v * 2 * L);
-            for (int m = 0; m < M; ++m) totals[m][v] += __builtin_convertvector(sums[m][v], vf) * scales;
+        for (int i = 0; i < N * V; ++i) {
+            const std::byte* side = data + (i / V) * stride + g * 32 + (i % V) * 2 * L;
+            const vf scales = load_f16(side);
+            for (int m = 0; m < M; ++m) {
+                const vf of_x = splat(scales_of_x[m * groups + g]);
+                totals[m][i] += __builtin_convertvector(sums[m][i], vf) * (scales * of_x);
+            }
             if (!w.asymmetric) continue;
-            const vf minima = load_f16(data + part + g * 32 + v * 2 * L);
-            for (int m = 0; m < M; ++m) totals[m][v] += minima * splat(static_cast<float>(sums_of_x[m * groups + g]));
+            const vf minima = load_f16(side + parts.side);
+            for (int m = 0; m < M; ++m) {
+                const float sum = scales_of_x[m * groups + g] * static_cast<float>(sums_of_x[m * groups + g]);
+                totals[m][i] += minima * splat(sum);
+            }
         }
     }
     for (int m = 0; m < M; ++m) {
-        for (int v = 0; v < V; ++v) write(w, panel, to, m, v, totals[m][v] * splat(in.scales[row + m]));
+        for (int i = 0; i < N * V; ++i) write(w, panel, to, m, i, totals[m][i]);
     }
 }
 
-template <int M, int N>
-INLINE void tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
-    switch (w.format) {
-        case Format::f32: return float_tile<F32, M, N>(w, in, row, panel, to);
-        case Format::bf16: return float_tile<Bf16, M, N>(w, in, row, panel, to);
-        case Format::int8: return int8_tile<M, N>(w, in, row, panel, to);
-        case Format::int4:
-            for (int n = 0; n < N; ++n) int4_tile<M>(w, in, row, panel + n, {to.y + n * kLanes, to.stride, to.add});
+// Rows in tiles of M, then of fewer, for N panels: the panels stay in the first-level cache, the rows stream past.
+template <int N, int M, class T>
+INLINE void columns(int row, int rows, Place to, T&& tile) {
+    for (; rows >= M; row += M, rows -= M, to.y += M * to.stride) tile.template operator()<M>(row, to);
+    if constexpr (M > 1) {
+        if (rows) columns<N, M == 12 ? 8 : M == 6 ? 4 : M / 2>(row, rows, to, tile);
     }
 }
 
-// Rows in tiles of 12, 8, 4, 2 and 1, for N panels: the panels stay in the first-level cache, the rows stream past.
+// N panels for all rows. A tile with groups has two sums in place of one, so its rows are half as many.
 template <int N>
-static void column(const Matrix& w, const Input& in, int row, int rows, int panel, Place to) {
-    const auto next = [&](int count) {
-        row += count;
-        rows -= count;
-        to.y += count * to.stride;
-    };
-    for (; kRows >= 12 && rows >= 12; next(12)) tile<12, N>(w, in, row, panel, to);
-    for (; kRows >= 8 && rows >= 8; next(8)) tile<8, N>(w, in, row, panel, to);
-    for (; rows >= 4; next(4)) tile<4, N>(w, in, row, panel, to);
-    for (; rows >= 2; next(2)) tile<2, N>(w, in, row, panel, to);
-    if (rows) tile<1, N>(w, in, row, panel, to);
+static void column(const Matrix& w, const Input& in, int row, int rows, int panel, const Place& to) {
+    constexpr int kPlain = kMany ? 12 : 4, kGrouped = kMany ? 6 : 2;
+    if (w.format == Format::f32) {
+        columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<F32, M, N>(w, in, r, panel, p); });
+    } else if (w.format == Format::bf16) {
+        columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<Bf16, M, N>(w, in, r, panel, p); });
+    } else if (w.format == Format::int4) {
+        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<true, M, N>(w, in, r, panel, p); });
+    } else if (w.group) {
+        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<false, M, N>(w, in, r, panel, p); });
+    } else {
+        columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { int8_tile<M, N>(w, in, r, panel, p); });
+    }
 }
 
 static void multiply(const Matrix& w, const Input& in, int row, int rows, int first, int panels, float* y,
@@ -193,17 +220,19 @@ static void unpack_row(const Matrix& w, int output, float* y) {
             const std::uint32_t high = load<std::uint16_t>(panel + 64 * (k / 2) + 4 * lane + 2 * (k % 2));
             const std::uint32_t bits = high << 16;
             y[k] = load<float>(&bits);
-        } else if (w.format == Format::int8) {
+        } else if (w.format == Format::int8 && !w.group) {
             const int value = static_cast<int>(panel[64 + 64 * (k / 4) + 4 * lane + k % 4]) - 128;
             y[k] = static_cast<float>(value) * load<float>(panel + 4 * lane);
         } else {
-            const std::size_t part = round_up(w.groups() * 32, 64);
-            const std::byte* scale = panel + (k / w.group) * 32;
-            const int both = static_cast<int>(panel[part * (w.asymmetric ? 2 : 1) + 64 * (k / 8) + 4 * lane + k % 4]);
-            const int value = k % 8 < 4 ? both & 15 : both >> 4;
-            const vf scales = load_f16(scale + (lane / L) * 2 * L);
-            y[k] = w.asymmetric ? static_cast<float>(value) * scales[lane % L] + load_f16(scale + part + (lane / L) * 2 * L)[lane % L]
-                                : static_cast<float>(value - 8) * scales[lane % L];
+            const Parts parts(w, panel);
+            const bool four = w.format == Format::int4;
+            const int step = four ? 8 : 4;
+            const int byte = static_cast<int>(parts.weights[64 * (k / step) + 4 * lane + k % 4]);
+            const int code = !four ? byte : k % 8 < 4 ? byte & 15 : byte >> 4;
+            const std::byte* side = panel + (k / w.group) * 32 + (lane / L) * 2 * L;
+            const float scale = load_f16(side)[lane % L];
+            const float least = w.asymmetric ? load_f16(side + parts.side)[lane % L] : scale * (four ? -8.0F : -128.0F);
+            y[k] = static_cast<float>(code) * scale + least;
         }
     }
 }

@@ -156,10 +156,12 @@ Matrix read_matrix(const nb::dict& from, std::span<const std::byte> data) {
     w.format = format_of(from);
     w.outputs = size(from, "outputs", 1);
     w.inputs = size(from, "inputs", 1);
-    if (w.format == Format::int4) {
-        w.group = size(from, "group", 1);
-        if (w.group != 32 && w.group != 64 && w.group != 128) refuse("group", "is not 32, 64 or 128");
+    if (w.format == Format::int4 || w.format == Format::int8) {
+        w.group = size(from, "group", 0);
+        const bool row = w.group == 0 && w.format == Format::int8;
+        if (!row && w.group != 32 && w.group != 64 && w.group != 128) refuse("group", "is not 32, 64 or 128");
         w.asymmetric = get<bool>(from, "asymmetric");
+        if (w.asymmetric && w.format == Format::int8) refuse("asymmetric", "is true of int8, which has no minima");
     }
     w.data = bytes_at(from, "offset", w.bytes(), data);
     w.bias = vector_at(from, "bias", w.outputs, data);

@@ -130,38 +130,44 @@ static void to_bf16(const float* x, std::uint16_t* y, int count) {
 
 INLINE vf magnitude(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
-// Symmetric, to ±127, the largest magnitude of the row being 127. `group` inputs share a sum.
+INLINE std::int32_t sum(vi x) {
+    std::int32_t total = 0;
+    for (int lane = 0; lane < L; ++lane) total += x[lane];
+    return total;
+}
+
+// Symmetric, to ±127: the largest magnitude of a group becomes 127. `group` divides `padded` and is a multiple of 32.
 static void to_int8(const float* x, int size, int padded, int group, const Input& in, int row) {
     typedef signed char vb __attribute__((vector_size(L)));
-    vf top = {};
-    const int whole = size / L * L;
-    for (int i = 0; i < whole; i += L) top = largest(magnitude(load<vf>(x + i)), top);
-    if (whole < size) top = largest(choose(lanes_below(size - whole), magnitude(load<vf>(x + whole)), vf{}), top);
-    const float peak = highest(top);
-    const vf factor = splat(peak > 0.0F ? 127.0F / peak : 0.0F);
-    in.scales[row] = peak / 127.0F;
     std::byte* y = in.data + row * in.stride;
-    std::int32_t* sums = in.sums + static_cast<std::size_t>(row) * (padded / group);
-    for (int begin = 0; begin < padded; begin += group) {
+    const std::size_t first = static_cast<std::size_t>(row) * (padded / group);
+    for (int g = 0; g < padded / group; ++g) {
+        const int begin = g * group, end = begin + group;
+        const auto part = [&](int i) {
+            if (i + L <= size) return load<vf>(x + i);
+            return i < size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : vf{};
+        };
+        vf top = {};
+        for (int i = begin; i < end; i += L) top = largest(magnitude(part(i)), top);
+        const float peak = highest(top);
+        const vf factor = splat(peak > 0.0F ? 127.0F / peak : 0.0F);
         vi total = {};
-        for (int i = begin; i < begin + group; i += L) {
-            vi value = {};
-            if (i < size) value = round_to_int(load<vf>(x + i) * factor);
-            if (i + L > size) value &= lanes_below(size - i);
+        for (int i = begin; i < end; i += L) {
+            const vi value = round_to_int(part(i) * factor);
             total += value;
             store(y + i, __builtin_convertvector(value, vb));
         }
-        std::int32_t one = 0;
-        for (int lane = 0; lane < L; ++lane) one += total[lane];
-        *sums++ = one;
+        in.scales[first + g] = peak / 127.0F;
+        in.sums[first + g] = sum(total);
     }
 }
 
 static void prepare(const Matrix& w, const float* x, const Input& in, int row) {
     const int size = w.inputs, padded = w.padded();
     std::byte* y = in.data + row * in.stride;
-    if (w.format == Format::int8) return to_int8(x, size, padded, padded, in, row);
-    if (w.format == Format::int4) return to_int8(x, size, padded, w.group, in, row);
+    if (w.format == Format::int8 || w.format == Format::int4) {
+        return to_int8(x, size, padded, w.group ? w.group : padded, in, row);
+    }
     const int bytes = w.format == Format::f32 ? 4 : 2;
     if (w.format == Format::f32) {
         for (int i = 0; i < size; i += L) store(y + 4 * i, load<vf>(x + i));

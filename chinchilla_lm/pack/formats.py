@@ -9,6 +9,7 @@ from typing import Any
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack import bf16, f32, int4, int8
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
+from chinchilla_lm.pack.sides import side_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,21 @@ class Format:
         """Bytes of a packed matrix, without any data."""
         return round_up(outputs, LANES) // LANES * self.panel(round_up(inputs, self.step))
 
+    def matches(self, part: Mapping[str, Any]) -> bool:
+        """Whether a matrix in a program's header is of this format."""
+        return part["format"] == self.kind and all(part.get(key) == value for key, value in self.options.items())
 
-def _int4(name: str, group: int, asymmetric: bool, source: str) -> Format:
+
+def _grouped(name: str, group: int, asymmetric: bool, source: str, *, four: bool = True) -> Format:
+    step = int4.step(group) if four else int8.STEP
+
     def panel(inputs: int) -> int:
-        side = round_up(inputs // group * 2 * LANES, ALIGNMENT)
-        return inputs * LANES // 2 + side * (2 if asymmetric else 1)
+        side = side_bytes(inputs // group) if group else ALIGNMENT
+        return inputs * LANES // (2 if four else 1) + side * (2 if asymmetric else 1)
 
+    kind, module = ("int4", int4) if four else ("int8", int8)
     options = {"group": group, "asymmetric": asymmetric}
-    return Format(name, "int4", int4.pack, int4.unpack, int4.step(group), panel, source, options)
+    return Format(name, kind, module.pack, module.unpack, step, panel, source, options)
 
 
 FORMATS: dict[str, Format] = {
@@ -47,13 +55,14 @@ FORMATS: dict[str, Format] = {
     for one in (
         Format("f32", "f32", f32.pack, f32.unpack, f32.STEP, lambda k: 64 * k, "IEEE 754"),
         Format("bf16", "bf16", bf16.pack, bf16.unpack, bf16.STEP, lambda k: 32 * k, "Kalamkar et al. 2019"),
-        Format("int8", "int8", int8.pack, int8.unpack, int8.STEP, lambda k: 16 * k + 64, "Dettmers et al. 2022"),
-        _int4("int4", 32, True, "ggml's Q4_1"),
-        _int4("int4-sym", 32, False, "ggml's Q4_0"),
-        _int4("int4-g64", 64, True, "ggml's Q4_1 in larger groups"),
-        _int4("int4-sym-g64", 64, False, "ggml's Q4_0 in larger groups"),
-        _int4("int4-g128", 128, True, "Frantar et al. 2022, GPTQ's groups"),
-        _int4("int4-sym-g128", 128, False, "Frantar et al. 2022, GPTQ's groups"),
+        _grouped("int8", 64, False, "ggml's Q8_0 in groups of 64", four=False),
+        _grouped("int8-row", 0, False, "Dettmers et al. 2022, LLM.int8()", four=False),
+        _grouped("int4", 32, True, "ggml's Q4_1"),
+        _grouped("int4-sym", 32, False, "ggml's Q4_0"),
+        _grouped("int4-g64", 64, True, "ggml's Q4_1 in larger groups"),
+        _grouped("int4-sym-g64", 64, False, "ggml's Q4_0 in larger groups"),
+        _grouped("int4-g128", 128, True, "ggml's Q4_1 in GPTQ's groups"),
+        _grouped("int4-sym-g128", 128, False, "ggml's Q4_0 in GPTQ's groups"),
     )
 }
 

@@ -2,7 +2,7 @@
 
 q is in 0 … 15. Symmetric groups map their largest magnitude to 7 (or to −8 with its own sign, as ggml's Q4_0 does,
 whichever is nearer in squares); asymmetric ones their span to 0 … 15, as Q4_1. A matrix that Q4_1 made therefore comes
-back as it was. Inputs are int8, with a scale a token.
+back as it was. Inputs are int8, with a scale for each group of a token.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, from_panels, pad, round_up, rows_of, to_panels
+from chinchilla_lm.pack.panels import LANES, Bytes, Floats, from_panels, pad, round_up, rows_of, to_panels
+from chinchilla_lm.pack.sides import finite_half, from_side, side_bytes, to_side
 
 GROUPS = (32, 64, 128)
 STEP = 64
@@ -28,7 +29,7 @@ def pack(matrix_NK: Floats, group: int, asymmetric: bool) -> Bytes:
     outputs, inputs = padded.shape
     groups_NGJ = padded.reshape(outputs, inputs // group, group)
     codes, scales, minima = (_asymmetric if asymmetric else _symmetric)(groups_NGJ)
-    parts = [_side(scales)] + ([_side(minima)] if asymmetric else [])
+    parts = [to_side(scales)] + ([to_side(minima)] if asymmetric else [])
     nibbles = to_panels(codes.reshape(outputs, inputs), 8)
     packed = nibbles[..., :4] | (nibbles[..., 4:] << 4)
     return np.concatenate((*parts, packed.reshape(len(packed), -1)), axis=1).reshape(-1)
@@ -38,14 +39,14 @@ def unpack(packed: Bytes, outputs: int, inputs: int, group: int, asymmetric: boo
     """float32 [N, K]."""
     panels = rows_of(packed, outputs)
     groups = round_up(inputs, step(group)) // group
-    side = round_up(groups * 2 * LANES, ALIGNMENT)
+    side = side_bytes(groups)
     pieces = np.ascontiguousarray(panels[:, side * (2 if asymmetric else 1) :]).reshape(len(panels), -1, LANES, 4)
     codes = from_panels(np.concatenate((pieces & 15, pieces >> 4), axis=3)).reshape(-1, groups, group)
-    scales = _from_side(panels[:, :side], groups)
+    scales = from_side(panels[:, :side], groups)
     values = codes.astype(np.float32) - (0 if asymmetric else MIDDLE)
     values = values * scales
     if asymmetric:
-        values = values + _from_side(panels[:, side : 2 * side], groups)
+        values = values + from_side(panels[:, side : 2 * side], groups)
     return values.reshape(len(codes), -1)[:outputs, :inputs]
 
 
@@ -55,7 +56,7 @@ def _symmetric(groups_NGJ: Floats) -> tuple[NDArray[np.uint8], NDArray[np.float1
     peak = np.take_along_axis(groups_NGJ, at, 2)[..., 0]
     best = None
     for scales in (np.abs(peak) / 7, peak / -8):
-        halves = _finite_half(scales)
+        halves = finite_half(scales)
         codes = _round(groups_NGJ, halves.astype(np.float32)[..., None], MIDDLE)
         error = ((codes.astype(np.float32) - MIDDLE) * halves.astype(np.float32)[..., None] - groups_NGJ) ** 2
         found = (error.sum(2), codes, halves)
@@ -74,31 +75,11 @@ def _symmetric(groups_NGJ: Floats) -> tuple[NDArray[np.uint8], NDArray[np.float1
 
 def _asymmetric(groups_NGJ: Floats) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
     low, high = groups_NGJ.min(2), groups_NGJ.max(2)
-    scales, minima = _finite_half((high - low) / 15), _finite_half(low)
+    scales, minima = finite_half((high - low) / 15), finite_half(low)
     shifted = groups_NGJ - minima.astype(np.float32)[..., None]
     return _round(shifted, scales.astype(np.float32)[..., None], 0), scales, minima
-
-
-def _finite_half(values: NDArray[np.floating]) -> NDArray[np.float16]:
-    largest = float(np.finfo(np.float16).max)
-    return np.clip(values, -largest, largest).astype(np.float16)
 
 
 def _round(values: Floats, scales: Floats, middle: int) -> NDArray[np.uint8]:
     safe = np.where(scales != 0, scales, np.float32(1.0))
     return np.clip(np.rint(values / safe) + middle, 0, 15).astype(np.uint8)
-
-
-def _side(values_NG: NDArray[np.float16]) -> Bytes:
-    """[N / 16, bytes]: [G][16] of each panel, padded to whole cache lines."""
-    outputs, groups = values_NG.shape
-    panels = np.ascontiguousarray(values_NG.reshape(outputs // LANES, LANES, groups).transpose(0, 2, 1))
-    flat = panels.reshape(len(panels), -1).view(np.uint8)
-    return np.pad(flat, ((0, 0), (0, round_up(flat.shape[1], ALIGNMENT) - flat.shape[1])))
-
-
-def _from_side(side: Bytes, groups: int) -> Floats:
-    """[N, G, 1] from `_side`."""
-    flat = np.ascontiguousarray(side[:, : groups * 2 * LANES]).view(np.float16)
-    panels = flat.reshape(len(flat), groups, LANES).transpose(0, 2, 1)
-    return panels.astype(np.float32).reshape(-1, groups, 1)

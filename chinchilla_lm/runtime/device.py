@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from pathlib import Path
 
 import torch
 
 from chinchilla_lm.errors import InputError
-
-# Instruction sets that multiply bfloat16 natively; without one of them it is slower than float32.
-NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+from chinchilla_lm.runtime.cpu import NATIVE_BFLOAT16, cpu_flags
 
 
 def resolve_device(name: str) -> torch.device:
@@ -26,18 +22,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"device {name!r} is not there, {count} GPUs are; pass --device auto")
     return device
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The CPU's instruction-set flags as Linux names them; empty on other systems."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return frozenset()
-    for line in path.read_text().splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

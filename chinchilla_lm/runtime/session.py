@@ -1,8 +1,8 @@
 """A loaded model, ready to run: text in, answers out.
 
-The model is prepared once (norms folded, cast, frozen), so that a call does only what it must. Sessions share nothing
-but the process: torch keeps one number of CPU threads for all of it, so `threads` of a later session holds for an
-earlier one too.
+The model is prepared once (norms folded, cast, frozen, or packed), so that a call does only what it must. Sessions
+share nothing but the process: torch keeps one number of CPU threads for all of it, so `threads` of a later session on
+torch holds for an earlier one too. A native session has threads of its own.
 
     session = load("out/model")
     session.entities(["Angela Merkel met Siemens in Munich."])
@@ -11,39 +11,45 @@ earlier one too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, overload
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
 
-from chinchilla_lm.data.batches import batches
 from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_tagged
 from chinchilla_lm.data.records import Labelled, Tagged
 from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models import checkpoint as checkpoints
-from chinchilla_lm.models.batch import Batch
-from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.config import HeadKind
-from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
+from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
-from chinchilla_lm.runtime.generate import Sampler, check_finite, generate
-from chinchilla_lm.runtime.prepare import prepare
+from chinchilla_lm.runtime.generate import Reader, generate
+from chinchilla_lm.runtime.sampling import Sampler, check_finite
 from chinchilla_lm.runtime.text import Pieces, prompt_ids, stop_ids
 
-BACKENDS = ("auto", "torch")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-# Positions a batch, padding included: enough to fill the cores, little enough for the activations of a long text.
-BATCH_TOKENS = 4096
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # Longest window of a text that is read in windows, in tokens, where the model does not say what it was trained with.
 DEFAULT_WINDOW = 512
 
 Text = str | tuple[str, str]
+Floats = NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """What runs the model."""
+
+    name: str
+
+    def outputs(self, windows: Sequence[Encoded]) -> list[Floats]:
+        """What the head gives for each window: [T, C], [C] or [D]."""
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """[T, V] for token ids [T] of a language model."""
+
+    def reader(self, capacity: int) -> Reader:
+        """A text of at most `capacity` positions, nothing of it read yet."""
 
 
 class Options(TypedDict, total=False):
@@ -54,119 +60,61 @@ class Options(TypedDict, total=False):
     temperature: float
     top_p: float | None
     top_k: int | None
+    min_p: float | None
+    repetition_penalty: float
+    stop: Sequence[str]
     seed: int | None
-
-
-def load(
-    path: str | Path,
-    backend: str = "auto",
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
-    task: str | None = None,
-) -> Session:
-    """A session on a model folder, a run folder, a GGUF file or a hub model, with the head it was saved with.
-
-    dtype: `auto` is bfloat16 where the device multiplies it natively, else float32. threads: CPU threads of the whole
-    process, for torch has one number for all; None leaves it. task: needed where the checkpoint says none. Raises
-    InputError for an unknown backend, device or dtype, for a model that cannot be read, and for a task whose head would
-    have random weights.
-    """
-    if backend not in BACKENDS:
-        raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
-    if threads is not None:
-        set_threads(threads)
-    checkpoint = checkpoints.load(path, task=task)
-    if checkpoint.fresh:
-        raise InputError(f"{path} has no trained head for {task}; run chinchilla finetune first")
-    return Session.from_checkpoint(checkpoint, device, dtype)
-
-
-def set_threads(threads: int) -> None:
-    """Set torch's CPU threads, for the whole process. Raises InputError for fewer than one."""
-    if threads < 1:
-        raise InputError(f"threads {threads} is not 1 or more; leave --threads away to use every core")
-    torch.set_num_threads(threads)
-
-
-def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` or a name as torch has it. Raises InputError for any other name."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return resolve_dtype(dtype, device)
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}; pass one of them")
-    return DTYPES[dtype]
 
 
 class Session:
     """A model, its tokenizer, and the calls that its head answers; a call that it does not fit raises InputError.
 
-    Calls run in inference mode. One whose outputs are not finite numbers raises InputError and returns nothing.
+    A call whose outputs are not finite numbers raises InputError and returns nothing.
     """
 
-    backend = "torch"
+    def __init__(self, backend: Backend, card: Card) -> None:
+        self.runner, self.card = backend, card
 
-    def __init__(self, model: Transformer, checkpoint: Checkpoint) -> None:
-        """model: prepared; checkpoint: where it came from, for tokenizer and configs. Its weights are let go."""
-        self.model, self.config = model, model.config
-        self._about = replace(checkpoint, model=model)
-        if "tokenizer" in vars(checkpoint):
-            self._about.tokenizer = checkpoint.tokenizer
-        weight = model.embedding.tokens.weight
-        self.device, self.dtype = weight.device, weight.dtype
-
-    @classmethod
-    def from_checkpoint(
-        cls, checkpoint: Checkpoint, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
-    ) -> Session:
-        """A session on a model in memory, which stays as it is."""
-        place = resolve_device(device) if isinstance(device, str) else device
-        return cls(prepare(checkpoint.model, place, dtype_of(dtype, place)), checkpoint)
+    @property
+    def backend(self) -> str:
+        """`native` or `torch`."""
+        return self.runner.name
 
     @property
     def tokenizer(self) -> Any:
-        """The fast tokenizer of transformers that belongs to the model."""
-        return self._about.tokenizer
+        """The fast tokenizer that belongs to the model."""
+        return self.card.tokenizer
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels of a classification head, in the order of its outputs."""
-        return self.config.head.labels
+        return self.card.labels
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
-        """What the head gives, float32: [B, T, V], [B, T, C], [B, C] or [B, D]."""
-        output = self.model(batch.to(self.device)).float()
-        check_finite(output)
-        return output
-
-    def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+    def logits(self, token_ids: Sequence[int] | Tensor) -> Floats:
         """float32 [T, V] for token ids [T]. Raises InputError for none, too many, or one outside the vocabulary."""
         self._needs("logits", "language-modeling")
-        ids = torch.as_tensor(token_ids, dtype=torch.int64).reshape(1, -1)
+        ids = [int(one) for one in token_ids]
         self._check_ids(ids)
-        return self.forward(Batch(ids))[0]
+        found = self.runner.logits(ids)
+        check_finite(found)
+        return found
 
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.numel() == 0:
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not ids:
             raise InputError("0 token ids; at least 1 is needed; pass some")
-        self._check_length(ids.numel(), "shorten the text")
-        self._check_vocabulary(int(ids.min()), int(ids.max()))
+        self._check_length(len(ids), "shorten the text")
+        self._check_vocabulary(min(ids), max(ids))
 
     def _check_vocabulary(self, *ids: int) -> None:
+        known = self.card.vocabulary
         for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise InputError(
-                    f"token id {token} is not in 0 … {self.config.vocab_size - 1}; use the model's own tokenizer"
-                )
+            if not 0 <= token < known:
+                raise InputError(f"token id {token} is not in 0 … {known - 1}; use the model's own tokenizer")
 
     def _check_length(self, count: int, remedy: str) -> None:
-        if count > self.config.max_positions:
-            raise InputError(
-                f"{count} tokens are more than the model's {self.config.max_positions} positions; {remedy}"
-            )
+        most = self.card.max_positions
+        if count > most:
+            raise InputError(f"{count} tokens are more than the model's {most} positions; {remedy}")
 
     @overload
     def generate(
@@ -197,23 +145,31 @@ class Session:
         temperature: float = 0.0,
         top_p: float | None = None,
         top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int | None = None,
     ) -> Generation:
         """A generation that runs as it is iterated over.
 
         ignore_eos: go on past the end of the text, for timing. chat: put the prompt into the tokenizer's chat template.
-        temperature 0 is greedy; with a seed the same text comes again. Raises InputError where prompt and new tokens do
-        not fit the model's positions.
+        temperature 0 is greedy; with a seed the same text comes again; `sampling.Sampler` has the rest. stop: texts
+        that end the text where they first appear; they are not given out. Raises InputError where prompt and new tokens
+        do not fit the model's positions.
         """
         self._needs("generate", "language-modeling")
-        sampler = Sampler(temperature, top_k, top_p, seed)
+        if not self.card.causal:
+            raise InputError("a bidirectional language-modeling model writes no text; pass a causal language model")
+        sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         ids = prompt_ids(self.tokenizer, prompt, chat)
         self._check_length(len(ids) + max_new_tokens, f"{len(ids)} are the prompt's: ask for fewer new tokens")
-        stop = frozenset[int]() if ignore_eos else stop_ids(self._about.hf_config, self.tokenizer, self._about.source)
-        tensor = torch.tensor([ids], device=self.device)
-        self._check_ids(tensor)
-        tokens = generate(self.model, tensor, max_new_tokens, sampler, stop)
-        return Generation(tokens, Pieces(self.tokenizer, [] if chat else ids), len(ids))
+        ends = frozenset[int]() if ignore_eos else stop_ids(self.card.hf_config, self.tokenizer, self.card.source)
+        self._check_ids(ids)
+        if max_new_tokens < 1:
+            raise InputError(f"max-new-tokens {max_new_tokens} is not 1 or more; pass --max-new-tokens 64")
+        reader = self.runner.reader(len(ids) + max_new_tokens - 1)
+        tokens = generate(reader, ids, max_new_tokens, sampler, ends)
+        return Generation(tokens, Pieces(self.tokenizer, [] if chat else ids), len(ids), stop)
 
     def entities(self, texts: Sequence[str]) -> list[list[Entity]]:
         """The named spans of each text, in order. A long text is read in windows cut between words; nothing is lost."""
@@ -231,10 +187,10 @@ class Session:
         for window, output in zip(windows, self._outputs(windows), strict=True):
             assert isinstance(window.targets, list)
             places = [place for place, target in enumerate(window.targets) if target != IGNORED]
-            chosen = F.log_softmax(output[places].float(), dim=-1).cpu().numpy()
+            chosen = log_softmax(output[places])
             for (record, word), one in zip(window.owners, chosen, strict=True):
                 said[some[record]][word] = one
-        path = TagPath(self.labels, legal=self._about.legal_tags)
+        path = TagPath(self.labels, legal=self.card.legal_tags)
         paths = [path(one) for one in said]
         tags = [[self.labels[label] for label in one] for one in paths]
         sure = [np.exp(one[range(len(chosen)), chosen]).tolist() for one, chosen in zip(said, paths, strict=True)]
@@ -248,17 +204,17 @@ class Session:
         self._needs("classify", "text-classification")
         found = []
         for output in self._outputs(self._encode(texts)):
-            scores = F.softmax(output, dim=-1).tolist()
+            scores = np.exp(log_softmax(output)).tolist()
             best = max(range(len(scores)), key=scores.__getitem__)
             named = dict(zip(self.labels, scores, strict=True))
             found.append({"label": self.labels[best], "score": scores[best], "scores": named})
         return found
 
-    def embed(self, texts: Sequence[Text]) -> Tensor:
-        """One vector a text, float32 [n, D] on the CPU. What is longer than the model takes is cut, with a warning."""
+    def embed(self, texts: Sequence[Text]) -> Floats:
+        """One vector a text, float32 [n, D]. What is longer than the model takes is cut, with a warning."""
         self._needs("embed", "embedding")
         outputs = self._outputs(self._encode(texts))
-        return torch.stack(outputs) if outputs else torch.empty(0, self.config.hidden_size)
+        return np.stack(outputs) if outputs else np.empty((0, self.card.hidden), np.float32)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """How well the second text of each pair answers the first: the head's one output, higher is better."""
@@ -271,28 +227,28 @@ class Session:
     @property
     def window(self) -> int:
         """Longest window in tokens: what the model was trained with, else 512, within its positions."""
-        trained = self._about.meta.get("window", {}).get("max_tokens")
-        return min(int(trained or DEFAULT_WINDOW), self.config.max_positions)
+        trained = self.card.meta.get("window", {}).get("max_tokens")
+        return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
     def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
         """One window a text; an encoder's limit is its positions, not the window it was trained with."""
         _refuse_one(texts)
         parts = [(text, None) if isinstance(text, str) else tuple(text) for text in texts]
         records = [Labelled(f"text {i}", str(i), None, str(p[0]), p[1], "") for i, p in enumerate(parts)]
-        return encode_labelled(records, self.tokenizer, None, self.config.max_positions)
+        return encode_labelled(records, self.tokenizer, None, self.card.max_positions)
 
-    def _outputs(self, windows: list[Encoded]) -> list[Tensor]:
-        """What the head gives for each window, float32 on the CPU, padding included."""
-        outputs: list[Tensor] = [torch.empty(0)] * len(windows)
+    def _outputs(self, windows: list[Encoded]) -> list[Floats]:
+        """What the head gives for each window."""
+        if not windows:
+            return []
         self._check_vocabulary(*(max(window.ids) for window in windows))
-        for batch in batches(windows, max_tokens=BATCH_TOKENS, pad_id=self._about.pad_id):
-            found = self.forward(batch.batch).cpu()
-            for row, output in zip(batch.rows, found, strict=True):
-                outputs[row] = output
+        outputs = self.runner.outputs(windows)
+        for output in outputs:
+            check_finite(output)
         return outputs
 
     def _needs(self, call: str, kind: HeadKind) -> None:
-        have = self.config.head.kind
+        have = self.card.kind
         if have != kind:
             raise InputError(f"{call} needs a model for {kind}, this one is for {have}; load another one")
 
@@ -300,18 +256,45 @@ class Session:
 class Generation:
     """A text that is being written: iterate over it for the pieces. tokens: those drawn so far."""
 
-    def __init__(self, tokens: Iterator[int], pieces: Pieces, prompt_tokens: int) -> None:
-        self._drawn, self._pieces = tokens, pieces
+    def __init__(self, tokens: Iterator[int], pieces: Pieces, prompt_tokens: int, stop: Sequence[str] = ()) -> None:
+        """stop: texts that end it, none of them empty."""
+        if isinstance(stop, str) or not all(stop):
+            raise InputError(f"stop {stop!r} is not a list of texts, none of them empty; pass [text]")
+        self._drawn, self._pieces, self._stop = tokens, pieces, tuple(stop)
         self.prompt_tokens = prompt_tokens
         self.tokens: list[int] = []
 
     def __iter__(self) -> Iterator[str]:
+        held = ""  # the end of the text so far, as long as it may be the beginning of a stop text
         for token in self._drawn:
             self.tokens.append(token)
-            if piece := self._pieces.add(token):
-                yield piece
-        if piece := self._pieces.finish():
-            yield piece
+            held += self._pieces.add(token)
+            ended, shown, held = self._cut(held)
+            if shown:
+                yield shown
+            if ended:
+                return
+        ended, shown, held = self._cut(held + self._pieces.finish())
+        if shown or (held and not ended):
+            yield shown + ("" if ended else held)
+
+    def _cut(self, text: str) -> tuple[bool, str, str]:
+        """Whether a stop text is in it, what may be shown, and what must be held back."""
+        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if places:
+            return True, text[: min(places)], ""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stop):
+                return False, text[:-size], text[-size:]
+        return False, text, ""
+
+
+def log_softmax(values: Floats) -> Floats:
+    """Over the last axis."""
+    shifted = values - values.max(axis=-1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
 
 
 def _refuse_one(texts: object) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
-from chinchilla_lm.runtime.session import load as load_session
+from chinchilla_lm.runtime.loading import load as load_session
 from chinchilla_lm.train import loop
 from tests.commands.conftest import TAGGING, TUNING, leftovers, some_words, write_jsonl
 

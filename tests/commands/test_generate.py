@@ -3,7 +3,7 @@ import json
 import pytest
 
 from chinchilla_lm.cli import main
-from chinchilla_lm.runtime.session import load
+from chinchilla_lm.runtime.loading import load
 
 
 def test_the_text_is_the_sessions_and_nothing_else_is_printed(capsys, model_folder):
@@ -46,7 +46,7 @@ def test_chat_uses_the_template_and_plain_does_not(capsys, model_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "tpu"], "backend 'tpu' is not one of auto, torch"),
+        (["--backend", "tpu"], "backend 'tpu' is not one of auto, native, torch"),
         (["--max-new-tokens", "70"], "tokens are more than the model's 64 positions"),
         (["--top-k", "5"], "top-k 5 has no effect"),
         (["--temperature", "-1"], "temperature -1.0"),

@@ -46,9 +46,12 @@ def as_multiplied(form: Format, x: NDArray[np.float32]) -> NDArray[np.float64]:
         return x.astype(np.float64)
     if form.kind == "bf16":
         return from_halves(to_halves(x)).astype(np.float64)
-    peak = np.abs(x).max(1, keepdims=True)
-    scale = np.where(peak > 0, peak / 127.0, 1.0).astype(np.float64)
-    return np.rint(x * np.where(peak > 0, np.float32(127.0) / np.where(peak > 0, peak, 1), 0)) * scale
+    group = form.options["group"] or x.shape[1]
+    wide = np.pad(x, ((0, 0), (0, -x.shape[1] % group))).reshape(len(x), -1, group)
+    peak = np.abs(wide).max(2, keepdims=True)
+    factor = np.where(peak > 0, np.float32(127.0) / np.where(peak > 0, peak, np.float32(1.0)), np.float32(0.0))
+    rounded = np.rint(wide * factor).astype(np.float64) * (peak / np.float32(127.0))
+    return rounded.reshape(len(x), -1)[:, : x.shape[1]]
 
 
 @pytest.mark.parametrize("isa", SETS)

@@ -1,13 +1,23 @@
+from collections.abc import Collection
+
+import numpy as np
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
-from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.generate import Sampler, generate, read
+from chinchilla_lm.runtime.generate import generate
+from chinchilla_lm.runtime.sampling import Sampler
+from chinchilla_lm.runtime.torch_backend import TorchReader, read
 
 BODIES = {
     "llama": {},
@@ -20,10 +30,15 @@ DROPPED = {
     "one-attention": {"0.attn": "lose", "0.mlp": "lose", "2.attn": "lose"},
     "no-attention": {"0.attn": "lose", "1.attn": "lose", "2.attn": "lose"},
 }
-PROMPT = torch.tensor([[5, 80, 3, 41, 96, 7]])
+PROMPT = [5, 80, 3, 41, 96, 7]
 
 
-def greedy_by_full_passes(model: Transformer, ids: torch.Tensor, count: int) -> list[int]:
+def write(model: Transformer, count: int, sampler: Sampler | None = None, stop: Collection[int] = ()) -> list[int]:
+    return list(generate(TorchReader(model, len(PROMPT) + count - 1), PROMPT, count, sampler or Sampler(), stop))
+
+
+def greedy_by_full_passes(model: Transformer, prompt: list[int], count: int) -> list[int]:
+    ids = torch.tensor([prompt])
     for _ in range(count):
         with torch.inference_mode():
             ids = torch.cat((ids, model(Batch(ids))[:, -1:].argmax(-1)), dim=1)
@@ -35,7 +50,7 @@ def greedy_by_full_passes(model: Transformer, ids: torch.Tensor, count: int) -> 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_the_cache_changes_nothing(tiny_config, tiny_model, body, dropped, dtype):
     model = tiny_model(tiny_config(**body), dropped, dtype)
-    assert list(generate(model, PROMPT, 20, Sampler())) == greedy_by_full_passes(model, PROMPT, 20)
+    assert write(model, 20) == greedy_by_full_passes(model, PROMPT, 20)
 
 
 def test_reading_in_rows_and_in_parts_gives_the_logits_of_one_pass(tiny_config, tiny_model):
@@ -60,34 +75,25 @@ def test_only_live_attention_has_a_slot(tiny_config, tiny_model):
 
 def test_a_stop_token_ends_the_text_and_is_not_given_out(tiny_config, tiny_model):
     model = tiny_model(tiny_config())
-    tokens = list(generate(model, PROMPT, 12, Sampler()))
+    tokens = write(model, 12)
     stop = tokens[4]
-    assert list(generate(model, PROMPT, 12, Sampler(), {stop})) == tokens[: tokens.index(stop)]
+    assert write(model, 12, stop={stop}) == tokens[: tokens.index(stop)]
 
 
-def test_the_last_position_needs_no_slot_and_one_fewer_is_refused(tiny_config, tiny_model):
+def test_one_position_fewer_than_is_read_is_refused(tiny_config, tiny_model):
     model = tiny_model(tiny_config())
-    assert len(list(generate(model, PROMPT, 4, Sampler(), capacity=9))) == 4
     with pytest.raises(InputError, match="9 positions do not fit the cache of 8"):
-        generate(model, PROMPT, 4, Sampler(), capacity=8)
+        list(generate(TorchReader(model, 8), PROMPT, 4, Sampler()))
 
 
-@pytest.mark.parametrize(
-    ("changes", "ids", "count", "message"),
-    [
-        ({"causal": False}, PROMPT, 4, "bidirectional language-modeling model"),
-        ({"head": HeadConfig("embedding")}, PROMPT, 4, "embedding model writes no text"),
-        ({}, PROMPT[:, :0], 4, "0 tokens"),
-        ({}, PROMPT, 0, "max-new-tokens 0"),
-    ],
-)
-def test_what_cannot_be_generated_is_refused_at_once(tiny_config, tiny_model, changes, ids, count, message):
+@pytest.mark.parametrize(("ids", "count", "message"), [([], 4, "0 tokens"), (PROMPT, 0, "max-new-tokens 0")])
+def test_what_cannot_be_generated_is_refused_at_once(tiny_config, tiny_model, ids, count, message):
     with pytest.raises(InputError, match=message):
-        generate(tiny_model(tiny_config(**changes)), ids, count, Sampler())
+        generate(TorchReader(tiny_model(tiny_config()), 9), ids, count, Sampler())
 
 
 def test_the_consumer_of_the_tokens_is_not_put_into_inference_mode(tiny_config, tiny_model):
-    for _ in generate(tiny_model(tiny_config()), PROMPT, 3, Sampler()):
+    for _ in generate(TorchReader(tiny_model(tiny_config()), 9), PROMPT, 3, Sampler()):
         assert not torch.is_inference_mode_enabled()
 
 
@@ -96,41 +102,60 @@ def test_nan_is_an_error_and_not_a_token(tiny_config, tiny_model):
     with torch.no_grad():
         model.link("2.mlp").get_parameter("down.weight")[3, 3] = torch.nan
     with pytest.raises(InputError, match="not a number"):
-        list(generate(model, PROMPT, 3, Sampler()))
+        write(model, 3)
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(0.7, None, None), (1.0, 5, None), (1.3, None, 0.6), (0.9, 12, 0.8), (1.0, 500, 1.0), (1.0, None, 1e-9)],
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (0.7, None, None, None),
+        (1.0, 5, None, None),
+        (1.3, None, 0.6, None),
+        (0.9, 12, 0.8, None),
+        (1.0, 500, 1.0, 0.0),
+        (1.0, None, 1e-9, None),
+        (1.2, None, None, 0.1),
+        (1.2, 9, 0.9, 0.02),
+    ],
 )
-def test_probabilities_are_those_of_transformers(temperature, top_k, top_p):
+def test_probabilities_are_those_of_transformers(temperature, top_k, top_p, min_p):
     logits = 3 * torch.randn(50, generator=torch.Generator().manual_seed(4))
     wanted = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
         wanted = TopKLogitsWarper(top_k)(None, wanted)
     if top_p and top_p < 1.0:
         wanted = TopPLogitsWarper(top_p)(None, wanted)
-    given = Sampler(temperature, top_k, top_p).probabilities(logits)
-    assert torch.allclose(given, wanted.softmax(-1)[0], atol=1e-6)
+    if min_p:
+        wanted = MinPLogitsWarper(min_p)(None, wanted)
+    given = Sampler(temperature, top_k, top_p, min_p).probabilities(logits.numpy())
+    np.testing.assert_allclose(given, wanted.softmax(-1)[0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_repetition_is_penalised_as_by_transformers(penalty):
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(4))
+    seen = [int(logits.argmax()), int(logits.argmin()), 7, 7]
+    wanted = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([seen]), logits[None])[0]
+    assert Sampler(repetition_penalty=penalty)(logits.numpy(), seen) == int(wanted.argmax())
+    assert Sampler(repetition_penalty=4.0)(logits.numpy(), seen) != seen[0]
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    logits = np.array([2.0, 1.0, 0.0, -1.0], np.float32)
     sampler = Sampler(temperature=1.0, seed=1)
-    counts = torch.bincount(torch.tensor([sampler(logits) for _ in range(4000)]), minlength=4) / 4000
-    assert torch.allclose(counts, logits.softmax(-1), atol=0.03)  # four deviations at p = 0.64 and 4,000 draws
+    counts = np.bincount([sampler(logits) for _ in range(4000)], minlength=4) / 4000
+    wanted = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(counts, wanted, atol=0.03)  # four deviations at p = 0.64 and 4,000 draws
 
 
 def test_a_seed_fixes_the_text_whatever_else_draws(tiny_config, tiny_model):
     model = tiny_model(tiny_config())
 
     def draw(seed: int | None) -> list[int]:
-        torch.rand(3)
-        return list(generate(model, PROMPT, 16, Sampler(1.0, seed=seed)))
+        np.random.random(3)
+        return write(model, 16, Sampler(1.0, seed=seed))
 
-    before = torch.get_rng_state()
-    first = list(generate(model, PROMPT, 16, Sampler(1.0, seed=7)))
-    assert torch.equal(torch.get_rng_state(), before)
+    first = draw(7)
     assert draw(7) == first
     assert draw(8) != first
     assert draw(None) != draw(None)
@@ -143,7 +168,10 @@ def test_a_seed_fixes_the_text_whatever_else_draws(tiny_config, tiny_model):
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": 1.0, "top_k": 0}, "top-k 0 is not 1 or more"),
         ({"temperature": 1.0, "top_p": 1.5}, r"top-p 1.5 is not in \(0, 1\]"),
+        ({"temperature": 1.0, "min_p": -0.1}, r"min-p -0.1 is not in \[0, 1\]"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty 0.0 is not above 0"),
         ({"top_p": 0.9}, "top-p 0.9 has no effect"),
+        ({"min_p": 0.1}, "min-p 0.1 has no effect"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import HeadConfig
-from chinchilla_lm.runtime.generate import read
 from chinchilla_lm.runtime.roofline import decode_bytes, pass_flops, size_of
+from chinchilla_lm.runtime.torch_backend import read
 
 TAGS = HeadConfig("token-classification", labels=("O", "B-X"))
 

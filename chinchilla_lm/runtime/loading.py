@@ -1,0 +1,104 @@
+"""From a path to a session: which backend runs it, and in what numbers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module, native_format
+from chinchilla_lm.runtime.packed import is_packed, read_packed
+from chinchilla_lm.runtime.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+    from chinchilla_lm.models.checkpoint import Checkpoint
+
+BACKENDS = ("auto", "native", "torch")
+
+
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    task: str | None = None,
+) -> Session:
+    """A session on a model folder, a packed model, a run folder, a GGUF file or a hub model.
+
+    backend: `native` is the C++ engine on the CPU, `torch` runs on any device; `auto` is native where the engine is
+    there and the device is the CPU. dtype: `auto` is bfloat16 where the device multiplies it natively, else float32; a
+    packed model has its own. threads: of a native session, or of all of torch; None means every core (torch: as it is).
+    task: needed where the checkpoint says none. Raises InputError for an unknown backend, device or dtype, for a model
+    that cannot be read, and for a task whose head would have random weights.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads {threads} is not 1 or more; leave --threads away to use every core")
+    packed = is_packed(path)
+    native = backend == "native" or (backend == "auto" and _engine_serves(device, packed))
+    if packed and native:
+        if dtype != "auto":
+            raise InputError(f"dtype {dtype} is not that of a packed model; leave --dtype away")
+        program, card = read_packed(path)
+        if task is not None and task != card.kind:
+            raise InputError(f"this packed model is for {card.kind}, not {task}; load another one")
+        return Session(NativeBackend(NativeModel(program, threads), card), card)
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.unpacking import unpack_checkpoint
+
+    checkpoint = unpack_checkpoint(path, task) if packed else checkpoints.load(path, task=task)
+    if checkpoint.fresh:
+        raise InputError(f"{path} has no trained head for {task}; run chinchilla finetune first")
+    if native:
+        return native_session(checkpoint, dtype, threads)
+    if threads is not None:
+        from chinchilla_lm.runtime.torch_backend import set_threads
+
+        set_threads(threads)
+    return torch_session(checkpoint, device, dtype)
+
+
+def torch_session(
+    checkpoint: Checkpoint, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> Session:
+    """A session in torch on a model in memory, which stays as it is."""
+    from chinchilla_lm.runtime.device import resolve_device
+    from chinchilla_lm.runtime.torch_backend import TorchBackend, dtype_of
+
+    card = Card.of(checkpoint)
+    place = resolve_device(device) if isinstance(device, str) else device
+    pad = 0 if card.kind == "language-modeling" else card.pad_id
+    return Session(TorchBackend.prepared(checkpoint.model, place, dtype_of(dtype, place), pad), card)
+
+
+def native_session(checkpoint: Checkpoint, dtype: str = "auto", threads: int | None = None) -> Session:
+    """A session in the engine on a model in memory, packed here and now in float32 or bfloat16."""
+    from chinchilla_lm.runtime.compile import compile_model
+
+    card = Card.of(checkpoint)
+    program = compile_model(checkpoint.model, native_format(dtype))
+    return Session(NativeBackend(NativeModel(program, threads), card), card)
+
+
+def _engine_serves(device: str, packed: bool) -> bool:
+    """Whether `auto` means the engine; says so where it would, were it there."""
+    if device not in ("auto", "cpu"):
+        return False
+    if engine_module() is None:
+        warnings.warn(
+            "this installation has no native engine, so the model runs on torch, which is slower; "
+            "install a C++ compiler and chinchilla-lm again",
+            stacklevel=3,
+        )
+        return False
+    if packed or device == "cpu":
+        return True
+    from chinchilla_lm.runtime.device import resolve_device
+
+    return resolve_device(device).type == "cpu"

@@ -1,0 +1,32 @@
+"""A packed model: a folder with a program in the place of the weights, and all that belongs to the model beside it.
+
+config.json  tokenizer files  chinchilla.json (if the model has one)  program.bin
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import read_json
+from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.program import Program, read_program
+
+PROGRAM = "program.bin"
+META = "chinchilla.json"
+
+
+def is_packed(path: str | Path) -> bool:
+    """Whether it is a folder with a program."""
+    return (Path(path) / PROGRAM).is_file()
+
+
+def read_packed(path: str | Path) -> tuple[Program, Card]:
+    """The program and what it is. Raises InputError for a damaged or incomplete folder."""
+    folder = Path(path)
+    program = read_program(folder / PROGRAM)
+    meta: Any = read_json(folder / META, "model description") if (folder / META).is_file() else {}
+    if not isinstance(meta, dict):
+        raise InputError(f"{folder / META} is not a dictionary; run chinchilla pack again")
+    return program, Card.of_packed(folder, program.header, meta)

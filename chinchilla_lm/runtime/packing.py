@@ -1,0 +1,69 @@
+"""Writing a packed model: the program, and beside it all files of the model folder but its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import building
+from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.packed import PROGRAM, is_packed
+from chinchilla_lm.runtime.program import Program, write_program
+
+Size = tuple[str, int, int]
+
+
+def write_packed(model: str | Path, form: str, folder: Path, task: str | None = None) -> list[Size]:
+    """Pack a model into a folder, wholly or not at all; (what, bytes, weights) of its parts.
+
+    Raises InputError for a model that cannot be read, has no trained head, or is packed already.
+    """
+    if is_packed(model):
+        raise InputError(f"{model} is packed already, and packing twice loses twice; pack the model that it came from")
+    checkpoint = checkpoints.load(model, task=task)
+    if checkpoint.fresh:
+        raise InputError(f"{model} has no trained head for {task}; run chinchilla finetune first")
+    program = compile_model(checkpoint.model, form)
+    header = program.header | {"card": Card.of(checkpoint).to_dict()}
+    with building(folder) as temporary:
+        checkpoints.write_rest(checkpoint, temporary)
+        _write_plain_tokenizer(checkpoint, temporary)
+        write_program(Program(header, program.data), temporary / PROGRAM)
+    return _sizes(program.header)
+
+
+def _write_plain_tokenizer(checkpoint: checkpoints.Checkpoint, folder: Path) -> None:
+    """A `tokenizer.json`, where the model came with the files of an older kind alone."""
+    if checkpoint.source is not None and not (folder / "tokenizer.json").is_file():
+        checkpoint.tokenizer.save_pretrained(folder)
+
+
+def _sizes(header: dict[str, Any]) -> list[Size]:
+    totals: dict[str, list[int]] = {}
+
+    def add(what: str, part: dict[str, Any] | None) -> None:
+        if part is None:
+            return
+        if "rows" in part:
+            weights = part["rows"] * part["size"]
+            size = weights * (4 if part["format"] == "f32" else 2)
+        else:
+            weights = part["outputs"] * part["inputs"]
+            form = next(one for one in FORMATS.values() if one.matches(part))
+            size = form.bytes(part["outputs"], part["inputs"])
+        total = totals.setdefault(what, [0, 0])
+        total[0] += size
+        total[1] += weights
+
+    for name in ("tokens", "positions", "segments"):
+        add("embedding", header["embedding"][name])
+    for operation in header["operations"]:
+        for place in ("first", "second"):
+            add(operation["kind"], operation.get(place))
+    for name in ("dense", "output"):
+        add("head", header["head"][name])
+    return [(what, size, weights) for what, (size, weights) in totals.items()]

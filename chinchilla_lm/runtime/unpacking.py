@@ -1,0 +1,143 @@
+"""Program → model: the torch twin of a packed model, whose weights are what the packed ones mean.
+
+The twin rounds weights as the engine does, but not the inputs of its products: it is what a format costs by itself, and
+it runs where the engine does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import read_json
+from chinchilla_lm.models.checkpoint import Checkpoint, describe
+from chinchilla_lm.models.filling import skeleton
+from chinchilla_lm.models.source import locate
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pack.bf16 import from_halves
+from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.pack.panels import LANES, Floats
+from chinchilla_lm.runtime.packed import PROGRAM, read_packed
+from chinchilla_lm.runtime.program import Program
+
+
+def unpack_checkpoint(path: str | Path, task: str | None = None) -> Checkpoint:
+    """The torch twin of a packed model's folder. Raises InputError for a damaged one, or one for another task."""
+    program, card = read_packed(path)
+    located = locate(path)
+    about = describe(located, read_json(located.folder / "config.json", "model config"), task)
+    if not about.trained or about.config.head.kind != card.kind:
+        raise InputError(f"this packed model is for {card.kind}, not {task}; load another one")
+    model = skeleton(about.config, about.dropped)
+    try:
+        state = _State(program, model).tensors()
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the program in {path} does not fit its config ({error}); run chinchilla pack again"
+        ) from error
+    model.load_state_dict(state, assign=True)
+    model.tie()
+    files = (located.folder / PROGRAM, located.folder / "config.json")
+    return Checkpoint(model.eval(), about.hf, located.folder, about.meta, (), files)
+
+
+class _State:
+    """A program's parts as the tensors of a model."""
+
+    def __init__(self, program: Program, model: Transformer) -> None:
+        self.program, self.model = program, model
+        self.found: dict[str, Tensor] = {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, each of the shape that the model has there."""
+        header = self.program.header
+        self._embedding(header["embedding"])
+        for operation in header["operations"]:
+            self._operation(operation)
+        self._head(header["head"])
+        wanted = self.model.state_dict()
+        if missing := sorted(wanted.keys() - self.found.keys()):
+            raise ValueError(f"{missing[0]} is missing")
+        for name, like in wanted.items():
+            if self.found[name].shape != like.shape:
+                raise ValueError(f"{name} is {tuple(self.found[name].shape)}, not {tuple(like.shape)}")
+        return {name: self.found[name] for name in wanted}
+
+    def _embedding(self, part: dict[str, Any]) -> None:
+        for name in ("tokens", "positions", "segments"):
+            if part[name] is not None:
+                self._put(f"embedding.{name}.weight", self._table(part[name]))
+        self._norm("embedding.norm", part["norm"])
+
+    def _operation(self, part: dict[str, Any]) -> None:
+        link = f"links.{part['name'].replace('.', '_')}"
+        self._norm(f"{link}.norm", part["norm"])
+        if part["kind"] == "norm":
+            return
+        self._norm(f"{link}.norm_after", part["after"])
+        attention = part["kind"] == "attention"
+        first, second = ("qkv", "out") if attention else ("up", "down")
+        self._linear(f"{link}.{second}", part["second"])
+        self._linear(f"{link}.{first}", part["first"])
+        if attention:
+            self._norm(f"{link}.q_norm", part["query_norm"])
+            self._norm(f"{link}.k_norm", part["key_norm"])
+        elif part["gated"]:
+            inner = part["second"]["inputs"]
+            for name in (f"{link}.{first}.weight", f"{link}.{first}.bias"):
+                if name in self.found:
+                    both = self.found[name].numpy()
+                    panels = both.reshape(-1, 2, LANES, *both.shape[1:]).swapaxes(0, 1)
+                    self._put(name, panels.reshape(2, -1, *both.shape[1:])[:, :inner].reshape(-1, *both.shape[1:]))
+
+    def _head(self, part: dict[str, Any]) -> None:
+        self._norm("norm", part["norm"])
+        self._norm("head.transform_norm", part["transform"])
+        for name in ("dense", "output"):
+            if part[name] is not None:
+                self._linear(f"head.{name}", part[name])
+        if "embedding.tokens.weight" not in self.found:
+            self.found["embedding.tokens.weight"] = self.found["head.output.weight"]
+
+    def _norm(self, name: str, part: dict[str, Any] | None) -> None:
+        if part is None:
+            return
+        like = self.model.state_dict().get(f"{name}.weight")
+        for key in ("weight", "bias"):
+            if part[key] is not None and like is not None:
+                values = self._floats(part[key], like.shape[0])
+                offset = key == "weight" and self.model.config.norm_unit_offset
+                self._put(f"{name}.{key}", values - np.float32(1.0) if offset else values)
+
+    def _linear(self, name: str, part: dict[str, Any]) -> None:
+        form = next(one for one in FORMATS.values() if one.matches(part))
+        outputs, inputs = part["outputs"], part["inputs"]
+        packed = self._bytes(part["offset"], form.bytes(outputs, inputs))
+        self._put(f"{name}.weight", form.unpack(packed, outputs, inputs, **form.options))
+        if part["bias"] is not None:
+            self._put(f"{name}.bias", self._floats(part["bias"], outputs))
+
+    def _table(self, part: dict[str, Any]) -> Floats:
+        count = part["rows"] * part["size"]
+        if part["format"] == "f32":
+            values = self._floats(part["offset"], count)
+        else:
+            values = from_halves(self._bytes(part["offset"], 2 * count).view(np.uint16))
+        return values.reshape(part["rows"], part["size"])
+
+    def _floats(self, offset: int, count: int) -> Floats:
+        return self._bytes(offset, 4 * count).view(np.float32)
+
+    def _bytes(self, offset: int, count: int) -> NDArray[np.uint8]:
+        if not 0 <= offset <= offset + count <= self.program.data.size:
+            raise ValueError(f"{count} bytes at {offset} are outside the program")
+        return self.program.data[offset : offset + count]
+
+    def _put(self, name: str, values: Floats) -> None:
+        self.found[name] = torch.from_numpy(np.array(values, np.float32))

@@ -1,0 +1,77 @@
+"""Formats by themselves: bytes, round trips, and how far a rounded weight may be from what it was."""
+
+import numpy as np
+import pytest
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.pack.formats import FORMATS, format_named
+
+SHAPES = [(1, 1), (16, 64), (33, 100), (83, 545)]
+
+
+def weights(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return (random.standard_normal((outputs, inputs)) * random.uniform(0.01, 3, (outputs, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_packed_once_is_packed_to_the_same_bytes(name, shape):
+    form = FORMATS[name]
+    packed = form.pack(weights(*shape), **form.options)
+    meant = form.unpack(packed, *shape, **form.options)
+    assert packed.dtype == np.uint8
+    assert packed.size == form.bytes(*shape)
+    again = form.pack(meant, **form.options)
+    if name in ("f32", "bf16"):
+        assert (again == packed).all()
+    # A scale is found again up to the rounding of its own float16; the weights are the same to that.
+    np.testing.assert_allclose(form.unpack(again, *shape, **form.options), meant, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_rounded_weight_is_within_half_a_step(name):
+    form = FORMATS[name]
+    original = weights(40, 300)
+    meant = form.unpack(form.pack(original, **form.options), 40, 300, **form.options)
+    assert meant.shape == original.shape
+    if name == "f32":
+        assert (meant == original).all()
+        return
+    if name == "bf16":
+        np.testing.assert_allclose(meant, original, rtol=2**-8)
+        return
+    group = form.options["group"] or 300
+    for start in range(0, 300, group):
+        part = original[:, start : start + group]
+        if form.kind == "int8":
+            step = np.abs(part).max(1) / 127
+        elif form.options["asymmetric"]:
+            step = np.maximum(part.max(1) - np.minimum(part.min(1), 0), -np.minimum(part.min(1), 0)) / 15
+        else:
+            step = np.abs(part).max(1) / 4  # the other end of −8 … 7 may be cut by a whole eighth
+        error = np.abs(meant[:, start : start + group] - part).max(1)
+        assert (error <= 0.5 * step * 1.01 + 2e-3 * np.abs(part).max(1)).all(), (name, start)
+
+
+def test_q4_1_comes_back_as_it_was():
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 16, (32, 8, 32))
+    codes[..., 0], codes[..., 1] = 0, 15
+    scales = random.uniform(0.01, 0.1, (32, 8, 1)).astype(np.float16).astype(np.float32)
+    minima = random.uniform(-1, -0.1, (32, 8, 1)).astype(np.float16).astype(np.float32)
+    original = (codes * scales + minima).astype(np.float32).reshape(32, 256)
+    form = FORMATS["int4"]
+    meant = form.unpack(form.pack(original, **form.options), 32, 256, **form.options)
+    np.testing.assert_allclose(meant, original, rtol=2e-3, atol=1e-3)
+
+
+def test_zeros_stay_zeros():
+    for form in FORMATS.values():
+        packed = form.pack(np.zeros((5, 70), np.float32), **form.options)
+        assert (form.unpack(packed, 5, 70, **form.options) == 0).all()
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(InputError, match="format 'int3' is not one of f32, bf16, int8"):
+        format_named("int3")
