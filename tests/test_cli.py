@@ -193,7 +193,7 @@ def test_a_stopped_verb_promises_to_resume_only_where_it_does(capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "stopped", module)
     monkeypatch.setitem(cli.VERBS, name, ("stopped", "for the test"))
     assert cli.main([name]) == 130
-    resumes = name not in ("doctor", "inspect", "generate", "bench", "evaluate", "export")
+    resumes = name not in ("doctor", "inspect", "generate", "bench", "evaluate", "export", "pack")
     rest = "; run the same command again to resume from what is done" if resumes else ""
     assert capsys.readouterr().err == f"chinchilla {name} stopped{rest}\n"
 

@@ -11,7 +11,7 @@ import torch
 from chinchilla_lm import cli
 from chinchilla_lm.commands.doctor import make_checks
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime import machine
+from chinchilla_lm.runtime import cpu, machine
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_usable_cores_follow_the_affinity_mask():
 
 
 def test_a_container_quota_caps_the_cores(monkeypatch):
-    monkeypatch.setattr(machine, "_cgroup_quota", lambda: 0.5)
+    monkeypatch.setattr(cpu, "cgroup_quota", lambda: 0.5)
     assert machine.usable_cores() == 1
 
 
@@ -52,9 +52,9 @@ def test_two_hyper_threads_are_one_core(monkeypatch, tmp_path):
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "topology" / "physical_package_id").write_text("0\n")
         (tmp_path / f"cpu{cpu}" / "topology" / "core_id").write_text(f"{core}\n")
-    monkeypatch.setattr(machine, "_CPUS", tmp_path)
-    monkeypatch.setattr(machine, "_cgroup_quota", lambda: None)
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(cpu, "CPUS", tmp_path)
+    monkeypatch.setattr(cpu, "cgroup_quota", lambda: None)
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     assert machine.usable_cores() == 2
 
 
@@ -62,7 +62,7 @@ def test_the_last_level_cache_is_the_largest(monkeypatch, tmp_path):
     for index, size in enumerate(["48K", "1024K", "32M"]):
         (tmp_path / "cpu0" / "cache" / f"index{index}").mkdir(parents=True)
         (tmp_path / "cpu0" / "cache" / f"index{index}" / "size").write_text(size + "\n")
-    monkeypatch.setattr(machine, "_CPUS", tmp_path)
+    monkeypatch.setattr(machine, "CPUS", tmp_path)
     assert machine.last_level_cache() == 32 << 20
 
 
