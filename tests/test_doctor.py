@@ -48,10 +48,10 @@ def test_a_container_quota_caps_the_cores(monkeypatch):
 
 
 def test_two_hyper_threads_are_one_core(monkeypatch, tmp_path):
-    for cpu, core in enumerate([0, 0, 1, 1]):
-        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}" / "topology" / "physical_package_id").write_text("0\n")
-        (tmp_path / f"cpu{cpu}" / "topology" / "core_id").write_text(f"{core}\n")
+    for number, core in enumerate([0, 0, 1, 1]):
+        (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{number}" / "topology" / "physical_package_id").write_text("0\n")
+        (tmp_path / f"cpu{number}" / "topology" / "core_id").write_text(f"{core}\n")
     monkeypatch.setattr(cpu, "CPUS", tmp_path)
     monkeypatch.setattr(cpu, "cgroup_quota", lambda: None)
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
