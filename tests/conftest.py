@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ settings.register_profile("chinchilla", deadline=None)
 settings.load_profile("chinchilla")
 # For fixtures of the session, which are made before `one_thread`; stage hashes hold the number of threads.
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has SIGINT ignored, and what ignores it passes that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
