@@ -35,18 +35,6 @@ Matrix values_matrix(Format format, int head_dim, int positions, const std::byte
     return values;
 }
 
-// One position's values into the lanes of its panels.
-void put_value(Format format, const float* row, const std::uint16_t* halves, int head_dim, int position, const KeyValues& to) {
-    for (int p = 0; p < head_dim; ++p) {
-        std::byte* panel = to.values + (p / kLanes) * to.pitch;
-        if (format == Format::f32) {
-            std::memcpy(panel + 64 * static_cast<std::size_t>(position) + 4 * (p % kLanes), row + p, 4);
-        } else {
-            std::memcpy(panel + 64 * static_cast<std::size_t>(position / 2) + 4 * (p % kLanes) + 2 * (position % 2), halves + p, 2);
-        }
-    }
-}
-
 }  // namespace
 
 std::size_t KeyValues::bytes(Format format, int head_dim, int capacity) {
@@ -94,9 +82,13 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
     const Format format = program_.cache;
     const Input to = queries(op);
     const Matrix like = keys_matrix(format, size, 1, nullptr);
+    const int padded = like.padded(), words = static_cast<int>(like.row_bytes() / 4);
+    const std::size_t panel = like.stride();
     float* row = scratch_[me.index].row.as();
     std::byte* rounded = scratch_[me.index].tile.as<std::byte>();
-    const auto turned = [&](const float* from, const Norm& norm, int at) {
+    const Input one = place(like, rounded, 1);
+    const auto turned = [&](const float* from, const Norm& norm, int at) -> const float* {
+        if (!norm.present && op.rope < 0) return from;
         std::copy_n(from, size, row);
         if (norm.present) k_.norm(norm, row, row, size);
         if (op.rope >= 0) {
@@ -105,31 +97,36 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
         }
         return row;
     };
-    const Share share = me.share(job.rows * op.kv_heads);
-    for (int item = share.begin; item < share.end; ++item) {
+    const int items = job.rows * op.kv_heads;
+    // Two positions of a sequence share a word of values, so no two members write them.
+    const auto whole = [&](int item) {
+        if (item == items) return item;
+        const Sequence& sequence = job.sequences[sequence_of_[item % job.rows]];
+        const int new_ones = item % job.rows - sequence.row;
+        return new_ones && (sequence.past + new_ones) % 2 ? item + 1 : item;
+    };
+    const Share share = me.share(items);
+    for (int item = whole(share.begin), end = whole(share.end); item < end; ++item) {
         const int head = item / job.rows, at = item % job.rows;
         const int index = sequence_of_[at];
         const Sequence& sequence = job.sequences[index];
         const int position = sequence.past + at - sequence.row;
         const float* from = mid_.as() + at * wide_;
         for (int g = 0; g < shared; ++g) {
-            k_.prepare(like, turned(from + (head * shared + g) * size, op.query_norm, at), to, item * shared + g);
+            k_.prepare(like, turned(from + (head * shared + g) * size, op.query_norm, at), to, item * shared + g, 0, padded);
         }
         const KeyValues kv = key_values(op, sequence, index, head);
-        const Input one = place(like, rounded, 1);
-        k_.prepare(like, turned(from + (op.heads + head) * size, op.key_norm, at), one, 0);
-        std::byte* lane = kv.keys + (position / kLanes) * like.stride() + 4 * (position % kLanes);
-        for (std::size_t word = 0; word < like.row_bytes() / 4; ++word) std::memcpy(lane + 64 * word, rounded + 4 * word, 4);
-        const float* value = from + (op.heads + op.kv_heads + head) * size;
-        auto* halves = reinterpret_cast<std::uint16_t*>(rounded);
-        std::copy_n(value, size, row);
-        if (format == Format::bf16) k_.to_bf16(row, halves, size);
-        put_value(format, row, halves, size, position, kv);
+        k_.prepare(like, turned(from + (op.heads + head) * size, op.key_norm, at), one, 0, 0, padded);
+        std::byte* lane = kv.keys + (position / kLanes) * panel + 4 * (position % kLanes);
+        for (int word = 0; word < words; ++word) std::memcpy(lane + 64 * word, rounded + 4 * word, 4);
+        k_.put_value(format, from + (op.heads + op.kv_heads + head) * size, kv.values, kv.pitch, size, position);
         if (at != sequence.row + sequence.count - 1) continue;
         // What stands behind the last position is multiplied by 0, so it must be a number.
-        std::fill_n(row, size, 0.0F);
-        std::fill_n(halves, size, std::uint16_t{0});
-        for (int rest = position + 1; rest < round_up(position + 1, kPositions); ++rest) put_value(format, row, halves, size, rest, kv);
+        const int lines = format == Format::f32 ? 1 : 2;  // positions of 64 bytes
+        const int rest = position / lines + 1, all = round_up(position + 1, kPositions) / lines;
+        for (int p = 0; p < size; p += kLanes) {
+            std::memset(kv.values + (p / kLanes) * kv.pitch + 64 * static_cast<std::size_t>(rest), 0, 64 * static_cast<std::size_t>(all - rest));
+        }
     }
 }
 
@@ -173,7 +170,7 @@ void Pass::attend_block(const Operation& op, const Job& job, int index, int head
         const int begin = std::max(0, position - window + 1) - low;
         const int end = (program_.causal ? position + 1 : std::min(total, position + window)) - low;
         k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale);
-        k_.prepare(values, scores + i * width, probabilities, i);
+        k_.prepare(values, scores + i * width, probabilities, i, 0, values.padded());
     }
     float* seen = scratch.tile.reserve_of<float>(rows * seen_width + 64);
     k_.multiply(values, probabilities, 0, rows, 0, values.panels(), seen, seen_width, false);

@@ -23,6 +23,6 @@ namespace chinchilla::CHINCHILLA_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply, prepare, unpack_row, norm_row, activate, gate,
-                         softmax, to_bf16, rotate, add_row, largest_of};
+                         softmax, put_value, rotate, add_row, largest_of};
 
 }  // namespace chinchilla::CHINCHILLA_ISA

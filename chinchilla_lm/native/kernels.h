@@ -26,8 +26,11 @@ constexpr int kLanes = 16;  // outputs of a panel
 enum class Format : int { f32, bf16, int8, int4 };
 enum class Activation : int { gelu, gelu_tanh, relu, silu, tanh };
 
+// Always inline: kernels.cpp is compiled for several instruction sets, and the linker keeps one copy of what is not.
+#define CHINCHILLA_INLINE inline __attribute__((always_inline))
+
 template <class T>
-constexpr T round_up(T value, T step) {
+CHINCHILLA_INLINE constexpr T round_up(T value, T step) {
     return (value + step - 1) / step * step;
 }
 
@@ -41,12 +44,24 @@ struct Matrix {
     const float* bias = nullptr;  // [panels() · 16] or none
     std::size_t pitch = 0;        // bytes from panel to panel where that is more than stride(): a cache's values
 
-    int panels() const { return (outputs + kLanes - 1) / kLanes; }
-    int padded() const;                              // inputs with padding
-    int groups() const { return group ? padded() / group : 1; }
-    std::size_t row_bytes() const;                   // of a prepared row of inputs
-    std::size_t stride() const;                      // bytes of a panel
-    std::size_t bytes() const { return stride() * static_cast<std::size_t>(panels()); }
+    CHINCHILLA_INLINE int panels() const { return (outputs + kLanes - 1) / kLanes; }
+    CHINCHILLA_INLINE int padded() const {  // inputs with padding
+        if (format == Format::f32) return round_up(inputs, 16);
+        if (format == Format::bf16) return round_up(inputs, 32);
+        return round_up(inputs, group > 64 ? group : 64);
+    }
+    CHINCHILLA_INLINE int groups() const { return group ? padded() / group : 1; }
+    CHINCHILLA_INLINE std::size_t row_bytes() const {  // of a prepared row of inputs
+        return static_cast<std::size_t>(padded()) * (format == Format::f32 ? 4 : format == Format::bf16 ? 2 : 1);
+    }
+    CHINCHILLA_INLINE std::size_t stride() const {  // bytes of a panel
+        const std::size_t weights = static_cast<std::size_t>(padded()) * kLanes;
+        if (format == Format::f32) return weights * 4;
+        if (format == Format::bf16) return weights * 2;
+        const std::size_t side = group ? round_up<std::size_t>(static_cast<std::size_t>(groups()) * 32, 64) : 64;
+        return (format == Format::int8 ? weights : weights / 2) + side * (asymmetric ? 2 : 1);
+    }
+    CHINCHILLA_INLINE std::size_t bytes() const { return stride() * static_cast<std::size_t>(panels()); }
 };
 
 // Rows of inputs in the format that a matrix multiplies: float, bf16, or int8 with a scale and a sum for each group.
@@ -71,8 +86,9 @@ struct Kernels {
     // y[row][output] = Σ w x (+ bias), or += with `add`, for panels [first, first + panels) into y's columns 0 ….
     void (*multiply)(const Matrix&, const Input&, int row, int rows, int first, int panels, float* y,
                      std::size_t y_stride, bool add);
-    // One row of floats, size inputs, as row `row` of the input of a matrix.
-    void (*prepare)(const Matrix&, const float* x, const Input&, int row);
+    // Inputs [from, to) of row `row`, whose floats are at x; what is behind the matrix's inputs becomes 0. `from` is a
+    // multiple of 64 and of the group, `to` is too or is padded(); all of a row at once where it has one scale.
+    void (*prepare)(const Matrix&, const float* x, const Input&, int row, int from, int to);
     // One row of a matrix, its inputs as floats: an embedding that is also the decoder.
     void (*unpack_row)(const Matrix&, int output, float* y);
 
@@ -82,7 +98,8 @@ struct Kernels {
     void (*gate)(Activation, const float* x, float* y, int count);
     // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded).
     void (*softmax)(float* x, int from, int to, int padded, float scale);
-    void (*to_bf16)(const float* x, std::uint16_t* y, int count);
+    // One position's features into a cache's packed values: panels of 16 features, `pitch` bytes apart.
+    void (*put_value)(Format, const float* x, std::byte* panels, std::size_t pitch, int size, int position);
     // Rotates the first and second half of a head's features against each other.
     void (*rotate)(float* x, const float* cosine, const float* sine, int half);
     void (*add)(const float* x, float* y, int count);  // y += x

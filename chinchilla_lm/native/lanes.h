@@ -35,8 +35,19 @@ INLINE vi splat(std::int32_t x) { return x - vi{}; }
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 INLINE vf largest(vf a, vf b) { return choose(a > b, a, b); }
 
+#if defined(__AVX512F__)
+INLINE float sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
+INLINE std::int32_t sum(vi x) { return _mm512_reduce_add_epi32((__m512i)x); }
+INLINE float highest(vf x) { return _mm512_reduce_max_ps((__m512)x); }
+#else
 INLINE float sum(vf x) {
     float total = 0.0F;
+    for (int lane = 0; lane < L; ++lane) total += x[lane];
+    return total;
+}
+
+INLINE std::int32_t sum(vi x) {
+    std::int32_t total = 0;
     for (int lane = 0; lane < L; ++lane) total += x[lane];
     return total;
 }
@@ -46,6 +57,7 @@ INLINE float highest(vf x) {
     for (int lane = 1; lane < L; ++lane) found = x[lane] > found ? x[lane] : found;
     return found;
 }
+#endif
 
 // acc + Σ of 4: each 32-bit lane of w holds four unsigned bytes, x four signed ones. Exact.
 #if defined(__AVX512VNNI__)

@@ -103,7 +103,7 @@ Array multiply(const std::string& isa, const nb::dict& header, const Bytes& byte
     in.data = prepared.reserve(in.stride * count + 64);
     in.scales = scales.reserve_of<float>(static_cast<std::size_t>(count) * w.groups());
     in.sums = sums.reserve_of<std::int32_t>(static_cast<std::size_t>(count) * w.groups());
-    for (int row = 0; row < count; ++row) k.prepare(w, x.data() + row * x.shape(1), in, row);
+    for (int row = 0; row < count; ++row) k.prepare(w, x.data() + row * x.shape(1), in, row, 0, w.padded());
     const Rows y(count, w.outputs);
     Array result = y.array(w.outputs);
     k.multiply(w, in, 0, count, 0, w.panels(), y.data, y.stride, false);

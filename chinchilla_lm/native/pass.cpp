@@ -8,8 +8,10 @@ namespace chinchilla {
 
 namespace {
 
-// Rows of the product in front of an activation: with two panels of 16, the tile stays in the first-level cache.
-constexpr int kTileRows = 96;
+// Rows and outputs of a part of the product in front of an activation, which goes no further than the near caches.
+constexpr int kPartRows = 64;
+constexpr int kPartOutputs = 64;
+constexpr int kWidestPart = 128;  // a group is no wider
 constexpr int kSlack = 64;  // floats behind a buffer that a whole vector may touch
 
 void read_row(const Table& table, int row, float* y, bool add) {
@@ -57,9 +59,11 @@ void Pass::reserve(const Job& job) {
     // A row as floats, or as bytes with a scale and a sum for each 32 of them.
     const std::size_t input = static_cast<std::size_t>(widest_) * 4 + 64;
     input_.reserve(rows * input + 4096);
+    second_.reserve(rows * input + 4096);
     for (Scratch& scratch : scratch_) {
         scratch.input.reserve(scratch_.size() * input + 4096);
-        scratch.tile.reserve_of<float>(kTileRows * 64 + kSlack);
+        const std::size_t part = 2 * std::max<std::size_t>(kPartRows * kWidestPart, wide_ + kWidestPart * scratch_.size());
+        scratch.tile.reserve_of<float>(part + kSlack);
         scratch.row.reserve_of<float>(2 * wide_ + kSlack);
     }
     std::size_t queries = 0, angles = 0;
@@ -91,7 +95,7 @@ void Pass::reserve(const Job& job) {
 
 std::size_t Pass::bytes() const {
     std::size_t total = 0;
-    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &queries_, &angles_, &passing_}) total += buffer->bytes();
+    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &angles_, &passing_}) total += buffer->bytes();
     for (const Scratch& scratch : scratch_) {
         for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities}) {
             total += buffer->bytes();
@@ -183,7 +187,7 @@ Input Pass::inputs(const Matrix& w, const Norm* norm, const float* x, std::size_
             k_.norm(*norm, from, scratch.row.as(), w.inputs);
             from = scratch.row.as();
         }
-        k_.prepare(w, from, in, row);
+        k_.prepare(w, from, in, row, 0, w.padded());
     }
     if (!alone) me.meet();
     return in;
@@ -216,27 +220,47 @@ void Pass::join(const Operation& op, const Input& in, float* added, int rows, Me
 void Pass::mlp(const Operation& op, int rows, Member me) {
     const Norm* before = op.placement == Placement::post ? nullptr : &op.norm;
     const Input in = inputs(op.first, before, x_.as(), width_, rows, me);
+    const Matrix& w = op.second;
+    const bool whole = w.group == 0 && (w.format == Format::int8 || w.format == Format::int4);  // a row has one scale
+    if (whole || rows <= me.count) {
+        activations(op, in, rows, nullptr, me);
+        return join(op, inputs(w, nullptr, mid_.as(), wide_, rows, me), seen_.as(), rows, me);
+    }
+    const Input to = place(w, second_.as<std::byte>(), rows);
+    activations(op, in, rows, &to, me);
+    join(op, to, seen_.as(), rows, me);
+}
+
+// What stands between an MLP's products, part by part: straight into the second one's inputs, or as floats into mid_.
+void Pass::activations(const Operation& op, const Input& in, int rows, const Input* to, Member me) {
     const int step = op.gated ? 2 : 1;  // panels that make one panel of activations
-    const Share parts = me.share(op.first.panels() / step);
+    const int width = std::max(kPartOutputs, op.second.group), all = op.first.panels() / step * kLanes;
+    // Where rows are few, a member's share is one part.
+    const bool few = rows <= me.count;
+    const Share share = few ? me.share(all / kLanes) : me.share((all + width - 1) / width);
+    const int unit = few ? kLanes : width, end = std::min(share.end * unit, all);
     float* tile = scratch_[me.index].tile.as();
-    for (int part = parts.begin; part < parts.end; ++part) {
-        for (int row = 0; row < rows; row += kTileRows) {
-            const int count = std::min(kTileRows, rows - row);
-            k_.multiply(op.first, in, row, count, part * step, step, tile, step * kLanes, false);
-            if (!op.gated) k_.activate(op.activation, tile, count * kLanes);
-            for (int i = 0; i < count; ++i) {
-                float* to = mid_.as() + (row + i) * wide_ + part * kLanes;
-                const float* from = tile + i * step * kLanes;
+    for (int from = share.begin * unit, next; from < end; from = next) {
+        next = few ? end : std::min(from + width, end);
+        const int count = next - from;
+        for (int row = 0; row < rows; row += kPartRows) {
+            const int some = std::min(kPartRows, rows - row);
+            const std::size_t stride = static_cast<std::size_t>(count) * step;
+            k_.multiply(op.first, in, row, some, from / kLanes * step, count / kLanes * step, tile, stride, false);
+            if (!op.gated) k_.activate(op.activation, tile, some * count);
+            for (int i = 0; i < some; ++i) {
+                float* y = tile + i * stride;
+                float* target = to ? y : mid_.as() + (row + i) * wide_ + from;
                 if (op.gated) {
-                    k_.gate(op.activation, from, to, kLanes);
-                } else {
-                    std::copy_n(from, kLanes, to);
+                    k_.gate(op.activation, y, target, count);
+                } else if (!to) {
+                    std::copy_n(y, count, target);
                 }
+                if (to) k_.prepare(op.second, y, *to, row + i, from, next == all ? op.second.padded() : next);
             }
         }
     }
     me.meet();
-    join(op, inputs(op.second, nullptr, mid_.as(), wide_, rows, me), seen_.as(), rows, me);
 }
 
 void Pass::head(const Job& job, Member me) {

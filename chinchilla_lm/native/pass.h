@@ -47,6 +47,7 @@ private:
     // pass.cpp
     void embed(const Job& job, Member me);
     void mlp(const Operation& op, int rows, Member me);
+    void activations(const Operation& op, const Input& in, int rows, const Input* to, Member me);
     void head(const Job& job, Member me);
     Input place(const Matrix& w, std::byte* memory, int rows) const;
     Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
@@ -66,7 +67,7 @@ private:
     const std::size_t width_;  // floats of a row of x, padded
     std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
     int widest_ = 0;           // inputs of the widest matrix
-    Buffer x_, mid_, seen_, input_, queries_, angles_, passing_;
+    Buffer x_, mid_, seen_, input_, second_, queries_, angles_, passing_;
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;

@@ -6,7 +6,7 @@
 // In every format but int4 a step is 64 bytes of a panel and 4 bytes of a row, so one loop serves three formats.
 
 constexpr bool kMany = L == 16;         // vector registers: 32, or 16
-constexpr int kWide = kMany ? 2 : 1;     // panels of the largest tile: 24 sums in registers, 8 where there are 16
+constexpr int kWide = kMany ? 2 : 1;     // panels of the largest tile
 constexpr int kChains = 4;               // of sums where there is one row: a single chain would wait for each product
 // Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
 // next one, where the CPU's own prefetcher would begin anew.
@@ -180,14 +180,14 @@ template <int N, int M, class T>
 INLINE void columns(int row, int rows, Place to, T&& tile) {
     for (; rows >= M; row += M, rows -= M, to.y += M * to.stride) tile.template operator()<M>(row, to);
     if constexpr (M > 1) {
-        if (rows) columns<N, M == 12 ? 8 : M == 6 ? 4 : M / 2>(row, rows, to, tile);
+        if (rows) columns<N, M == 6 ? 4 : M / 2>(row, rows, to, tile);
     }
 }
 
 // N panels for all rows. A tile with groups has two sums in place of one, so its rows are half as many.
 template <int N>
 static void column(const Matrix& w, const Input& in, int row, int rows, int panel, const Place& to) {
-    constexpr int kPlain = kMany ? 12 : 4, kGrouped = kMany ? 6 : 2;
+    constexpr int kPlain = kMany ? 8 : 4, kGrouped = kMany ? 6 : 2;
     if (w.format == Format::f32) {
         columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<F32, M, N>(w, in, r, panel, p); });
     } else if (w.format == Format::bf16) {

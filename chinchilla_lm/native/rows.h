@@ -130,23 +130,16 @@ static void to_bf16(const float* x, std::uint16_t* y, int count) {
 
 INLINE vf magnitude(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
-INLINE std::int32_t sum(vi x) {
-    std::int32_t total = 0;
-    for (int lane = 0; lane < L; ++lane) total += x[lane];
-    return total;
-}
-
-// Symmetric, to ±127: the largest magnitude of a group becomes 127. `group` divides `padded` and is a multiple of 32.
-static void to_int8(const float* x, int size, int padded, int group, const Input& in, int row) {
+// Symmetric, to ±127: the largest magnitude of a group becomes 127. x has `size` floats, the rest to `count` are 0; `group`
+// divides `count` and is a multiple of 32. Scale and sum of the first group go to index `first`.
+static void to_int8(const float* x, int size, int count, int group, std::byte* y, const Input& in, std::size_t first) {
     typedef signed char vb __attribute__((vector_size(L)));
-    std::byte* y = in.data + row * in.stride;
-    const std::size_t first = static_cast<std::size_t>(row) * (padded / group);
-    for (int g = 0; g < padded / group; ++g) {
-        const int begin = g * group, end = begin + group;
+    for (int begin = 0; begin < count; begin += group, ++first) {
         const auto part = [&](int i) {
             if (i + L <= size) return load<vf>(x + i);
             return i < size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : vf{};
         };
+        const int end = begin + group;
         vf top = {};
         for (int i = begin; i < end; i += L) top = largest(magnitude(part(i)), top);
         const float peak = highest(top);
@@ -157,24 +150,43 @@ static void to_int8(const float* x, int size, int padded, int group, const Input
             total += value;
             store(y + i, __builtin_convertvector(value, vb));
         }
-        in.scales[first + g] = peak / 127.0F;
-        in.sums[first + g] = sum(total);
+        in.scales[first] = peak / 127.0F;
+        in.sums[first] = sum(total);
     }
 }
 
-static void prepare(const Matrix& w, const float* x, const Input& in, int row) {
-    const int size = w.inputs, padded = w.padded();
+static void prepare(const Matrix& w, const float* x, const Input& in, int row, int from, int to) {
+    const int size = (to < w.inputs ? to : w.inputs) - from;  // the rest is padding
     std::byte* y = in.data + row * in.stride;
     if (w.format == Format::int8 || w.format == Format::int4) {
-        return to_int8(x, size, padded, w.group ? w.group : padded, in, row);
+        const int padded = w.padded(), group = w.group ? w.group : padded;
+        return to_int8(x, size, to - from, group, y + from, in, static_cast<std::size_t>(row) * (padded / group) + from / group);
     }
     const int bytes = w.format == Format::f32 ? 4 : 2;
+    y += static_cast<std::size_t>(from) * bytes;
     if (w.format == Format::f32) {
         for (int i = 0; i < size; i += L) store(y + 4 * i, load<vf>(x + i));
     } else {
         to_bf16(x, reinterpret_cast<std::uint16_t*>(y), size);
     }
-    for (std::byte* rest = y + size * bytes; rest < y + padded * bytes; ++rest) *rest = std::byte{0};
+    for (std::byte* rest = y + size * bytes; rest < y + (to - from) * bytes; ++rest) *rest = std::byte{0};
+}
+
+// bf16: two positions share a word. The first of them clears the other half, the second keeps the first.
+static void put_value(Format format, const float* x, std::byte* panels, std::size_t pitch, int size, int position) {
+    const bool bf16 = format == Format::bf16, second = bf16 && position % 2;
+    std::byte* line = panels + 64 * static_cast<std::size_t>(bf16 ? position / 2 : position);
+    for (int i = 0; i < size; i += L) {
+        const vf value = i + L > size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : load<vf>(x + i);
+        std::byte* to = line + (i / kLanes) * pitch + (i % kLanes) * 4;
+        if (!bf16) {
+            store(to, value);
+        } else if (second) {
+            store(to, (load<vu>(to) & 0xffffU) | (bf16_bits(value) << 16));
+        } else {
+            store(to, bf16_bits(value));
+        }
+    }
 }
 
 static void rotate(float* x, const float* cosine, const float* sine, int half) {
