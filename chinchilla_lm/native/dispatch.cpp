@@ -19,6 +19,7 @@ namespace portable { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
 #endif
 
 namespace {
@@ -40,16 +41,42 @@ bool avx512_runs() {
 }
 
 bool avx512bf16_runs() { return avx512_runs() && __builtin_cpu_supports("avx512bf16"); }
+
+#if !defined(CHINCHILLA_EMULATED_TILES)
+// The CPU has tiles for bytes and bfloat16, the system saves them (XCR0), and this process may use them: Linux wants to
+// be asked, once and for all threads.
+bool amx_runs() {
+    unsigned a, b, c, d;
+    if (!avx512bf16_runs() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned kTiles = 1U << 24, kBytes = 1U << 25, kBf16 = 1U << 22, kBoth = 3U << 17;
+    if ((d & (kTiles | kBytes | kBf16)) != (kTiles | kBytes | kBf16)) return false;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & kBoth) != kBoth) return false;
+#if defined(__linux__)
+    constexpr int kAskPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
 #endif
 
 const Offer* offers() {
     static const Offer all[] = {
+#if defined(CHINCHILLA_X86) && !defined(CHINCHILLA_EMULATED_TILES)
+        {&amx::kernels, amx_runs()},
+#endif
 #if defined(CHINCHILLA_X86)
         {&avx512bf16::kernels, avx512bf16_runs()},
         {&avx512::kernels, avx512_runs()},
         {&avx2::kernels, avx2_runs()},
 #endif
         {&portable::kernels, true},
+#if defined(CHINCHILLA_EMULATED_TILES)
+        {&amx::kernels, avx512bf16_runs()},  // never the best: slow, and for tests
+#endif
         {nullptr, false},
     };
     return all;

@@ -20,9 +20,16 @@ namespace chinchilla::CHINCHILLA_ISA {
 #include "lanes.h"
 #include "products.h"
 #include "rows.h"
+#if defined(CHINCHILLA_TILES)
+#include "tiles.h"
+#include "tiled.h"
+constexpr auto multiply_best = multiply_tiled;
+#else
+constexpr auto multiply_best = multiply;
+#endif
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply, prepare, unpack_row, norm_row, activate, gate,
+const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply_best, prepare, unpack_row, norm_row, activate, gate,
                          softmax, put_value, rotate, add_row, largest_of};
 
 }  // namespace chinchilla::CHINCHILLA_ISA
