@@ -20,6 +20,7 @@ def table_dict(num_blocks: int = 2, **rest: Any) -> dict[str, Any]:
     table = {"version": 1, "metric": "kl", "unit": "nats/token", "num_blocks": num_blocks, "entries": entries}
     table |= {"total_us": 100.0, "fixed_us": 60.0, "shape": {"batch": 1, "tokens": 128}, "device": "cpu"}
     table |= {"dtype": "float32", "tokens": 4096, "model_sha256": "m", "documents_sha256": "d", "post_norm": False}
+    table |= {"backend": "native"}
     return table | rest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "calibration",
     "text_column", "label_column", "group_column", "time_column", "split_by",
-    "output", "speedup", "latency_ms", "margin", "metric", "method", "max_measures", "device", "dtype", "threads",
-    "batch", "tokens", "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
+    "output", "speedup", "latency_ms", "margin", "metric", "method", "max_measures",
+    "device", "dtype", "backend", "threads", "batch", "tokens",
+    "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
 )  # fmt: skip
 CERTIFICATE_FAILED = 3
 # Seconds that original, shortened and recovered model are timed, in turn.
@@ -84,12 +86,12 @@ def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
     table = stages.score()
     plan = stages.search(table)
     short = stages.shorten(plan)
-    unrecovered = stages.job.ready(short.model)
+    unrecovered = copy.deepcopy(short.model)  # recovery trains it in place
     recovered = stages.recover(short, plan)
     models = {
-        "original": stages.original,
+        "original": stages.job.checkpoint.model,
         "shortened": unrecovered,
-        "recovered": stages.job.ready(recovered.model),
+        "recovered": recovered.model,
     }
     return finish(stages, table, plan, models, begun)
 
@@ -119,11 +121,12 @@ def finish(
     recipe, job, console = stages.recipe, stages.job, stages.console
     judge = job.judge("test")
     judged: dict[str, Judged] = {}
+    served = {name: job.serve(model) for name, model in models.items()}
     with console.progress(len(models), "evaluate", "models") as progress:
-        for name, model in models.items():
-            judged[name] = judge(model)
+        for name, one in served.items():
+            judged[name] = judge(one)
             progress.advance(1, name)
-    timings = _time(stages, models)
+    timings = job.time(served, FINAL_CLOCK_SECONDS)
     metric = recipe.metric or judged["original"].primary.name
     measured = {name: one.measurement.sums.get(metric) for name, one in judged.items()}
     before, after = measured["original"], measured["recovered"]
@@ -171,21 +174,10 @@ def _hold_to_the_promise(report: dict[str, Any], ratio: Ratio, latency_ms: float
     report["notes"].append(line)
 
 
-def _time(stages: Stages, models: dict[str, Transformer]) -> dict[str, Timing]:
-    import torch
-
-    from chinchilla_lm.runtime.clock import interleave
-
-    batch = stages.job.timed_batch()
-    with torch.inference_mode():
-        calls = {name: (lambda model=model: model(batch)) for name, model in models.items()}
-        return interleave(calls, seconds=FINAL_CLOCK_SECONDS, device=stages.job.device)
-
-
 def _row(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> dict[str, Any]:
     batch, tokens = stages.job.shape
     language = stages.recipe.task == "language-modeling"
-    parameters = list({id(p): p for p in model.parameters()}.values())
+    count = sum(parameter.numel() for parameter in model.parameters())  # a shared one once
     sums = judged.measurement.sums
     metrics = {
         metric: {**estimate.to_dict(), "unit": sums[metric].unit}
@@ -197,8 +189,8 @@ def _row(name: str, model: Transformer, judged: Judged, timing: Timing, stages: 
         "latency_ms": timing.to_dict(),
         "throughput": (batch * tokens if language else batch) / (timing.p50 / 1000),
         "throughput_unit": "tokens/s" if language else "sequences/s",
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "parameters": count,
+        "bytes": count * stages.job.dtype.itemsize,
         "links": len(model.link_names),
     }
 
@@ -228,7 +220,7 @@ def _report(
             **ratio.to_dict(),
             "target": recipe.speedup,
             "shape": {"batch": batch, "tokens": tokens},
-            "what": f"end-to-end latency, torch backend, {table.dtype}",
+            "what": f"end-to-end latency, {table.backend} backend, {table.dtype}",
         },
         "rows": [_in_points(row) for row in rows],
         "primary_metric": {
@@ -291,8 +283,6 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
     if stages.recipe.task != "language-modeling" or not config.causal:
         return []
 
-    from chinchilla_lm.runtime.loading import torch_session
-
     paragraphs = [part.split() for part in stages.job.dataset.records("test")[0].text.split("\n\n")]
     all_words = [word for words in paragraphs for word in words]
     prose = next((words for words in paragraphs if len(words) >= 2 * PROMPT_WORDS), all_words)  # not a heading
@@ -304,7 +294,7 @@ def _samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, s
     texts = []
     for name in ("original", "recovered"):
         checkpoint = stages.job.checkpoint.with_model(models[name])
-        session = torch_session(checkpoint, stages.job.device, stages.job.dtype)
+        session = stages.job.session(checkpoint)
         texts.append(session.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, share)))
     return [{"prompt": prompt, "original": str(texts[0]), "changed": str(texts[1])}]
 

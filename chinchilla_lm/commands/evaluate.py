@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "text_column", "label_column",
     "group_column", "time_column", "split_by", "margin", "metric",
-    "device", "dtype", "threads", "context", "max_tokens", "seed",
+    "device", "dtype", "backend", "threads", "context", "max_tokens", "seed",
 )  # fmt: skip
 CERTIFICATE_FAILED = 3
 
@@ -52,7 +52,7 @@ def evaluate(
 
     job = Job(recipe, console)
     judge = job.judge(split)
-    judged = judge(job.ready(job.checkpoint.model))
+    judged = judge(job.serve(job.checkpoint.model))
     result: dict[str, Any] = {
         "task": recipe.task,
         "split": split,
@@ -69,7 +69,7 @@ def evaluate(
                 f"{against} takes {other.window} tokens, less than the windows of {job.window}; "
                 f"pass --max-tokens {other.window}"
             )
-        original = other.judge(split)(other.ready(other.checkpoint.model))
+        original = other.judge(split)(other.serve(other.checkpoint.model))
         metric = recipe.metric or original.primary.name
         if metric not in original.measurement.sums:
             known = ", ".join(original.measurement.sums)

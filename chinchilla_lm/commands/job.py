@@ -26,9 +26,15 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.clock import Timing, interleave
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
+from chinchilla_lm.runtime.loading import engine_serves, native_session, torch_session
 from chinchilla_lm.runtime.memory import keep_freed_memory
+from chinchilla_lm.runtime.packed import is_packed, read_packed
 from chinchilla_lm.runtime.prepare import prepare
+from chinchilla_lm.runtime.served import NativeForward
+from chinchilla_lm.runtime.session import Session
+from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 
 # Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
 DEFAULT_WINDOW = 512
@@ -37,6 +43,8 @@ DEFAULT_WINDOW = 512
 DEFAULT_BATCH = {"language-modeling": 1}
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
+
+Served = Transformer | NativeForward
 
 
 class Job:
@@ -51,6 +59,10 @@ class Job:
         self.dtype = resolve_dtype(recipe.dtype, self.device)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
+        if recipe.backend == "native" and self.device.type != "cpu":
+            raise InputError(f"backend native runs on the CPU, not on {self.device}; pass --device cpu")
+        native = recipe.backend == "native" or (recipe.backend == "auto" and engine_serves(str(self.device)))
+        self.backend: Literal["native", "torch"] = "native" if native else "torch"
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -93,6 +105,8 @@ class Job:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The model in float32, with a head for the task. Raises InputError where it has none and may not get one."""
+        if is_packed(self.source) and not self.new_head:
+            return unpack_checkpoint(self.source, self.recipe.task)
         labels = list(self.dataset.labels) if self.new_head else None
         torch.manual_seed(self.recipe.seed)  # of a new head's weights
         checkpoint = load(
@@ -241,8 +255,32 @@ class Job:
         return chosen
 
     def ready(self, model: Transformer) -> Transformer:
-        """The model as it will be served: norms folded, in the recipe's dtype, on its device."""
+        """The model as torch serves it: norms folded, in the recipe's dtype, on its device."""
         return prepare(model, self.device, self.dtype)
+
+    def serve(self, model: Transformer) -> Served:
+        """The model as the recipe's backend serves it, in the recipe's dtype; a packed one as it was packed."""
+        if self.backend == "torch":
+            return self.ready(model)
+        if is_packed(self.source) and model is self.checkpoint.model:
+            return NativeForward(read_packed(self.source)[0], model.config.head.kind, torch.get_num_threads())
+        return NativeForward.compiled(model, self.dtype, torch.get_num_threads())
+
+    def session(self, checkpoint: Checkpoint) -> Session:
+        """The same as a session, of a model in memory."""
+        if self.backend == "torch":
+            return torch_session(checkpoint, self.device, self.dtype)
+        return native_session(checkpoint, str(self.dtype).removeprefix("torch."), torch.get_num_threads())
+
+    def time(self, served: Mapping[str, Served], seconds: float) -> dict[str, Timing]:
+        """Passes over the timed batch, in turn."""
+        batch = self.timed_batch()
+        calls = {
+            name: (lambda one=one: one.read(batch) if isinstance(one, NativeForward) else one(batch))
+            for name, one in served.items()
+        }
+        with torch.inference_mode():
+            return interleave(calls, seconds=seconds, device=self.device)
 
     @cached_property
     def shape(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 
 from chinchilla_lm import __version__
 from chinchilla_lm.commands.folder import RunFolder
-from chinchilla_lm.commands.job import Job
+from chinchilla_lm.commands.job import Job, Served
 from chinchilla_lm.commands.recovery import Recovery
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
@@ -25,12 +25,13 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime import machine
-from chinchilla_lm.runtime.clock import Ratio, interleave, speedup
+from chinchilla_lm.runtime.clock import Ratio, speedup
+from chinchilla_lm.runtime.served import NativeForward
 from chinchilla_lm.score.contract import Search, Target, Try, fulfil
 from chinchilla_lm.score.ledger import Ledger
 from chinchilla_lm.score.measure import MAX_POSITIONS, Measure
 from chinchilla_lm.score.table import Circumstances, score
-from chinchilla_lm.score.timing import time_links
+from chinchilla_lm.score.timing import time_links, time_native_links
 from chinchilla_lm.search import MEASURED, METHODS, Memo
 from chinchilla_lm.shorten.surgery import shorten
 
@@ -59,10 +60,15 @@ class Stages:
 
     @cached_property
     def original(self) -> Transformer:
-        """The original as it would be served."""
+        """The original as torch would serve it: what quality is measured on."""
         if self.job.checkpoint.model.dropped:
             raise InputError(f"{self.recipe.model} is shortened already; start from the original")
         return self.job.ready(self.job.checkpoint.model)
+
+    @cached_property
+    def _served(self) -> Served:
+        """The original as it would be served."""
+        return self.job.serve(self.job.checkpoint.model)
 
     @cached_property
     def measure(self) -> Measure:
@@ -93,16 +99,19 @@ class Stages:
         path = self.folder.file("costs.json")
         inputs = self._inputs(*MEASURED_BY, "batch", "tokens")
         # Times are this machine's, this release's and this many threads'.
-        inputs["clock"] = [torch.get_num_threads(), machine.cpu_model(), __version__]
+        inputs["clock"] = [self.job.backend, torch.get_num_threads(), machine.cpu_model(), __version__]
 
         def work() -> CostTable:
             job = self.job
             _, documents = job.calibration
-            times = time_links(self.original, job.timed_batch(), seconds=LINK_SECONDS)
+            served, timed = self._served, job.timed_batch()
+            if isinstance(served, NativeForward):
+                times = time_native_links(job.checkpoint.model, served, timed, seconds=LINK_SECONDS)
+            else:
+                times = time_links(served, timed, seconds=LINK_SECONDS)
             batch, tokens = job.shape
-            facts = Circumstances(
-                batch, tokens, str(job.device), str(job.dtype).removeprefix("torch."), job.checkpoint.sha256, documents
-            )
+            dtype = str(job.dtype).removeprefix("torch.")
+            facts = Circumstances(batch, tokens, str(job.device), dtype, job.checkpoint.sha256, documents, job.backend)
             table = score(self.measure, times, facts, self.console)
             table.save(path)
             return table
@@ -210,14 +219,8 @@ class Stages:
 
     def clock(self, plan: Plan) -> tuple[Ratio, float]:
         """The assembled model against the original, in turn: how many times as fast, and its median milliseconds."""
-        short = shorten(self.original, plan, share=True)
-        batch = self.job.timed_batch()
-        with torch.inference_mode():
-            timings = interleave(
-                {"original": lambda: self.original(batch), "short": lambda: short(batch)},
-                seconds=CLOCK_SECONDS,
-                device=self.job.device,
-            )
+        short = self.job.serve(shorten(self.job.checkpoint.model, plan, share=True))
+        timings = self.job.time({"original": self._served, "short": short}, CLOCK_SECONDS)
         return speedup(timings["original"], timings["short"]), timings["short"].p50
 
     def _frontier(self, table: CostTable, memo: Memo, tried: list[Try], chosen: Plan) -> list[dict[str, Any]]:

@@ -66,6 +66,15 @@ std::size_t Engine::workspace_bytes() const {
     return total;
 }
 
+std::vector<double> Engine::take_seconds() {
+    std::vector<double> total = together_->take_seconds();
+    for (const auto& pass : alone_) {
+        const std::vector<double> some = pass->take_seconds();
+        for (std::size_t i = 0; i < total.size(); ++i) total[i] += some[i] / team_.size();
+    }
+    return total;
+}
+
 std::size_t Engine::output_rows(std::span<const int> counts, Want want) const {
     if (program_.head.pooling != Pooling::none || want == Want::last) return counts.size();
     std::size_t total = 0;

@@ -70,6 +70,11 @@ public:
     const char* isa() const { return k_->name; }
     int threads() const { return team_.size(); }
     std::size_t workspace_bytes() const;
+    // Seconds of each operation since they were last asked for, and as the last one of all else. Where threads took
+    // sequences through all layers on their own, a thread's time counts by its share of them.
+    std::vector<double> take_seconds();
+    // The threads sleep until the next run, instead of waiting for it awake: other work wants the cores.
+    void rest() { team_.rest(); }
 
     // Reads the tokens (and segments, or none) of sequences of `counts` tokens that follow each other, the i-th behind
     // what caches[i] holds (or none), which grows. Output rows are `stride` floats apart, output_rows() of them.

@@ -159,6 +159,11 @@ NB_MODULE(_engine, m) {
              nb::arg("data"), nb::arg("threads"), nb::arg("isa").none() = nb::none())
         .def("run", &run, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{},
              nb::arg("segments").none() = nb::none(), nb::arg("all") = false)
+        .def("take_seconds", [](Runner& runner) {
+            const std::lock_guard<std::mutex> mine(runner.turn);
+            return runner.engine.take_seconds();
+        })
+        .def("rest", [](Runner& runner) { runner.engine.rest(); })
         .def_prop_ro("isa", [](const Runner& runner) { return runner.engine.isa(); })
         .def_prop_ro("threads", [](const Runner& runner) { return runner.engine.threads(); })
         .def_prop_ro("workspace_bytes", [](const Runner& runner) { return runner.engine.workspace_bytes(); });

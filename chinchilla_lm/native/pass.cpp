@@ -1,8 +1,10 @@
 #include "pass.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace chinchilla {
 
@@ -35,7 +37,7 @@ int padded_width(int size) { return round_up(size, kLanes); }
 }  // namespace
 
 Pass::Pass(const Program& program, const Kernels& kernels, int members)
-    : program_(program), k_(kernels), width_(padded_width(program.hidden)), scratch_(members) {
+    : program_(program), k_(kernels), width_(padded_width(program.hidden)), scratch_(members), seconds_(program.operations.size() + 1) {
     wide_ = width_;
     const auto see = [&](const Matrix& w) {
         wide_ = std::max<std::size_t>(wide_, padded_width(w.inputs));
@@ -105,9 +107,20 @@ std::size_t Pass::bytes() const {
 }
 
 void Pass::run(const Job& job, Member me) {
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point then = Clock::now();
+    const auto lap = [&](std::size_t index) {
+        if (me.index) return;
+        const Clock::time_point now = Clock::now();
+        seconds_[index] += std::chrono::duration<double>(now - then).count();
+        then = now;
+    };
+    const std::size_t rest = program_.operations.size();
     embed(job, me);
     me.meet();
-    for (const Operation& op : program_.operations) {
+    lap(rest);
+    for (std::size_t index = 0; index < rest; ++index) {
+        const Operation& op = program_.operations[index];
         if (op.kind == Kind::attention) {
             attention(op, job, me);
         } else if (op.kind == Kind::mlp) {
@@ -120,8 +133,14 @@ void Pass::run(const Job& job, Member me) {
             }
             me.meet();
         }
+        lap(index);
     }
     head(job, me);
+    lap(rest);
+}
+
+std::vector<double> Pass::take_seconds() {
+    return std::exchange(seconds_, std::vector<double>(seconds_.size()));
 }
 
 void Pass::embed(const Job& job, Member me) {

@@ -38,6 +38,8 @@ public:
     void reserve(const Job& job);
     void run(const Job& job, Member me);
     std::size_t bytes() const;
+    // Seconds that operations took since they were last asked for, and as the last one all else.
+    std::vector<double> take_seconds();
 
 private:
     struct Scratch {  // of one member
@@ -71,6 +73,7 @@ private:
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;
+    std::vector<double> seconds_;
     int rows_ = 0;
 };
 

@@ -56,6 +56,7 @@ Team::~Team() {
 void Team::run(const std::function<void(int)>& job) {
     if (!workers_.empty()) {
         job_ = &job;
+        awake_.store(true, std::memory_order_relaxed);
         call_.fetch_add(1, std::memory_order_release);
         call_.notify_all();
     }
@@ -67,7 +68,7 @@ void Team::work(int index) {
     for (unsigned seen = 0;;) {
         const auto parked = std::chrono::steady_clock::now() + kPatience;
         for (int looks = 0; call_.load(std::memory_order_acquire) == seen; ++looks) {
-            if (looks % 64 == 63 && std::chrono::steady_clock::now() > parked) {
+            if (looks % 64 == 63 && (!awake_.load(std::memory_order_relaxed) || std::chrono::steady_clock::now() > parked)) {
                 call_.wait(seen, std::memory_order_acquire);
             } else {
                 pause();

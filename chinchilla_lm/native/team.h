@@ -34,6 +34,8 @@ public:
     Barrier& barrier() { return barrier_; }
     // Runs job(0) here and job(1 …) on the workers; returns when all have. The job must not throw.
     void run(const std::function<void(int)>& job);
+    // Until the next run the workers sleep.
+    void rest() { awake_.store(false, std::memory_order_relaxed); }
 
 private:
     void work(int index);
@@ -41,7 +43,7 @@ private:
     Barrier barrier_, end_;
     const std::function<void(int)>* job_ = nullptr;
     alignas(64) std::atomic<unsigned> call_{0};
-    std::atomic<bool> stop_{false};
+    std::atomic<bool> stop_{false}, awake_{true};
     std::vector<std::thread> workers_;
 };
 

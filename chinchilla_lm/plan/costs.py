@@ -88,6 +88,7 @@ class CostTable:
         tokens: calibration tokens behind each cost.
         model_sha256, documents_sha256: what was scored, and on what.
         post_norm: norms stand behind the residual sums, so that every entry says what becomes of its norm.
+        backend: what the times are of, `native` or `torch`.
 
     Raises:
         InputError: a link without an entry or with two, a norm that does not fit `post_norm`, or a bad number.
@@ -106,6 +107,7 @@ class CostTable:
     model_sha256: str
     documents_sha256: str
     post_norm: bool = False
+    backend: str = "torch"
 
     def __post_init__(self) -> None:
         check_finite(self.total_us, "total_us", least=0)
@@ -195,7 +197,8 @@ class CostTable:
         types: dict[str, type] = {one.name: str for one in fields(cls)}
         types |= {"version": int, "num_blocks": int, "tokens": int, "post_norm": bool, "entries": list, "shape": dict}
         types |= {"total_us": float, "fixed_us": float}
-        check_keys(data, types, "the cost table")
+        optional = {"backend": types.pop("backend")}  # tables of the first release have none
+        check_keys(data, types, "the cost table", optional=optional)
         check_version(data, "the cost table")
         numbers: dict[str, type] = {"cost": float, "low": float, "high": float, "time_us": float}
         entries = []

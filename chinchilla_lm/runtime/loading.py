@@ -41,7 +41,7 @@ def load(
     if threads is not None and threads < 1:
         raise InputError(f"threads {threads} is not 1 or more; leave --threads away to use every core")
     packed = is_packed(path)
-    native = backend == "native" or (backend == "auto" and _engine_serves(device, packed))
+    native = backend == "native" or (backend == "auto" and engine_serves(device, packed))
     if packed and native:
         if dtype != "auto":
             raise InputError(f"dtype {dtype} is not that of a packed model; leave --dtype away")
@@ -86,7 +86,7 @@ def native_session(checkpoint: Checkpoint, dtype: str = "auto", threads: int | N
     return Session(NativeBackend(NativeModel(program, threads), card), card)
 
 
-def _engine_serves(device: str, packed: bool) -> bool:
+def engine_serves(device: str, packed: bool = False) -> bool:
     """Whether `auto` means the engine; says so where it would, were it there."""
     if device not in ("auto", "cpu"):
         return False

@@ -82,6 +82,16 @@ class NativeModel:
         """Memory of activations so far."""
         return int(self._engine.workspace_bytes)
 
+    def take_seconds(self) -> tuple[dict[str, float], float]:
+        """Seconds of each operation by its name, and of all else, since they were last asked for."""
+        *operations, rest = self._engine.take_seconds()
+        names = [operation["name"] for operation in self.program.header["operations"]]
+        return dict(zip(names, operations, strict=True)), rest
+
+    def rest(self) -> None:
+        """Let the threads sleep until the next call; else they wait awake for it for some milliseconds."""
+        self._engine.rest()
+
     def cache(self, capacity: int) -> Any:
         """Keys and values of one sequence of at most `capacity` positions; `length`, `bytes`, `rewind(length)`."""
         return self._module.Cache(self._engine, capacity)

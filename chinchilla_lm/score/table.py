@@ -22,7 +22,7 @@ from chinchilla_lm.score.timing import LinkTimes
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a cost table says of its origin: shape of the timed pass, device, dtype, hashes of model and documents."""
+    """What a cost table says of its origin: shape, device, dtype and backend of the timed pass, hashes."""
 
     batch: int
     tokens: int
@@ -30,6 +30,7 @@ class Circumstances:
     dtype: str
     model_sha256: str
     documents_sha256: str
+    backend: str = "torch"
 
 
 def score(measure: Measure, times: LinkTimes, circumstances: Circumstances, console: Console) -> CostTable:
@@ -66,6 +67,7 @@ def score(measure: Measure, times: LinkTimes, circumstances: Circumstances, cons
         model_sha256=circumstances.model_sha256,
         documents_sha256=circumstances.documents_sha256,
         post_norm=model.config.post_norm,
+        backend=circumstances.backend,
     )
 
 

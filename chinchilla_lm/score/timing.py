@@ -17,6 +17,7 @@ from torch import nn
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.layers import Attention
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.runtime.served import NativeForward
 
 WARM_UP = 3
 
@@ -46,8 +47,30 @@ def time_links(model: Transformer, batch: Batch, *, seconds: float = 4.0, min_ro
                     samples[name].append(value)
             if len(rest) >= min_rounds and time.perf_counter() - started > seconds:
                 break
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    link_us = _average_alike(model, medians)
+    return _link_times(model, samples, rest)
+
+
+def time_native_links(
+    model: Transformer, served: NativeForward, batch: Batch, *, seconds: float = 4.0, min_rounds: int = 7
+) -> LinkTimes:
+    """The same of a model in the engine, which keeps the clock of its operations itself."""
+    samples: dict[str, list[float]] = {name: [] for name in model.link_names}
+    rest: list[float] = []
+    started = time.perf_counter()
+    for round_ in range(10_000):
+        served.read(batch)
+        links, other = served.model.take_seconds()
+        if round_ >= WARM_UP:
+            for name, values in samples.items():
+                values.append(1e6 * links.pop(name))
+            rest.append(1e6 * (other + sum(links.values())))
+        if len(rest) >= min_rounds and time.perf_counter() - started > seconds:
+            break
+    return _link_times(model, samples, rest)
+
+
+def _link_times(model: Transformer, samples: dict[str, list[float]], rest: list[float]) -> LinkTimes:
+    link_us = _average_alike(model, {name: statistics.median(values) for name, values in samples.items()})
     # The sum of medians, not the median of sums: where most passes are disturbed somewhere, what is left of the latter
     # beside the links would be taken for time that no plan can save.
     fixed_us = statistics.median(rest)
