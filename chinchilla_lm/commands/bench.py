@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chinchilla_lm.commands import bench_peers
 from chinchilla_lm.commands.inspect import TASKS, add_device_arguments
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
@@ -34,7 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, the peers, and the shape of the work."""
     parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
     parser.add_argument("--against", metavar="MODEL", help="the original, to compare with")
-    parser.add_argument("--peers", metavar="NAME,…", default="", help="other programs to run MODEL in: transformers")
+    parser.add_argument(
+        "--peers", metavar="NAME,…", default="", help="programs to race with, such as llama.cpp,openvino"
+    )
+    parser.add_argument(
+        "--peers-home", metavar="DIR", help="where peers' environments are kept (default: the user's cache)"
+    )
+    parser.add_argument(
+        "--data", metavar="DATA", help="with --peers: tagged texts to race on, or text to judge a model on"
+    )
+    parser.add_argument("--test", metavar="FILE", help="with --data: the file of its test split")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="with --peers: folder for bench.md, bench.json, bench.svg"
+    )
     parser.add_argument("--task", choices=TASKS, help="give the models this head (default: the one saved)")
     parser.add_argument("--batch", type=int, metavar="N", help="texts a batch (default 1; 32 for what only reads)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens a text (default 128)")
@@ -46,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Race and print. Raises InputError for an unknown peer and for a shape that a model cannot take."""
+    if args.peers:
+        return bench_peers.run(args, console)
     from chinchilla_lm.evaluate.speed import measure
     from chinchilla_lm.runtime import machine
     from chinchilla_lm.runtime.device import resolve_device

@@ -1,0 +1,239 @@
+"""The race itself: everybody who could be started, in turn, round by round, each on prompts that nobody has seen.
+
+Measures of a language model, by what a worker is asked to write:
+
+    prefill  one prompt of `tokens` tokens, until its first new token
+    decode   one short prompt; time of a token behind the first
+    long     the same behind LONG tokens of context
+    batch    SEQUENCES short prompts together; time of a step for all
+
+and of a tagger: `texts`, a pass over all texts, and `single`, texts alone, one after the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.peers.process import PeerError, Process
+from chinchilla_lm.peers.table import LANGUAGE
+
+SHORT, LONG, SEQUENCES = 16, 1024, 8
+STEPS = 32  # that `long` and `batch` decode, and the least of `decode`
+SINGLES = 200  # texts a round that are answered alone
+MIN_ROUNDS = 3
+
+Ids = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all are given. tokens: of a prompt. new_tokens: to write. positions: most of the model. texts: of a tagger,
+    as token ids."""
+
+    task: str
+    vocabulary: int
+    positions: int
+    tokens: int = 512
+    new_tokens: int = 64
+    texts: Ids = field(default_factory=list)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what is timed."""
+        if self.task != LANGUAGE:
+            return ("texts", "single")
+        long = ("long",) if self.positions > LONG + STEPS else ()
+        return ("prefill", "decode", *long, "batch")
+
+
+@dataclass(eq=False)
+class Entrant:
+    """One program with the model in one format."""
+
+    engine: str
+    form: str
+    process: Process | None = None
+    threads: int = 0
+    load_s: float = 0.0
+    size: int = 0  # bytes of its weights
+    peak_mb: float | None = None
+    error: str | None = None
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # of one token, step, pass or text; see measures
+    singles: list[float] = field(default_factory=list)
+    quality: dict[str, float] = field(default_factory=dict)
+    logits: tuple[int, bytes] | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Out of the race, with what it said."""
+        self.error = str(error)
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
+class Prompts:
+    """Random token ids that never come twice."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._drawn, self._vocabulary = np.random.default_rng(0), vocabulary
+
+    def __call__(self, rows: int, tokens: int) -> Ids:
+        found: Ids = self._drawn.integers(min(5, self._vocabulary - 1), self._vocabulary, (rows, tokens)).tolist()
+        return found
+
+
+def pilot(
+    start: Callable[[int], tuple[Process, float]], work: Work, choices: Sequence[int]
+) -> tuple[Process, int, float]:
+    """The number of threads that is fastest, with a process on it: (process, threads, seconds to load)."""
+    prompts = Prompts(work.vocabulary)
+    best: tuple[float, Process, int, float] | None = None
+    for threads in choices:
+        process, load_s = start(threads)
+        try:
+            taken = min(_trial(process, work, prompts) for _ in range(2))
+        except PeerError:
+            process.close()
+            raise
+        if best is None or taken < best[0]:
+            if best is not None:
+                best[1].close()
+            best = (taken, process, threads, load_s)
+        else:
+            process.close()
+        best[1].stop()
+    assert best is not None
+    return best[1:]
+
+
+def _trial(process: Process, work: Work, prompts: Prompts) -> float:
+    if work.task == LANGUAGE:
+        return float(process.call("write", prompts=prompts(1, SHORT), new=STEPS)[1])
+    return float(process.call("label", texts=work.texts[:256])["seconds"])
+
+
+def race(entrants: Sequence[Entrant], work: Work, seconds: float, console: Console) -> int:
+    """Rounds until the time is spent; fills in what was measured. Returns how many rounds there were."""
+    prompts = Prompts(work.vocabulary)
+    begun, rounds = time.monotonic(), 0
+    with console.progress(0, "race", "turns") as progress:
+        while rounds < MIN_ROUNDS or time.monotonic() - begun < seconds:
+            for measure in work.measures:
+                for entrant in _turns(entrants, rounds):
+                    if entrant.process is None:
+                        continue
+                    try:
+                        entrant.process.go()
+                        _measure(entrant, measure, work, prompts, rounds)
+                        entrant.process.stop()
+                    except PeerError as error:
+                        entrant.fail(error)
+                    progress.advance(1, f"{entrant.engine} {entrant.form}: {measure}")
+            rounds += 1
+    return rounds
+
+
+def _turns(entrants: Sequence[Entrant], round_: int) -> Iterator[Entrant]:
+    """Who goes first changes from round to round."""
+    start = round_ % len(entrants)
+    yield from (*entrants[start:], *entrants[:start])
+
+
+def _measure(entrant: Entrant, measure: str, work: Work, prompts: Prompts, round_: int) -> None:
+    process = entrant.process
+    assert process is not None
+    if work.task == LANGUAGE:
+        process.call("write", prompts=prompts(1, SHORT), new=4)  # awake again, not timed
+        rows = SEQUENCES if measure == "batch" else 1
+        tokens = {"prefill": work.tokens, "long": LONG}.get(measure, SHORT)
+        new = {"prefill": 1, "decode": max(STEPS, work.new_tokens)}.get(measure, STEPS)
+        first, rest = process.call("write", prompts=prompts(rows, tokens), new=new)
+        taken = first if measure == "prefill" else rest / (new - 1)
+        entrant.seconds.setdefault(measure, []).append(taken)
+        return
+    some = [work.texts[(round_ * SINGLES + i) % len(work.texts)] for i in range(SINGLES)]
+    process.call("single", texts=some[:5])
+    if measure == "single":
+        found = process.call("single", texts=some)
+        entrant.singles += found
+        entrant.seconds.setdefault(measure, []).append(float(np.median(found)))
+        return
+    answer = process.call("label", texts=work.texts)
+    entrant.logits = (answer["labels"], answer["logits"].encode("ascii"))
+    entrant.seconds.setdefault(measure, []).append(answer["seconds"])
+
+
+def read_quality(entrants: Sequence[Entrant], windows: Ids, console: Console) -> None:
+    """Perplexity of each entrant on windows of token ids, and all entrants' memory."""
+    with console.progress(len(entrants), "quality", "engines") as progress:
+        for entrant in entrants:
+            if entrant.process is not None:
+                try:
+                    entrant.process.go()
+                    if windows:
+                        nats = entrant.process.call("nats", windows=windows)
+                        entrant.quality["perplexity"] = float(np.exp(sum(nats) / sum(len(one) - 1 for one in windows)))
+                    entrant.process.stop()
+                except PeerError as error:
+                    entrant.fail(error)
+            progress.advance(1, f"{entrant.engine} {entrant.form}")
+
+
+def read_memory(entrants: Sequence[Entrant]) -> None:
+    """Highest resident memory of each, as of now."""
+    for entrant in entrants:
+        if entrant.process is not None:
+            entrant.process.go()
+            entrant.peak_mb = entrant.process.call("memory")
+            entrant.process.stop()
+
+
+def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -> dict[str, Any]:
+    """One row of `chinchilla bench --json`. roof: `bandwidth_gb_s` and `gemm_gflops`. flops: of a prompt, or of all
+    texts."""
+    row: dict[str, Any] = {
+        "engine": entrant.engine,
+        "format": entrant.form,
+        "batch": 1,
+        "prompt_tokens": work.tokens if work.task == LANGUAGE else None,
+        "new_tokens": work.new_tokens if work.task == LANGUAGE else 0,
+        "error": entrant.error,
+    }
+    if entrant.error is not None or not entrant.seconds:
+        return row
+    per = {
+        "prefill": ("prefill_tokens_per_s", work.tokens),
+        "decode": ("decode_tokens_per_s", 1),
+        "long": ("decode_long_tokens_per_s", 1),
+        "batch": ("decode_batch_tokens_per_s", SEQUENCES),
+        "texts": ("sequences_per_s", len(work.texts)),
+    }
+    spread = {}
+    for measure, (key, amount) in per.items():
+        if measure in entrant.seconds:
+            rates = amount / np.array(entrant.seconds[measure])
+            row[key] = float(np.median(rates))
+            spread[key] = [float(value) for value in np.quantile(rates, [0.25, 0.75])]
+    alone = entrant.singles or [1.0 * one for one in entrant.seconds.get("decode", [])]
+    row["latency_ms"] = {f"p{p}": 1e3 * float(np.percentile(alone, p)) for p in (50, 95)}
+    shares = {}
+    if "decode_tokens_per_s" in row and roof.get("bandwidth_gb_s"):
+        shares["bandwidth_share"] = entrant.size * row["decode_tokens_per_s"] / 1e9 / roof["bandwidth_gb_s"]
+    if roof.get("gemm_gflops"):
+        passed = float(np.median(entrant.seconds["prefill" if work.task == LANGUAGE else "texts"]))
+        shares["gemm_share"] = flops / 1e9 / passed / roof["gemm_gflops"]
+    return row | {
+        "spread": spread,
+        "threads": entrant.threads,
+        "peak_mb": entrant.peak_mb,
+        "load_s": entrant.load_s,
+        "bytes": entrant.size,
+        "metrics": entrant.quality,
+        "roofline": shares,
+    }

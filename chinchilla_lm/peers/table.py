@@ -1,0 +1,100 @@
+"""The programs that can be raced: what they need, which formats they have, and whose words those are.
+
+Requirements are pinned: a figure of "some version" is nobody's. CPUs without AVX-512 need other build flags for
+llama.cpp, so those are chosen from what the CPU has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.cpu import cpu_flags
+
+WORKERS = Path(__file__).parent / "workers"
+LANGUAGE, TAGGING = "language-modeling", "token-classification"
+# llama.cpp's build flag → the /proc/cpuinfo flag that it needs. Its AMX path is left out: it ends with the first token.
+BUILD_FLAGS = {
+    "GGML_AVX2": "avx2",
+    "GGML_FMA": "fma",
+    "GGML_F16C": "f16c",
+    "GGML_BMI2": "bmi2",
+    "GGML_AVX512": "avx512f",
+    "GGML_AVX512_VBMI": "avx512_vbmi",
+    "GGML_AVX512_VNNI": "avx512_vnni",
+    "GGML_AVX512_BF16": "avx512_bf16",
+}
+TORCH = ("torch==2.13.0",)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """requirements: of its environment; none: it runs in ours. formats: by task. source: what its files are made from,
+    the Hugging Face folder, a GGUF file, or the model itself; "ready": it reads the folder as it is. build: packages
+    that pip has to compile, with the environment's variables for that."""
+
+    worker: str
+    formats: Mapping[str, tuple[str, ...]]
+    requirements: tuple[str, ...] = ()
+    source: str = "folder"
+    build: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def _llama_flags() -> dict[str, str]:
+    have = [name for name, flag in BUILD_FLAGS.items() if flag in cpu_flags()]
+    return {"CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", *(f"-D{name}=ON" for name in have)])}
+
+
+OURS = "chinchilla"
+PEERS: dict[str, Peer] = {
+    OURS: Peer(
+        "chinchilla.py",
+        {LANGUAGE: ("bf16", "int8", "int4"), TAGGING: ("bf16", "int8", "int8-row")},
+        source="model",
+    ),
+    "llama.cpp": Peer(
+        "llama_cpp_python.py",
+        {LANGUAGE: ("Q8_0", "Q4_0", "Q4_1")},
+        ("llama-cpp-python==0.3.36",),
+        source="gguf",
+        build=("llama-cpp-python",),
+        variables=_llama_flags(),
+    ),
+    "openvino": Peer(
+        "openvino_runtime.py",
+        {LANGUAGE: ("int8", "int4"), TAGGING: ("bf16", "int8")},
+        ("openvino==2026.4.1", "optimum-intel==2.2.0", "nncf==3.4.0", "onnx==1.23.2", *TORCH),
+    ),
+    "onnxruntime": Peer(
+        "onnx_runtime.py",
+        {TAGGING: ("float32", "int8")},
+        ("onnxruntime==1.32.0", "onnx==1.23.2", "transformers==5.23.0", *TORCH),
+    ),
+    "ctranslate2": Peer("ctranslate.py", {LANGUAGE: ("int8",)}, ("ctranslate2==4.8.5", "transformers==5.23.0", *TORCH)),
+    "transformers": Peer(
+        "hugging_face.py", {LANGUAGE: ("bfloat16",), TAGGING: ("float32", "bfloat16")}, source="ready"
+    ),
+    "torch-compile": Peer(
+        "hugging_face.py", {LANGUAGE: ("bfloat16+compile",), TAGGING: ("bfloat16+compile",)}, source="ready"
+    ),
+}
+BUILD_OF_LLAMA = "llama-bench"
+
+
+def chosen(names: str) -> tuple[list[str], list[str]]:
+    """The peers of a comma-separated list, and the commands that were given as llama-bench=COMMAND. Raises InputError
+    for a name that is not one of them."""
+    peers, commands = [], []
+    for name in (one.strip() for one in names.split(",") if one.strip()):
+        kind, _, command = name.partition("=")
+        if kind == BUILD_OF_LLAMA and command:
+            commands.append(command)
+        elif name in PEERS and name != OURS:
+            peers.append(name)
+        else:
+            known = ", ".join(one for one in PEERS if one != OURS)
+            raise InputError(f"peer {name!r} is not one of {known}; pass one of them, or {BUILD_OF_LLAMA}=PATH")
+    return list(dict.fromkeys(peers)), commands
