@@ -5,7 +5,9 @@
 // of the weights do both. A new position writes one lane of a panel.
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "pass.h"
 
@@ -15,6 +17,7 @@ namespace {
 
 constexpr int kBlock = 48;     // rows of one product: queries times heads that share a key
 constexpr int kPositions = 32; // a cache's positions come in these: a step of bf16 values
+constexpr int kLeastPart = 64;  // positions that are worth a part of their own
 
 Matrix keys_matrix(Format format, int head_dim, int positions, const std::byte* data) {
     Matrix keys;
@@ -131,30 +134,86 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
 }
 
 void Pass::attend(const Operation& op, const Job& job, Member me) {
-    const int block = std::max(1, kBlock / (op.heads / op.kv_heads));
+    const int rows = std::max(1, kBlock / (op.heads / op.kv_heads)), parts = parts_of(op, job, me);
     int task = 0;
     for (std::size_t s = 0; s < job.sequences.size(); ++s) {
         const int count = job.sequences[s].count;
         for (int head = 0; head < op.kv_heads; ++head) {
-            for (int from = 0; from < count; from += block) {
-                if (task++ % me.count != me.index) continue;
-                attend_block(op, job, static_cast<int>(s), head, from, std::min(from + block, count), scratch_[me.index]);
+            for (int from = 0; from < count; from += rows) {
+                for (int part = 0; part < parts; ++part) {
+                    if (task++ % me.count != me.index) continue;
+                    const Block block{static_cast<int>(s), head, from, std::min(from + rows, count), part, parts};
+                    attend_block(op, job, block, scratch_[me.index]);
+                }
             }
         }
     }
+    if (parts == 1) return;
+    me.meet();
+    merge(op, job, parts, me);
 }
 
-// What queries [from, to) of a sequence, of all heads that share key head `head`, see.
-void Pass::attend_block(const Operation& op, const Job& job, int index, int head, int from, int to, Scratch& scratch) {
-    const Sequence& sequence = job.sequences[index];
-    const int size = op.head_dim, shared = op.heads / op.kv_heads, rows = (to - from) * shared;
+// Into how many parts the positions are cut: one, or as many as there are members where single tokens are read, the
+// heads do not share out evenly, and there is enough to read.
+int Pass::parts_of(const Operation& op, const Job& job, Member me) const {
+    const std::size_t tasks = job.sequences.size() * op.kv_heads;
+    if (me.count == 1 || job.sequences.size() != static_cast<std::size_t>(job.rows) || tasks % me.count == 0) return 1;
+    int least = program_.max_positions;
+    for (const Sequence& sequence : job.sequences) least = std::min(least, sequence.past + 1);
+    if (op.window) least = std::min(least, op.window);
+    return least >= kLeastPart * me.count ? me.count : 1;
+}
+
+float* Pass::part_of(const Operation& op, int row, int head, int part, int parts) const {
+    return parts_.as() + ((static_cast<std::size_t>(row) * op.heads + head) * parts + part) * part_size(op.head_dim);
+}
+
+// What the parts saw, each by its weight.
+void Pass::merge(const Operation& op, const Job& job, int parts, Member me) {
+    const int size = op.head_dim, behind = round_up(size, kLanes);
+    const Share share = me.share(job.rows * op.heads);
+    for (int item = share.begin; item < share.end; ++item) {
+        const int row = item / op.heads, head = item % op.heads;
+        float top = part_of(op, row, head, 0, parts)[behind], total = 0.0F;
+        for (int part = 1; part < parts; ++part) top = std::max(top, part_of(op, row, head, part, parts)[behind]);
+        float* y = seen_.as() + row * wide_ + head * size;
+        std::fill_n(y, size, 0.0F);
+        for (int part = 0; part < parts; ++part) {
+            const float* one = part_of(op, row, head, part, parts);
+            const float weight = std::exp(one[behind] - top);
+            total += weight;
+            for (int i = 0; i < size; ++i) y[i] += weight * one[i];
+        }
+        for (int i = 0; i < size; ++i) y[i] /= total;
+    }
+}
+
+// What queries [from, to) of a sequence, of all heads that share one key head, see in one part of the positions.
+void Pass::attend_block(const Operation& op, const Job& job, const Block& block, Scratch& scratch) {
+    const Sequence& sequence = job.sequences[block.sequence];
+    const int size = op.head_dim, shared = op.heads / op.kv_heads, rows = (block.to - block.from) * shared;
     const int total = sequence.past + sequence.count;
-    const int first = sequence.past + from, last = sequence.past + to - 1;
+    const int first = sequence.past + block.from, last = sequence.past + block.to - 1;
     // The positions that any of these queries may look at, from a whole step of values on.
     const int window = op.window ? op.window : total;
-    const int low = std::max(0, first - window + 1) / kPositions * kPositions;
-    const int high = program_.causal ? last + 1 : std::min(total, last + window);
-    const KeyValues kv = key_values(op, sequence, index, head);
+    int low = std::max(0, first - window + 1) / kPositions * kPositions;
+    int high = program_.causal ? last + 1 : std::min(total, last + window);
+    const int piece = round_up((high - low + block.parts - 1) / block.parts, kPositions);
+    low += block.part * piece;
+    high = std::min(high, low + piece);
+    const auto target = [&](int i) { return std::pair(sequence.row + block.from + i / shared, block.head * shared + i % shared); };
+    const auto part = [&](int i) {
+        const auto [row, head] = target(i);
+        return part_of(op, row, head, block.part, block.parts);
+    };
+    if (low >= high) {  // parts are whole steps, so there can be fewer
+        for (int i = 0; i < rows; ++i) {
+            std::fill_n(part(i), size, 0.0F);
+            part(i)[round_up(size, kLanes)] = -INFINITY;
+        }
+        return;
+    }
+    const KeyValues kv = key_values(op, sequence, block.sequence, block.head);
     Matrix keys = keys_matrix(program_.cache, size, high - low, kv.keys);
     keys.data += (low / kLanes) * keys.stride();
     Matrix values = values_matrix(program_.cache, size, high - low, kv.values, kv.pitch);
@@ -162,21 +221,23 @@ void Pass::attend_block(const Operation& op, const Job& job, int index, int head
     const std::size_t width = round_up(high - low, kPositions), seen_width = round_up(size, kLanes);
     float* scores = scratch.scores.reserve_of<float>(rows * width);
     const Input q = queries(op);
-    const int query = (head * rows_ + sequence.row + from) * shared;
+    const int query = (block.head * rows_ + sequence.row + block.from) * shared;
     k_.multiply(keys, q, query, rows, 0, keys.panels(), scores, width, false);
     const Input probabilities = place(values, scratch.probabilities.reserve(rows * values.row_bytes() + 64), rows);
+    const int padded = values.padded();
     for (int i = 0; i < rows; ++i) {
         const int position = first + i / shared;
-        const int begin = std::max(0, position - window + 1) - low;
-        const int end = (program_.causal ? position + 1 : std::min(total, position + window)) - low;
-        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale);
-        k_.prepare(values, scores + i * width, probabilities, i, 0, values.padded());
+        const int begin = std::max(0, position - window + 1 - low);
+        const int end = std::min(program_.causal ? position + 1 : std::min(total, position + window), high) - low;
+        const float weight = k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale);
+        k_.prepare(values, scores + i * width, probabilities, i, 0, padded);
+        if (block.parts > 1) part(i)[seen_width] = weight;
     }
     float* seen = scratch.tile.reserve_of<float>(rows * seen_width + 64);
     k_.multiply(values, probabilities, 0, rows, 0, values.panels(), seen, seen_width, false);
     for (int i = 0; i < rows; ++i) {
-        float* y = seen_.as() + (sequence.row + from + i / shared) * wide_ + (head * shared + i % shared) * size;
-        std::copy_n(seen + i * seen_width, size, y);
+        const auto [row, head] = target(i);
+        std::copy_n(seen + i * seen_width, size, block.parts > 1 ? part(i) : seen_.as() + row * wide_ + head * size);
     }
 }
 

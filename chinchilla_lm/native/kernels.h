@@ -96,8 +96,8 @@ struct Kernels {
     void (*activate)(Activation, float* x, int count);
     // y[i] = act(gate[i]) · up[i], where 16 gates and 16 ups alternate in x.
     void (*gate)(Activation, const float* x, float* y, int count);
-    // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded).
-    void (*softmax)(float* x, int from, int to, int padded, float scale);
+    // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded); returns log Σ exp(x · scale).
+    float (*softmax)(float* x, int from, int to, int padded, float scale);
     // One position's features into a cache's packed values: panels of 16 features, `pitch` bytes apart.
     void (*put_value)(Format, const float* x, std::byte* panels, std::size_t pitch, int size, int position);
     // Rotates the first and second half of a head's features against each other.

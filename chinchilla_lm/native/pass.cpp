@@ -92,12 +92,18 @@ void Pass::reserve(const Job& job) {
         passing += most;
     }
     passing_.reserve(passing);
+    std::size_t parts = 0;
+    for (const Operation& op : program_.operations) {
+        if (op.kind != Kind::attention || job.sequences.size() != rows) continue;
+        parts = std::max<std::size_t>(parts, static_cast<std::size_t>(op.heads) * part_size(op.head_dim));
+    }
+    parts_.reserve_of<float>(rows * parts * scratch_.size());
     rows_ = job.rows;
 }
 
 std::size_t Pass::bytes() const {
     std::size_t total = 0;
-    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &angles_, &passing_}) total += buffer->bytes();
+    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &angles_, &passing_, &parts_}) total += buffer->bytes();
     for (const Scratch& scratch : scratch_) {
         for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities}) {
             total += buffer->bytes();

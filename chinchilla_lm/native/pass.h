@@ -31,6 +31,9 @@ struct KeyValues {
     static KeyValues at(std::byte* memory, Format format, int head_dim, int capacity);
 };
 
+// Floats of what a part of the positions gives for one query: values, and behind them the logarithm of their weight.
+constexpr int part_size(int head_dim) { return round_up(head_dim, kLanes) + kLanes; }
+
 class Pass {
 public:
     Pass(const Program& program, const Kernels& kernels, int members);
@@ -59,7 +62,14 @@ private:
     void attention(const Operation& op, const Job& job, Member me);
     void store(const Operation& op, const Job& job, Member me);
     void attend(const Operation& op, const Job& job, Member me);
-    void attend_block(const Operation& op, const Job& job, int sequence, int head, int from, int to, Scratch& scratch);
+    // A part of the positions that some queries of a sequence look at.
+    struct Block {
+        int sequence, head, from, to, part, parts;
+    };
+    void attend_block(const Operation& op, const Job& job, const Block& block, Scratch& scratch);
+    int parts_of(const Operation& op, const Job& job, Member me) const;
+    float* part_of(const Operation& op, int row, int head, int part, int parts) const;
+    void merge(const Operation& op, const Job& job, int parts, Member me);
     KeyValues key_values(const Operation& op, const Sequence& sequence, int index, int head) const;
     Input queries(const Operation& op) const;
     float* angles(int rope, int row) const;
@@ -69,7 +79,7 @@ private:
     const std::size_t width_;  // floats of a row of x, padded
     std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
     int widest_ = 0;           // inputs of the widest matrix
-    Buffer x_, mid_, seen_, input_, second_, queries_, angles_, passing_;
+    Buffer x_, mid_, seen_, input_, second_, queries_, angles_, passing_, parts_;
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;

@@ -11,6 +11,7 @@ constexpr int kChains = 4;               // of sums where there is one row: a si
 // Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
 // next one, where the CPU's own prefetcher would begin anew.
 constexpr int kAhead = 8192;
+constexpr int kAheadMany = 1024;  // the same of several rows, which walk the weights more slowly
 
 struct F32 {
     using Sum = vf;
@@ -52,6 +53,7 @@ INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte*
     } else {
         for (int step = 0; step < steps; ++step) {
             vi weights[N * V];
+            for (int n = 0; n < N; ++n) __builtin_prefetch(w + n * w_stride + 64 * step + kAheadMany);
             for (int i = 0; i < N * V; ++i) weights[i] = weights_of(w, w_stride, i, step);
             for (int m = 0; m < M; ++m) {
                 const vi inputs = spread(x + m * x_stride + 4 * step);
@@ -132,7 +134,7 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
             for (int i = 0; i < N * V; ++i) sums[m][i] = begin;
         }
         for (int step = 0; step < steps; ++step) {
-            if constexpr (M == 1) __builtin_prefetch(weights + kAhead);
+            for (int n = 0; n < N; ++n) __builtin_prefetch(weights + n * stride + (M == 1 ? kAhead : kAheadMany));
             for (int i = 0; i < N * V; ++i) {
                 const vi both = load<vi>(weights + (i / V) * stride + (i % V) * 4 * L);
                 const vi first = Four ? both & 0x0f0f0f0f : both;
@@ -178,9 +180,12 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
 // Rows in tiles of M, then of fewer, for N panels: the panels stay in the first-level cache, the rows stream past.
 template <int N, int M, class T>
 INLINE void columns(int row, int rows, Place to, T&& tile) {
-    for (; rows >= M; row += M, rows -= M, to.y += M * to.stride) tile.template operator()<M>(row, to);
+    // 8 rows are 4 and 4: after 6, the 2 that are left would wait for their own sums.
+    for (; rows >= M && !(M == 6 && (rows == 7 || rows == 8)); row += M, rows -= M, to.y += M * to.stride) {
+        tile.template operator()<M>(row, to);
+    }
     if constexpr (M > 1) {
-        if (rows) columns<N, M == 6 ? 4 : M / 2>(row, rows, to, tile);
+        if (rows) columns<N, M == 8 || M == 6 ? 4 : M - 1>(row, rows, to, tile);
     }
 }
 

@@ -98,7 +98,7 @@ static void norm_row(const Norm& norm, const float* x, float* y, int size) {
     }
 }
 
-static void softmax(float* x, int from, int to, int padded, float scale) {
+static float softmax(float* x, int from, int to, int padded, float scale) {
     vf top = splat(-__builtin_inff());
     const auto shown = [&](int i) { return lanes_below(to - i) & ~lanes_below(from - i); };
     const int begin = from / L * L;
@@ -110,10 +110,12 @@ static void softmax(float* x, int from, int to, int padded, float scale) {
         total += value;
         store(x + i, value);
     }
-    const vf factor = splat(1.0F / sum(total));
+    const float all = sum(total);
+    const vf factor = splat(1.0F / all);
     for (int i = 0; i < begin; i += L) store(x + i, vf{});
     for (int i = begin; i < to; i += L) store(x + i, load<vf>(x + i) * factor);
     for (int i = (to + L - 1) / L * L; i < padded; i += L) store(x + i, vf{});
+    return shift[0] + __builtin_logf(all);
 }
 
 // To the nearest, ties to even; NaN stays NaN.

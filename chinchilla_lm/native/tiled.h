@@ -91,20 +91,16 @@ static void plain_tiles(const Matrix& w, const Input& in, int row, int rows, int
 // A part of a panel with groups as signed bytes, in the order in which tiles take them: [inputs/4][16][4].
 static void to_signed(const Matrix& w, const std::byte* weights, int inputs, std::byte* to) {
     const bool four = w.format == Format::int4;
-    const vi over = splat(four ? 0x08080808 : static_cast<std::int32_t>(0x80808080U));
     const int step = four ? 8 : 4;
     for (int k = 0; k < inputs; k += step, weights += 64, to += 16 * step) {
         const vi both = load<vi>(weights);
         if (!four) {
-            store(to, both ^ over);
+            store(to, (vi)((vu)both ^ 0x80808080U));
             continue;
         }
         const vi low = both & 0x0f0f0f0f, high = (vi)((vu)both >> 4) & 0x0f0f0f0f;
         // Bytes below 16 less 8, four at a time: no byte borrows from the next once its top bit is set.
-        const auto centred = [&](vi q) {
-            const vi top = splat(static_cast<std::int32_t>(0x80808080U));
-            return ((q | top) - over) ^ top;
-        };
+        const auto centred = [](vi q) { return (vi)((((vu)q | 0x80808080U) - 0x08080808U) ^ 0x80808080U); };
         store(to, w.asymmetric ? low : centred(low));
         store(to + 64, w.asymmetric ? high : centred(high));
     }

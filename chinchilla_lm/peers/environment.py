@@ -31,7 +31,9 @@ def interpreter(name: str, peer: Peer, folder: Path, console: Console) -> str:
     """
     if not peer.requirements:
         return sys.executable
-    wanted = json.dumps([peer.requirements, peer.build, sorted(peer.variables.items()), sys.version_info[:2]])
+    wanted = json.dumps(
+        [peer.requirements, peer.build, peer.without, sorted(peer.variables.items()), sys.version_info[:2]]
+    )
     place = folder / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     python, done = place / "bin" / "python", place / "complete"
     if done.exists():
@@ -48,5 +50,7 @@ def interpreter(name: str, peer: Peer, folder: Path, console: Console) -> str:
     if ran.returncode:
         said = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()][-1:]
         raise InputError(f"{name} cannot be installed: {' '.join(said)}; mend that, or leave it out of --peers")
+    for package in peer.without:
+        subprocess.run([str(python), "-m", "pip", "uninstall", "-y", package], capture_output=True, check=False)
     done.write_text("")
     return str(python)

@@ -59,7 +59,8 @@ def _cells(row: Row) -> dict[str, str]:
 def markdown(title: str, rows: Sequence[Row], notes: Sequence[str]) -> str:
     """The table as a document."""
     names, cells = table(rows)
-    lines = ["| " + " | ".join(row) + " |" for row in (names, ["---"] * len(names), *cells)]
+    rows_of = (names, ["---"] * len(names), *([cell.replace("|", "\\|") for cell in row] for row in cells))
+    lines = ["| " + " | ".join(row) + " |" for row in rows_of]
     return "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), ""])
 
 

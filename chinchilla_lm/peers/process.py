@@ -29,7 +29,7 @@ class Process:
     """One worker. Starts running; `stop` and `go` take turns."""
 
     def __init__(self, python: str, worker: str) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115: until close
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         paths = [path for path in sys.path if path] if python == sys.executable else []
         self._child = subprocess.Popen(
             [python, str(WORKERS / worker)],

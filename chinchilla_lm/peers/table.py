@@ -33,13 +33,15 @@ TORCH = ("torch==2.13.0",)
 class Peer:
     """requirements: of its environment; none: it runs in ours. formats: by task. source: what its files are made from,
     the Hugging Face folder, a GGUF file, or the model itself; "ready": it reads the folder as it is. build: packages
-    that pip has to compile, with the environment's variables for that."""
+    that pip has to compile, with the environment's variables for that. without: what these bring and text needs not:
+    torchvision breaks transformers where it was built for another torch."""
 
     worker: str
     formats: Mapping[str, tuple[str, ...]]
     requirements: tuple[str, ...] = ()
     source: str = "folder"
     build: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,6 +69,7 @@ PEERS: dict[str, Peer] = {
         "openvino_runtime.py",
         {LANGUAGE: ("int8", "int4"), TAGGING: ("bf16", "int8")},
         ("openvino==2026.4.1", "optimum-intel==2.2.0", "nncf==3.4.0", "onnx==1.23.2", *TORCH),
+        without=("torchvision",),
     ),
     "onnxruntime": Peer(
         "onnx_runtime.py",

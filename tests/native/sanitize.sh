@@ -28,7 +28,7 @@ check() {  # sanitizers, libraries to load first, pytest's arguments
     (cd "$copy" && env LD_PRELOAD="$preload" PYTHONPATH="$copy" OMP_NUM_THREADS=1 PYTHONMALLOC=malloc \
         ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
         TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
-        setarch -R "$python" -m pytest -q -x -p no:cacheprovider "$@")
+        setarch -R "$python" -m pytest -q -x -p no:cacheprovider --capture=sys "$@")
 }
 
 check address,undefined "libasan.so libubsan.so" tests/native

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,20 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     other = NativeModel(compile_model(model, "f32"), 1)
     with pytest.raises(InputError, match="another model"):
         other.run([np.full(1, 8, np.int32)], [cache])
+
+
+def test_a_long_past_shared_among_threads_gives_the_same(tmp_path: Path):
+    _, folder = saved(tmp_path, "llama-gqa")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}), encoding="utf-8")
+    model = checkpoints.load(folder, task="language-modeling").model.eval()
+    (text,) = texts((700,))
+    expected = NativeModel(compile_model(model, "f32"), 1).run([text], everywhere=True)
+    for threads in (2, 3, 5):
+        native = NativeModel(compile_model(model, "f32"), threads)
+        cache = native.cache(704)
+        native.run([text[:128]], [cache])
+        for position in range(128, 700):
+            got = native.run([text[position : position + 1]], [cache])[0]
+            if position % 37 == 0 or position > 690:
+                assert_near(got, expected[position])

@@ -1,4 +1,4 @@
-"""What every worker shares: a JSON object a line in, one out. The standard library only: peers have packages of their own.
+"""What every worker shares: a JSON object a line in, one out. Standard library only: peers have packages of their own.
 
 A worker is an object with some of the CALLS. Token ids are lists of lists of integers; times are in seconds, taken in
 the worker, so that the way there and back costs nobody.

@@ -1,0 +1,224 @@
+"""Damaged programs and senseless calls: an error each time, never a crash, and never an answer of another shape.
+
+CHINCHILLA_FUZZ=N tries N times as many cases. Each case runs in this process: under `sanitize.sh` a read outside a
+buffer ends it, and the case that was being tried is named on standard error.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.native import NativeModel, engine_module
+from chinchilla_lm.runtime.program import MAGIC, START, Program, read_program, write_program
+from tests.models.tiny import VOCAB, saved
+
+pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
+
+CASES = 150 * int(os.environ.get("CHINCHILLA_FUZZ", "1"))
+VALUES: list[Any] = [
+    *(
+        0,
+        1,
+        -1,
+        2,
+        3,
+        15,
+        16,
+        17,
+        63,
+        64,
+        65,
+        4096,
+        2**31 - 1,
+        -(2**31),
+        2**31,
+        2**32,
+        2**63 - 1,
+        -(2**63),
+        2**64,
+        10**30,
+    ),
+    *(
+        0.5,
+        -1.5,
+        float("nan"),
+        float("inf"),
+        True,
+        False,
+        None,
+        "",
+        "f32",
+        "int4",
+        "attention",
+        "norm",
+        "é\0",
+        [],
+        {},
+        [1],
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3"])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    kind = "token-classification" if request.param == "bert" else "language-modeling"
+    folder = tmp_path_factory.mktemp("fuzz")
+    model = checkpoints.load(saved(folder, request.param, kind)[1], task=kind).model
+    return compile_model(model, "int4" if request.param == "llama-gqa" else "int8")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where every value of nested lists and dictionaries stands."""
+    inside: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        inside = list(value.items())
+    elif isinstance(value, list):
+        inside = list(enumerate(value))
+    return [path, *(one for key, part in inside for one in places(part, (*path, key)))]
+
+
+def changed(header: dict[str, Any], drawn: random.Random) -> dict[str, Any]:
+    """One to three values replaced, moved by one, or left out."""
+    header = copy.deepcopy(header)
+    for _ in range(drawn.randint(1, 3)):
+        path = drawn.choice(places(header)[1:] or [("hidden",)])
+        part: Any = header
+        for key in path[:-1]:
+            part = part[key]
+        key = path[-1]
+        how = drawn.random()
+        if how < 0.15:
+            del part[key]
+        elif how < 0.4 and isinstance(part[key], int):
+            part[key] += drawn.choice([-64, -16, -1, 1, 16, 64])
+        elif how < 0.5 and isinstance(part, list):
+            part.append(copy.deepcopy(part[key]))
+        else:
+            part[key] = copy.deepcopy(drawn.choice(VALUES))
+    return header
+
+
+def try_out(program: Program, seed: object) -> bool:
+    """Run a few tokens through a program; whether the engine took it."""
+    print(f"seed {seed}", file=sys.stderr)
+    try:
+        model = NativeModel(program, 2)
+        ids = np.array([1, 2, 3, 4, 5], np.int32)
+        out = model.run([ids, ids[:2]], everywhere=True)
+    except (InputError, MemoryError):
+        return False
+    assert out.ndim == 2
+    return True
+
+
+def test_changed_headers(program: Program):
+    taken = 0
+    for seed in range(CASES):
+        header = changed(program.header, random.Random(seed))
+        sizes = [header.get(key) for key in ("hidden", "vocabulary", "max_positions")]
+        if any(isinstance(one, int) and one > 1 << 20 for one in sizes):
+            continue  # would be refused, or only take memory
+        taken += try_out(Program(header, program.data), seed)
+    assert taken < CASES
+
+
+def test_weights_of_random_bytes(program: Program):
+    for seed in range(max(3, CASES // 50)):
+        drawn = np.random.default_rng(seed)
+        size = program.data.size + 64
+        room = drawn.integers(0, 256, size, dtype=np.uint8)
+        start = -room.ctypes.data % 64
+        assert try_out(Program(program.header, room[start : start + program.data.size]), seed)
+
+
+def test_less_data_than_the_header_says(program: Program):
+    for seed, cut in enumerate((64, 128, program.data.size // 128 * 64, program.data.size)):
+        assert not try_out(Program(program.header, program.data[: program.data.size - cut]), seed)
+
+
+def test_damaged_files(program: Program, tmp_path: Path):
+    whole = tmp_path / "whole.bin"
+    write_program(program, whole)
+    original = whole.read_bytes()
+    file = tmp_path / "damaged.bin"
+    for seed in range(CASES):
+        drawn = random.Random(seed)
+        data = bytearray(original)
+        how = drawn.random()
+        if how < 0.3:
+            data = data[: drawn.randrange(len(data))]
+        elif how < 0.6:
+            for _ in range(drawn.randint(1, 8)):
+                data[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
+        elif how < 0.8:
+            begin = drawn.randrange(START + 64)
+            data[begin : begin + 8] = drawn.randbytes(8)
+        else:
+            data = bytearray(drawn.randbytes(drawn.randrange(2 * START)))
+        file.write_bytes(data)
+        if bytes(data) == original:
+            continue
+        try:
+            found = read_program(file)
+        except InputError:
+            continue
+        start = len(original) - program.data.size  # only what is between header and data is not under a hash
+        length = int.from_bytes(original[8:16], "little")
+        assert data[: START + length] == original[: START + length], seed
+        assert data[start:] == original[start:], seed
+        del found
+
+
+@pytest.mark.parametrize("text", [b"", b"[" * 100_000, b"{}", b"[]", b"null", b'{"version": 1}', b"\xff\xfe", b"1e999"])
+def test_headers_that_match_their_hash(text: bytes, tmp_path: Path):
+    file = tmp_path / "program.bin"
+    head = MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text
+    file.write_bytes(head + bytes(-len(head) % 4096))
+    with pytest.raises(InputError):
+        read_program(file)
+
+
+def test_senseless_calls(program: Program):
+    model, other = NativeModel(program, 2), NativeModel(program, 1)
+    most = program.header["max_positions"]
+    drawn = random.Random(0)
+    engine: Any = model._engine
+    caches = [model.cache(8), other.cache(8)] if program.header["causal"] else []
+    for _ in range(CASES):
+        ids = [
+            drawn.choice([0, 1, VOCAB - 1, VOCAB, -1, 2**31 - 1, 5]) for _ in range(drawn.choice([0, 1, 3, most + 1]))
+        ]
+        counts = [drawn.choice([0, 1, 2, len(ids), -1]) for _ in range(drawn.randint(0, 3))]
+        given = [drawn.choice(caches) for _ in counts] if caches and drawn.random() < 0.5 else []
+        segments = np.array([drawn.choice([0, 1, 2, -1]) for _ in ids], np.int32) if drawn.random() < 0.3 else None
+        before = [cache.length for cache in caches]
+        try:
+            out = engine.run(np.array(ids, np.int32), counts, given, segments, drawn.random() < 0.5)
+        except (ValueError, TypeError):
+            assert [cache.length for cache in caches] == before
+            continue
+        assert sum(counts) == len(ids)
+        assert all(0 <= one < VOCAB for one in ids)
+        assert np.isfinite(out).all()
+    for cache in caches:
+        with pytest.raises(ValueError):
+            cache.rewind(cache.length + 1)
+        with pytest.raises(ValueError):
+            cache.rewind(-1)
+    for size in (0, -1):
+        with pytest.raises(ValueError):
+            model.cache(size)
+    json.dumps(program.header)
