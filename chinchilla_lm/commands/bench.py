@@ -1,6 +1,6 @@
-"""`chinchilla bench`: how fast a model is, beside another one and beside other programs, in one interleaved run.
+"""`chinchilla bench`: how fast a model is, beside another one or, with --peers, beside other programs, in one run.
 
-All engines get the same random prompts, dtype and threads, in turn, round by round; ratios are medians within rounds.
+Both models get the same random prompts, dtype and threads, in turn, round by round; ratios are medians within rounds.
 Each is also held against this machine's measured roof: bytes it must read a token against the read bandwidth,
 operations it must do against the GEMM peak. Memory and load time come from a process of its own for each.
 """
@@ -8,7 +8,6 @@ operations it must do against the GEMM peak. Memory and load time come from a pr
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, metavar="N", help="tokens that a language model writes (default 64)")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="time to race for (default 20)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory and load time")
+    parser.add_argument(
+        "--backend", choices=("auto", "native", "torch"), default="auto", help="what runs MODEL (default auto)"
+    )
     add_device_arguments(parser)
 
 
@@ -66,72 +68,44 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.runtime.device import resolve_device
     from chinchilla_lm.runtime.torch_backend import set_threads
 
-    peers = _peers(args.peers)
+    for flag in ("data", "test", "output", "peers_home"):
+        if getattr(args, flag) is not None:
+            raise InputError(f"--{flag.replace('_', '-')} belongs to a race with peers; pass --peers too")
     if args.threads is not None:
         set_threads(args.threads)
     device = resolve_device(args.device)
-    with tempfile.TemporaryDirectory(prefix="chinchilla-bench-") as temporary:
-        entries, ours = _own_entries(args, device)
-        shape = _shape(args, entries, console)
-        entries += [_peer_entry(peer, entries[ours], Path(temporary), console) for peer in peers]
-        roof = _roof(device, entries[ours].spec.dtype, console)
-        footprints = [None] * len(entries) if args.no_memory else _footprints(entries, shape, console)
-        console.say(f"racing {len(entries)} for {args.seconds:g} s")
-        result = measure(entries, ours, shape, args.seconds, roof, footprints)
+    entries, ours = _entries(args, device)
+    shape = _shape(args, entries, console)
+    roof = _roof(device, entries[ours].spec.dtype, console)
+    footprints = [None] * len(entries) if args.no_memory else _footprints(entries, shape, console)
+    console.say(f"racing {len(entries)} for {args.seconds:g} s")
+    result = measure(entries, ours, shape, args.seconds, roof, footprints)
     result |= {"machine": machine.describe(), "roofline": asdict(roof)}
     _show(result, shape, console)
     console.result(result)
     return 0
 
 
-def _peers(names: str) -> list[str]:
-    from chinchilla_lm.runtime.engines import PEERS
-
-    peers = [name.strip() for name in names.split(",") if name.strip()]
-    for name in peers:
-        if name not in PEERS:
-            raise InputError(f"peer {name!r} is not one of {', '.join(PEERS)}; pass --peers {PEERS[0]}")
-    return list(dict.fromkeys(peers))
-
-
-def _own_entries(args: argparse.Namespace, device: torch.device) -> tuple[list[Entry], int]:
+def _entries(args: argparse.Namespace, device: torch.device) -> tuple[list[Entry], int]:
     """The original, if there is one, and the model; and which of them is the model."""
     from chinchilla_lm.evaluate.speed import Entry
-    from chinchilla_lm.runtime.engines import OURS, EngineSpec, OwnEngine
+    from chinchilla_lm.runtime.engines import NATIVE, TORCH, EngineSpec, open_engine
+    from chinchilla_lm.runtime.loading import engine_serves
     from chinchilla_lm.runtime.torch_backend import dtype_of
 
+    if args.backend == "native" and device.type != "cpu":
+        raise InputError(f"backend native runs on the CPU, not on {device}; pass --device cpu")
+    native = args.backend == "native" or (args.backend == "auto" and engine_serves(str(device)))
     dtype = str(dtype_of(args.dtype, device)).removeprefix("torch.")
     entries = []
     for name in ([] if args.against is None else [args.against]) + [args.model]:
-        spec = EngineSpec(OURS, name, dtype, str(device), args.task)
-        engine = OwnEngine.load(spec)
-        entries.append(Entry(name, spec, engine, engine.backend.model))
+        spec = EngineSpec(NATIVE if native else TORCH, name, dtype, str(device), args.task)
+        engine = open_engine(spec)
+        entries.append(Entry(name, spec, engine, engine.model))
     if len(entries) == 2 and len({(e.model.config.causal, e.model.config.head.kind) for e in entries}) > 1:
         kinds = [f"{entry.name} is for {entry.model.config.head.kind}" for entry in entries]
         raise InputError(f"{' and '.join(kinds)}; only models for one task compare; pass --task")
     return entries, len(entries) - 1
-
-
-def _peer_entry(peer: str, ours: Entry, temporary: Path, console: Console) -> Entry:
-    """The model in another program: from its own folder where that is a stock one, else from an export."""
-    from chinchilla_lm.evaluate.speed import Entry
-    from chinchilla_lm.export.hf import export_hf
-    from chinchilla_lm.models.checkpoint import load
-    from chinchilla_lm.models.source import locate
-    from chinchilla_lm.runtime.engines import EngineSpec, auto_class, open_engine
-
-    located = locate(ours.spec.path)
-    folder = located.folder
-    if located.gguf is not None or ours.model.dropped or ours.spec.task is not None:
-        folder = temporary / "model"
-        if not folder.exists():
-            console.say("exporting the model for its peers")
-            export_hf(load(ours.spec.path, task=ours.spec.task), folder)
-    config = ours.model.config
-    spec = EngineSpec(
-        peer, str(folder), ours.spec.dtype, ours.spec.device, auto_class=auto_class(config.head.kind, config.causal)
-    )
-    return Entry(ours.name, spec, open_engine(spec), ours.model)
 
 
 def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> Shape:
@@ -218,9 +192,4 @@ def _show_notes(result: dict[str, Any], short: dict[str, str], console: Console)
         console.show(f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products")
     for ratio in result["ratios"]:
         interval = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
-        over = short[ratio["over"]] if ratio["over_engine"] == ratio["engine"] else ratio["over_engine"]
-        console.show(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {over}{interval}")
-    for row in result["rows"]:
-        agreement = row["metrics"].get("agreement")
-        if agreement is not None:
-            console.show(f"{row['engine']} gives the same highest output in {agreement:.1%} of places")
+        console.show(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {short[ratio['over']]}{interval}")

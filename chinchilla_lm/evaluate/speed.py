@@ -14,7 +14,7 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.clock import Timing, speedup
 from chinchilla_lm.runtime.engines import Engine, EngineSpec
 from chinchilla_lm.runtime.footprint import Footprint
-from chinchilla_lm.runtime.race import Shape, agreement, race
+from chinchilla_lm.runtime.race import Shape, race
 from chinchilla_lm.runtime.roofline import decode_bytes, pass_flops, size_of
 
 # What was timed → what its ratio is called.
@@ -39,7 +39,7 @@ class Roof:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row. model: the one that runs, or that a peer runs in its own way: it says what must be read and computed."""
+    """One row. model: the one that runs: it says what must be read and computed."""
 
     name: str
     spec: EngineSpec
@@ -62,12 +62,7 @@ def measure(
     timings = list(race({str(i): entry.engine for i, entry in enumerate(entries)}, shape, seconds=seconds).values())
     rows = []
     for entry, timing, footprint in zip(entries, timings, footprints, strict=True):
-        metrics = {}
-        if entry.spec.engine != entries[ours].spec.engine:
-            metrics["agreement"] = agreement(entries[ours].engine, entry.engine, shape)
-        rows.append(
-            _row(entry, shape, timing, footprint, metrics) | {"roofline": _shares(entry.model, shape, timing, roof)}
-        )
+        rows.append(_row(entry, shape, timing, footprint) | {"roofline": _shares(entry.model, shape, timing, roof)})
     ratios = [
         {"model": entries[ours].name, "engine": entries[ours].spec.engine, "over": entry.name}
         | {"over_engine": entry.spec.engine, "measure": RATIO_NAMES[part]}
@@ -79,9 +74,7 @@ def measure(
     return {"rounds": len(timings[0][shape.measures[0]].seconds), "rows": rows, "ratios": ratios}
 
 
-def _row(
-    entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | None, metrics: dict[str, Any]
-) -> dict[str, Any]:
+def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | None) -> dict[str, Any]:
     size = size_of(entry.model)
     whole = timing["request" if shape.new_tokens else "batch"]
     prefill = decode = None
@@ -102,7 +95,7 @@ def _row(
         "latency_ms": timing["request" if shape.new_tokens else "single"].to_dict(),
         "peak_mb": None if footprint is None else footprint.peak_mb,
         "load_s": None if footprint is None else footprint.load_s,
-        "metrics": metrics,
+        "metrics": {},
         "parameters": size.parameters,
         "bytes": size.bytes,
     }

@@ -37,7 +37,12 @@ INLINE vf largest(vf a, vf b) { return choose(a > b, a, b); }
 
 #if defined(__AVX512F__)
 INLINE float sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
-INLINE std::int32_t sum(vi x) { return _mm512_reduce_add_epi32((__m512i)x); }
+INLINE std::int32_t sum(vi x) {
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)x), _mm512_extracti64x4_epi64((__m512i)x, 1));
+    __m128i part = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
+}
 INLINE float highest(vf x) { return _mm512_reduce_max_ps((__m512)x); }
 #else
 INLINE float sum(vf x) {

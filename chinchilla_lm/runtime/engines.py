@@ -1,4 +1,4 @@
-"""What can be raced: our own session, and other programs that run the same model.
+"""What can be raced in one process: a model on torch, and in the engine.
 
 Every engine reads the same token ids at the same dtype and number of threads. `generate` reads the prompt, then feeds
 greedy tokens one at a time over its cache, and times the two phases apart, which a single call from outside could not.
@@ -18,22 +18,20 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
-from chinchilla_lm.models.config import HeadKind
+from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.device import resolve_device
+from chinchilla_lm.runtime.prepare import prepare
+from chinchilla_lm.runtime.served import NativeForward
 from chinchilla_lm.runtime.torch_backend import DTYPES, TorchBackend, dtype_of, read
 
-OURS = "chinchilla-torch"
-# Engines besides our own, by the name that --peers takes.
-PEERS = ("transformers",)
+TORCH, NATIVE = "chinchilla-torch", "chinchilla-native"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What to open; plain values, so that another process can open the same.
 
-    path: a model as `checkpoint.load` takes it, for a peer a Hugging Face folder. task: None for the head that was
-    saved.
-    auto_class: for transformers, the name of its class, from `auto_class`.
+    path: a model as `checkpoint.load` takes it. task: None for the head that was saved.
     """
 
     engine: str
@@ -41,13 +39,13 @@ class EngineSpec:
     dtype: str
     device: str
     task: str | None = None
-    auto_class: str = ""
 
 
 class Engine(Protocol):
     """A loaded model that can be timed. Ids are int64 [B, T] on the CPU, below `vocabulary`."""
 
     vocabulary: int
+    model: Transformer  # prepared: what must be read and computed
 
     def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
         """Seconds until the first new token, and seconds of the `new_tokens` − 1 steps after it."""
@@ -58,26 +56,22 @@ class Engine(Protocol):
 
 def open_engine(spec: EngineSpec) -> Engine:
     """Load the model. Raises InputError for an unknown engine or a model that cannot be read."""
-    if spec.engine == OURS:
-        return OwnEngine.load(spec)
-    if spec.engine == "transformers":
-        return TransformersEngine(spec)
-    raise InputError(f"engine {spec.engine!r} is not one of {', '.join((OURS, *PEERS))}; pass one of them")
+    if spec.engine == TORCH:
+        return TorchEngine(spec)
+    if spec.engine == NATIVE:
+        return NativeEngine(spec)
+    raise InputError(f"engine {spec.engine!r} is not one of {TORCH}, {NATIVE}; pass one of them")
 
 
-class OwnEngine:
-    """Our backend on torch."""
+class TorchEngine:
+    """Our backend on torch. A head of random weights is as fast as a trained one, and so is accepted."""
 
-    def __init__(self, backend: TorchBackend) -> None:
-        self.backend = backend
-        self.vocabulary = backend.model.config.vocab_size
-
-    @classmethod
-    def load(cls, spec: EngineSpec) -> OwnEngine:
-        """The backend; a head of random weights is as fast as a trained one, and so is accepted."""
-        model = checkpoints.load(spec.path, task=spec.task).model
+    def __init__(self, spec: EngineSpec) -> None:
         device = resolve_device(spec.device)
-        return cls(TorchBackend.prepared(model, device, dtype_of(spec.dtype, device)))
+        checkpoint = checkpoints.load(spec.path, task=spec.task)
+        self.backend = TorchBackend.prepared(checkpoint.model, device, dtype_of(spec.dtype, device))
+        self.model = self.backend.model
+        self.vocabulary = self.model.config.vocab_size
 
     @torch.inference_mode()
     def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
@@ -98,48 +92,32 @@ class OwnEngine:
         return output.cpu()
 
 
-class TransformersEngine:
-    """Hugging Face transformers in eager mode, with the attention that it chooses by itself."""
+class NativeEngine:
+    """Our engine, on as many threads as torch has."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        import transformers
+        model = checkpoints.load(spec.path, task=spec.task).model
+        self.device = torch.device("cpu")
+        self.served = NativeForward.compiled(model, DTYPES[spec.dtype], torch.get_num_threads())
+        self.model = prepare(model, self.device, DTYPES[spec.dtype])
+        self.vocabulary = model.config.vocab_size
 
-        transformers.utils.logging.disable_progress_bar()
-        self.device = torch.device(spec.device)
-        load = getattr(transformers, spec.auto_class).from_pretrained
-        model = load(spec.path, dtype=DTYPES[spec.dtype], local_files_only=True, trust_remote_code=False)
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        self.vocabulary = int(self.model.config.vocab_size)
-
-    @torch.inference_mode()
     def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
         """See Engine."""
+        engine = self.served.model
+        rows = list(ids.to(torch.int32).numpy())
+        caches = [engine.cache(len(row) + new_tokens) for row in rows]
 
-        def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            return output.logits[:, -1], output.past_key_values
+        def step(tokens: Tensor, _: Any) -> tuple[Tensor, Any]:
+            return torch.from_numpy(engine.run(list(tokens.to(torch.int32).numpy()), caches)), None
 
-        prompt = ids.to(self.device)
-        return _phases(lambda: step(prompt, None), step, new_tokens, self.device)
+        taken = _phases(lambda: step(ids, None), step, new_tokens, self.device)
+        engine.rest()
+        return taken
 
-    @torch.inference_mode()
     def forward(self, ids: Tensor) -> Tensor:
-        """See Engine; without a head, the last hidden state."""
-        output = self.model(input_ids=ids.to(self.device))
-        found: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
-        return found.cpu()
-
-
-def auto_class(kind: HeadKind, causal: bool) -> str:
-    """The class of transformers that loads a model with this head."""
-    names: dict[HeadKind, str] = {
-        "language-modeling": "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM",
-        "token-classification": "AutoModelForTokenClassification",
-        "text-classification": "AutoModelForSequenceClassification",
-        "ranking": "AutoModelForSequenceClassification",
-        "embedding": "AutoModel",
-    }
-    return names[kind]
+        """See Engine."""
+        return self.served(Batch(ids))
 
 
 def _phases(

@@ -9,7 +9,6 @@ a cast starts from, activations and cache included. Load time is from the path t
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -58,8 +57,6 @@ def main(argument: str) -> None:
     work = json.loads(argument)
     spec, shape = EngineSpec(**work["spec"]), Shape(**work["shape"])
     torch.set_num_threads(work["threads"])
-    if spec.engine == "transformers":
-        getattr(importlib.import_module("transformers"), spec.auto_class)  # imports are not a part of loading
     begun = time.perf_counter()
     engine = open_engine(spec)
     load_s = time.perf_counter() - begun

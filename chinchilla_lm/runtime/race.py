@@ -66,18 +66,6 @@ def race(engines: Mapping[str, Engine], shape: Shape, *, seconds: float) -> dict
     return {name: {measure: parts[measure] for measure in shape.measures} for name, parts in found.items()}
 
 
-def agreement(one: Engine, other: Engine, shape: Shape) -> float | None:
-    """Share of outputs whose highest logit is the same, over one batch; None where the outputs are not alike in kind.
-
-    Two engines that compute different functions have no business in one table. At bfloat16 it is not quite 1.
-    """
-    ids = prompt(0, shape.batch, shape.tokens, min(one.vocabulary, other.vocabulary))
-    ours, theirs = one.forward(ids), other.forward(ids)
-    if ours.shape != theirs.shape or ours.shape[-1] == 1:
-        return None
-    return float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
-
-
 class _Run:
     """Does the work on the next prompt and keeps the seconds of each phase: [prefill, decode], or [pass]."""
 
