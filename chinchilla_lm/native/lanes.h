@@ -116,8 +116,8 @@ INLINE vf load_f16(const void* from) {
 }
 #endif
 
-// x rounded to the nearest integer, as integers; |x| < 2^22.
+// x rounded to the nearest integer, as integers, for |x| < 2^22; of anything else some integer.
 INLINE vi round_to_int(vf x) {
     constexpr float magic = 12582912.0F;  // 1.5 · 2^23: adding it leaves the integer in the low bits
-    return (vi)(x + magic) - 0x4b400000;
+    return (vi)((vu)(x + magic) - 0x4b400000U);
 }

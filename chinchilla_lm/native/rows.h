@@ -23,7 +23,7 @@ INLINE vf exponential(vf x) {
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
     p = p * r * r + r + 1.0F;
-    return p * (vf)((n + 127) << 23);
+    return p * (vf)(((vu)n + 127U) << 23);
 }
 
 INLINE vf hyperbolic_tangent(vf x) { return 1.0F - 2.0F / (exponential(2.0F * x) + 1.0F); }
@@ -146,14 +146,18 @@ static void to_int8(const float* x, int size, int count, int group, std::byte* y
         for (int i = begin; i < end; i += L) top = largest(magnitude(part(i)), top);
         const float peak = highest(top);
         const vf factor = splat(peak > 0.0F ? 127.0F / peak : 0.0F);
-        vi total = {};
+        vu total = {};
+        vf nothing = {};
         for (int i = begin; i < end; i += L) {
-            const vi value = round_to_int(part(i) * factor);
-            total += value;
+            const vf scaled = part(i) * factor;
+            const vi value = round_to_int(scaled);
+            total += (vu)value;
+            nothing += scaled * 0.0F;
             store(y + i, __builtin_convertvector(value, vb));
         }
-        in.scales[first] = peak / 127.0F;
-        in.sums[first] = sum(total);
+        const bool numbers = sum(nothing) == 0.0F;  // else what comes out is not a number either
+        in.scales[first] = numbers ? peak / 127.0F : __builtin_nanf("");
+        in.sums[first] = numbers ? sum((vi)total) : 0;
     }
 }
 
