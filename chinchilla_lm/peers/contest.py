@@ -114,7 +114,7 @@ def pilot(
 
 def _trial(process: Process, work: Work, prompts: Prompts) -> float:
     if work.task == LANGUAGE:
-        return float(process.call("write", prompts=prompts(1, SHORT), new=STEPS)[1])
+        return sum(process.call("write", prompts=prompts(1, work.tokens), new=STEPS))
     return float(process.call("label", texts=work.texts[:256])["seconds"])
 
 
@@ -170,7 +170,7 @@ def _measure(entrant: Entrant, measure: str, work: Work, prompts: Prompts, round
 
 
 def read_quality(entrants: Sequence[Entrant], windows: Ids, console: Console) -> None:
-    """Perplexity of each entrant on windows of token ids, and all entrants' memory."""
+    """Perplexity of each entrant on windows of token ids."""
     with console.progress(len(entrants), "quality", "engines") as progress:
         for entrant in entrants:
             if entrant.process is not None:
@@ -186,7 +186,7 @@ def read_quality(entrants: Sequence[Entrant], windows: Ids, console: Console) ->
 
 
 def read_memory(entrants: Sequence[Entrant]) -> None:
-    """Highest resident memory of each, as of now."""
+    """Highest resident memory of each, as of now: before anybody is asked for the logits of whole texts."""
     for entrant in entrants:
         if entrant.process is not None:
             entrant.process.go()

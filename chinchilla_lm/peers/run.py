@@ -60,8 +60,8 @@ def compete(
         rounds = race(entrants, work, seconds, console)
         for build in builds:
             build.run(work, rounds, console)
-        read_quality(entrants, field.windows, console)
         read_memory(entrants)
+        read_quality(entrants, field.windows, console)
         if judge is not None:
             _judge(entrants, work, judge)
         rows = [as_row(entrant, work, roof, flops) for entrant in entrants]
