@@ -68,7 +68,7 @@ PEERS: dict[str, Peer] = {
     "openvino": Peer(
         "openvino_runtime.py",
         {LANGUAGE: ("int8", "int4"), TAGGING: ("bf16", "int8")},
-        ("openvino==2026.4.1", "optimum-intel==2.2.0", "nncf==3.4.0", "onnx==1.23.2", *TORCH),
+        ("openvino==2026.4.1", "optimum-intel==2.2.0", "nncf==3.4.0", *TORCH),
         without=("torchvision",),
     ),
     "onnxruntime": Peer(

@@ -1,4 +1,4 @@
-"""OpenVINO's runtime: language models as Optimum exports and compresses them, encoders from ONNX, quantised by NNCF."""
+"""OpenVINO's runtime: models as Optimum exports them, compressed or, for encoders, quantised by NNCF."""
 
 import os
 import time
@@ -25,16 +25,14 @@ class Worker:
             model.save_pretrained(target)
             return
         import nncf
-        from onnx_export import export
+        from optimum.intel import OVModelForTokenClassification
 
-        os.makedirs(target)
-        export(source, os.path.join(target, "model.onnx"))
-        model = ov.convert_model(os.path.join(target, "model.onnx"))
+        model = OVModelForTokenClassification.from_pretrained(source, export=True, compile=False).model
         if form == "int8":
             calibration = nncf.Dataset([_feed(model, [text]) for text in sample])
             model = nncf.quantize(model, calibration, model_type=nncf.ModelType.TRANSFORMER)
+        os.makedirs(target)
         ov.save_model(model, os.path.join(target, FILE), compress_to_fp16=False)
-        os.remove(os.path.join(target, "model.onnx"))
 
     def load(self, path, form, threads, task):
         begun = time.perf_counter()
