@@ -39,6 +39,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.runtime.roofline import pass_flops
 
     peers, commands = chosen(args.peers)
+    ignored = {"against": None, "batch": None, "backend": "auto", "dtype": "auto", "no_memory": False}
+    for name, default in ignored.items():
+        if getattr(args, name) != default:
+            raise InputError(
+                f"--{name.replace('_', '-')} has no meaning in a race with peers; leave one of the two away"
+            )
+    if args.device not in ("auto", "cpu"):
+        raise InputError(f"peers race on the CPU, not on {args.device}; leave --device away")
     folder = None if args.output is None else Path(args.output)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder; pass another -o")

@@ -201,6 +201,8 @@ def test_a_race_from_start_to_end(model_folder, tmp_path: Path, capsys, monkeypa
     ("words", "named"),
     [
         (["--peers", "vllm"], "vllm"),
+        (["--peers", "transformers", "--against", "x"], "--against has no meaning"),
+        (["--peers", "transformers", "--device", "cuda"], "peers race on the CPU"),
         (["--peers", "transformers", "--tokens", "9999"], "positions"),
         (["--peers", "transformers", "--task", "embedding"], "causal language models and taggers"),
     ],
