@@ -19,6 +19,7 @@ namespace {
 constexpr int kTileTokens = 128;
 // Fewer tokens a thread than this are better shared by all threads: one sentence, answered as soon as can be.
 constexpr int kLeastAlone = 48;
+constexpr int kMostThreads = 1024;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -51,7 +52,7 @@ Cache::Cache(const Program& program, int capacity) : owner_(&program), capacity_
 }
 
 Engine::Engine(Program program, int threads, const char* isa)
-    : program_(std::move(program)), k_(kernels_of(isa)), team_(std::max(threads, 1)) {
+    : program_(std::move(program)), k_(kernels_of(isa)), team_(std::clamp(threads, 1, kMostThreads)) {
     if (!k_) refuse("the instruction set " + std::string(isa ? isa : "portable") + " does not run here");
     program_.check();
     together_ = std::make_unique<Pass>(program_, *k_, team_.size());

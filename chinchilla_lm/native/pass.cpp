@@ -14,6 +14,8 @@ namespace {
 constexpr int kPartRows = 64;
 constexpr int kPartOutputs = 64;
 constexpr int kWidestPart = 128;  // a group is no wider
+// Rows that every member makes ready for itself, which is sooner done than waiting for the others.
+constexpr int kOwnRows = 8;
 constexpr int kSlack = 64;  // floats behind a buffer that a whole vector may touch
 
 void read_row(const Table& table, int row, float* y, bool add) {
@@ -33,6 +35,8 @@ void read_row(const Table& table, int row, float* y, bool add) {
 }
 
 int padded_width(int size) { return round_up(size, kLanes); }
+
+bool few(int rows, Member me) { return rows <= std::min(me.count, kOwnRows); }
 
 }  // namespace
 
@@ -63,8 +67,8 @@ void Pass::reserve(const Job& job) {
     input_.reserve(rows * input + 4096);
     second_.reserve(rows * input + 4096);
     for (Scratch& scratch : scratch_) {
-        scratch.input.reserve(scratch_.size() * input + 4096);
-        const std::size_t part = 2 * std::max<std::size_t>(kPartRows * kWidestPart, wide_ + kWidestPart * scratch_.size());
+        scratch.input.reserve(kOwnRows * input + 4096);
+        const std::size_t part = 2 * std::max<std::size_t>(kPartRows * kWidestPart, wide_ + kLanes * kOwnRows);
         scratch.tile.reserve_of<float>(part + kSlack);
         scratch.row.reserve_of<float>(2 * wide_ + kSlack);
     }
@@ -199,11 +203,10 @@ Input Pass::place(const Matrix& w, std::byte* memory, int rows) const {
     return in;
 }
 
-// Rows of x, normed if asked for, as inputs of a matrix. Where they are few every member makes them all for itself,
-// which is sooner done than waiting for the others.
+// Rows of x, normed if asked for, as inputs of a matrix. Where they are few every member makes them all for itself.
 Input Pass::inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me) {
     Scratch& scratch = scratch_[me.index];
-    const bool alone = rows <= me.count;
+    const bool alone = few(rows, me);
     const Input in = place(w, alone ? scratch.input.as<std::byte>() : input_.as<std::byte>(), rows);
     const Share share = alone ? Share(rows, 0, 1) : me.share(rows);
     for (int row = share.begin; row < share.end; ++row) {
@@ -247,7 +250,7 @@ void Pass::mlp(const Operation& op, int rows, Member me) {
     const Input in = inputs(op.first, before, x_.as(), width_, rows, me);
     const Matrix& w = op.second;
     const bool whole = w.group == 0 && (w.format == Format::int8 || w.format == Format::int4);  // a row has one scale
-    if (whole || rows <= me.count) {
+    if (whole || few(rows, me)) {
         activations(op, in, rows, nullptr, me);
         return join(op, inputs(w, nullptr, mid_.as(), wide_, rows, me), seen_.as(), rows, me);
     }
@@ -261,12 +264,12 @@ void Pass::activations(const Operation& op, const Input& in, int rows, const Inp
     const int step = op.gated ? 2 : 1;  // panels that make one panel of activations
     const int width = std::max(kPartOutputs, op.second.group), all = op.first.panels() / step * kLanes;
     // Where rows are few, a member's share is one part.
-    const bool few = rows <= me.count;
-    const Share share = few ? me.share(all / kLanes) : me.share((all + width - 1) / width);
-    const int unit = few ? kLanes : width, end = std::min(share.end * unit, all);
+    const bool one = few(rows, me);
+    const Share share = one ? me.share(all / kLanes) : me.share((all + width - 1) / width);
+    const int unit = one ? kLanes : width, end = std::min(share.end * unit, all);
     float* tile = scratch_[me.index].tile.as();
     for (int from = share.begin * unit, next; from < end; from = next) {
-        next = few ? end : std::min(from + width, end);
+        next = one ? end : std::min(from + width, end);
         const int count = next - from;
         for (int row = 0; row < rows; row += kPartRows) {
             const int some = std::min(kPartRows, rows - row);

@@ -21,6 +21,7 @@ from chinchilla_lm.runtime.program import Program
 ISA_VARIABLE = "CHINCHILLA_ISA"
 # Windows a call: enough that threads rarely wait for the last one, little enough that results do not pile up.
 CALL_WINDOWS = 512
+MOST_THREADS = 1024
 
 Floats = NDArray[np.float32]
 
@@ -55,6 +56,8 @@ class NativeModel:
 
     def __init__(self, program: Program, threads: int | None = None) -> None:
         """threads: None for one a core."""
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads {threads} is not in 1 … {MOST_THREADS}; leave it away for one a core")
         module = engine_module()
         if module is None:
             raise InputError(

@@ -222,3 +222,12 @@ def test_senseless_calls(program: Program):
         with pytest.raises(ValueError):
             model.cache(size)
     json.dumps(program.header)
+
+
+def test_threads_cost_little_each(program: Program):
+    for threads in (0, -1, 1025, 10**6):
+        with pytest.raises(InputError, match="threads"):
+            NativeModel(program, threads)
+    model = NativeModel(program, 64)
+    model.run([np.array([1, 2, 3], np.int32)], everywhere=True)
+    assert model.workspace_bytes < 64 << 20
