@@ -134,7 +134,7 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
 }
 
 void Pass::attend(const Operation& op, const Job& job, Member me) {
-    const int rows = std::max(1, kBlock / (op.heads / op.kv_heads)), parts = parts_of(op, job, me);
+    const int rows = std::max(1, kBlock / (op.heads / op.kv_heads)), parts = parts_of(op, job);
     int task = 0;
     for (std::size_t s = 0; s < job.sequences.size(); ++s) {
         const int count = job.sequences[s].count;
@@ -153,15 +153,16 @@ void Pass::attend(const Operation& op, const Job& job, Member me) {
     merge(op, job, parts, me);
 }
 
-// Into how many parts the positions are cut: one, or as many as there are members where single tokens are read, the
-// heads do not share out evenly, and there is enough to read.
-int Pass::parts_of(const Operation& op, const Job& job, Member me) const {
+// Into how many parts the positions are cut: one, or as many as the whole team has members where single tokens are read,
+// the heads do not share out evenly, and there is enough to read. Not by who is here today: it changes the last digits.
+int Pass::parts_of(const Operation& op, const Job& job) const {
     const std::size_t tasks = job.sequences.size() * op.kv_heads;
-    if (me.count == 1 || job.sequences.size() != static_cast<std::size_t>(job.rows) || tasks % me.count == 0) return 1;
+    const int members = static_cast<int>(scratch_.size());
+    if (members == 1 || job.sequences.size() != static_cast<std::size_t>(job.rows) || tasks % members == 0) return 1;
     int least = program_.max_positions;
     for (const Sequence& sequence : job.sequences) least = std::min(least, sequence.past + 1);
     if (op.window) least = std::min(least, op.window);
-    return least >= kLeastPart * me.count ? me.count : 1;
+    return least >= kLeastPart * members ? members : 1;
 }
 
 float* Pass::part_of(const Operation& op, int row, int head, int part, int parts) const {

@@ -132,7 +132,7 @@ void Engine::run(std::span<const std::int32_t> ids, const std::int32_t* segments
     }
     const Job job{ids.data(), segments, sequences, rows, wanted, output, stride};
     together_->reserve(job);
-    team_.run([&](int index) { together_->run(job, {index, team_.size(), &team_.barrier()}); });
+    team_.run([&](int index, int members) { together_->run(job, {index, members, &team_.barrier()}); });
     for (const Sequence& sequence : sequences) {
         if (sequence.cache) sequence.cache->length += sequence.count;
     }
@@ -162,7 +162,7 @@ void Engine::run_tiles(std::span<const std::int32_t> ids, const std::int32_t* se
     }
     std::atomic<std::size_t> next{0};
     std::atomic<bool> failed{false};
-    team_.run([&](int index) {
+    team_.run([&](int index, int) {
         Barrier nobody(1);
         for (std::size_t i = next++; i < tiles.size() && !failed; i = next++) {
             const Tile& tile = tiles[i];

@@ -117,7 +117,6 @@ std::size_t Pass::bytes() const {
 }
 
 void Pass::run(const Job& job, Member me) {
-    using Clock = std::chrono::steady_clock;
     Clock::time_point then = Clock::now();
     const auto lap = [&](std::size_t index) {
         if (me.index) return;

@@ -67,7 +67,7 @@ private:
         int sequence, head, from, to, part, parts;
     };
     void attend_block(const Operation& op, const Job& job, const Block& block, Scratch& scratch);
-    int parts_of(const Operation& op, const Job& job, Member me) const;
+    int parts_of(const Operation& op, const Job& job) const;
     float* part_of(const Operation& op, int row, int head, int part, int parts) const;
     void merge(const Operation& op, const Job& job, int parts, Member me);
     KeyValues key_values(const Operation& op, const Sequence& sequence, int index, int head) const;

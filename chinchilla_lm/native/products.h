@@ -11,7 +11,7 @@ constexpr int kChains = 4;               // of sums where there is one row: a si
 // Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
 // next one, where the CPU's own prefetcher would begin anew.
 constexpr int kAhead = 8192;
-constexpr int kAheadMany = 1024;  // the same of several rows, which walk the weights more slowly
+constexpr int kAheadMany = 16384;  // the same of several rows, which walk the weights more slowly
 
 struct F32 {
     using Sum = vf;
@@ -53,7 +53,7 @@ INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte*
     } else {
         for (int step = 0; step < steps; ++step) {
             vi weights[N * V];
-            for (int n = 0; n < N; ++n) __builtin_prefetch(w + n * w_stride + 64 * step + kAheadMany);
+            for (int n = 0; n < N; ++n) __builtin_prefetch(w + (n + N) * w_stride + 64 * step);
             for (int i = 0; i < N * V; ++i) weights[i] = weights_of(w, w_stride, i, step);
             for (int m = 0; m < M; ++m) {
                 const vi inputs = spread(x + m * x_stride + 4 * step);
@@ -134,7 +134,7 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
             for (int i = 0; i < N * V; ++i) sums[m][i] = begin;
         }
         for (int step = 0; step < steps; ++step) {
-            for (int n = 0; n < N; ++n) __builtin_prefetch(weights + n * stride + (M == 1 ? kAhead : kAheadMany));
+            for (int n = 0; n < N; ++n) __builtin_prefetch(M == 1 ? weights + kAhead : weights + (n + N) * stride);
             for (int i = 0; i < N * V; ++i) {
                 const vi both = load<vi>(weights + (i / V) * stride + (i % V) * 4 * L);
                 const vi first = Four ? both & 0x0f0f0f0f : both;
@@ -153,9 +153,10 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
             weights += 64;
         }
         x += w.group;
-        if constexpr (M == 1) {
-            __builtin_prefetch(data + g * 32 + kAhead);
-            if (w.asymmetric) __builtin_prefetch(data + parts.side + g * 32 + kAhead);
+        for (int n = 0; n < N; ++n) {
+            const std::byte* ahead = data + g * 32 + (M == 1 ? kAhead : (n + N) * stride);
+            __builtin_prefetch(ahead);
+            if (w.asymmetric) __builtin_prefetch(ahead + parts.side);
         }
         for (int i = 0; i < N * V; ++i) {
             const std::byte* side = data + (i / V) * stride + g * 32 + (i % V) * 2 * L;

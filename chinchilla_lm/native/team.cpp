@@ -1,6 +1,6 @@
 #include "team.h"
 
-#include <chrono>
+#include <algorithm>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,6 +14,12 @@ namespace {
 // parks: longer than what stands between two tokens (sampling, text), short beside what a person notices.
 constexpr int kLooks = 4096;
 constexpr auto kPatience = std::chrono::milliseconds(2);
+
+// How long a team goes on with a member less: twice as long each time that trying again fails. A pass much longer than
+// the system's time slices, between which it takes turns anyway, says nothing.
+constexpr auto kLeastPause = std::chrono::milliseconds(8);
+constexpr auto kMostPause = std::chrono::milliseconds(512);
+constexpr auto kShortPass = std::chrono::milliseconds(40);
 
 void pause() {
 #if defined(__x86_64__)
@@ -33,50 +39,83 @@ void Barrier::wait() {
         turn_.store(turn + 1, std::memory_order_release);
         return;
     }
-    for (int looks = 0; turn_.load(std::memory_order_acquire) == turn; ++looks) {
-        if (looks < kLooks) {
-            pause();
-        } else {
-            std::this_thread::yield();
-        }
+    for (int looks = 0; looks < kLooks; ++looks) {
+        if (turn_.load(std::memory_order_acquire) != turn) return;
+        pause();
     }
+    const Clock::time_point late = Clock::now();
+    while (turn_.load(std::memory_order_acquire) == turn) std::this_thread::yield();
+    lost_.fetch_add((Clock::now() - late).count(), std::memory_order_relaxed);
 }
 
-Team::Team(int threads) : barrier_(threads), end_(threads) {
-    for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+void Barrier::open(int count) {
+    count_ = count;
+    missing_.store(count, std::memory_order_relaxed);
+}
+
+Team::Team(int threads)
+    : size_(threads), members_(threads), barrier_(threads), end_(threads), pause_(kLeastPause), workers_(new Worker[threads - 1]) {
+    for (int index = 1; index < threads; ++index) workers_[index - 1].thread = std::thread([this, index] { work(index); });
 }
 
 Team::~Team() {
     stop_ = true;
-    ++call_;
-    call_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
+    for (int i = 0; i < size_ - 1; ++i) {
+        ++workers_[i].call;
+        workers_[i].call.notify_all();
+    }
+    for (int i = 0; i < size_ - 1; ++i) workers_[i].thread.join();
 }
 
-void Team::run(const std::function<void(int)>& job) {
-    if (!workers_.empty()) {
-        job_ = &job;
-        awake_.store(true, std::memory_order_relaxed);
-        call_.fetch_add(1, std::memory_order_release);
-        call_.notify_all();
+void Team::run(const std::function<void(int, int)>& job) {
+    if (size_ == 1) return job(0, 1);
+    const Clock::time_point begin = Clock::now();
+    if (members_ < size_ && begin >= again_) {
+        ++members_;
+        barrier_.open(members_);
+        end_.open(members_);
     }
-    job(0);
+    job_ = &job;
+    awake_.store(true, std::memory_order_relaxed);
+    for (int i = 0; i < members_ - 1; ++i) {
+        workers_[i].call.fetch_add(1, std::memory_order_release);
+        workers_[i].call.notify_all();
+    }
+    job(0, members_);
     end_.wait();
+    adapt(Clock::now() - begin);
+}
+
+// Where each of n members lost a part l of a pass, n - 1 that are not held up do its work n / (n - 1) times as slowly, so
+// they are faster if l > 1 / n.
+void Team::adapt(Clock::duration took) {
+    const Clock::duration lost = barrier_.take_lost();
+    if (members_ == 1 || took > kShortPass) return;
+    if (lost * members_ <= took * (members_ - 1)) {
+        pause_ = std::max<Clock::duration>(pause_ / 2, kLeastPause);
+        return;
+    }
+    --members_;
+    barrier_.open(members_);
+    end_.open(members_);
+    again_ = Clock::now() + pause_;
+    pause_ = std::min<Clock::duration>(pause_ * 2, kMostPause);
 }
 
 void Team::work(int index) {
+    std::atomic<unsigned>& call = workers_[index - 1].call;
     for (unsigned seen = 0;;) {
-        const auto parked = std::chrono::steady_clock::now() + kPatience;
-        for (int looks = 0; call_.load(std::memory_order_acquire) == seen; ++looks) {
-            if (looks % 64 == 63 && (!awake_.load(std::memory_order_relaxed) || std::chrono::steady_clock::now() > parked)) {
-                call_.wait(seen, std::memory_order_acquire);
+        const auto parked = Clock::now() + kPatience;
+        for (int looks = 0; call.load(std::memory_order_acquire) == seen; ++looks) {
+            if (looks % 64 == 63 && (!awake_.load(std::memory_order_relaxed) || Clock::now() > parked)) {
+                call.wait(seen, std::memory_order_acquire);
             } else {
                 pause();
             }
         }
         ++seen;
         if (stop_) return;
-        (*job_)(index);
+        (*job_)(index, members_);
         end_.wait();
     }
 }

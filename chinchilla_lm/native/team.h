@@ -3,24 +3,35 @@
 // A pass has hundreds of barriers a few microseconds apart, so a waiting thread spins. Between passes it spins for a
 // moment (the next token is coming), then parks. A thread that waits long in a barrier lets others run: with more
 // threads than cores, the one it waits for may be among them.
+//
+// Where another program takes a core, the member that ran there holds up all the others at every barrier. The team sees
+// how much it loses so, and goes on with a member less until it is time to try again.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
+#include <memory>
 #include <thread>
-#include <vector>
 
 namespace chinchilla {
+
+using Clock = std::chrono::steady_clock;
 
 class Barrier {
 public:
     explicit Barrier(int count) : count_(count), missing_(count) {}
     void wait();
+    // For so many from now on; nobody may be waiting.
+    void open(int count);
+    // What those who wait have lost in waits too long for a difference in work, since it was last asked for.
+    Clock::duration take_lost() { return Clock::duration(lost_.exchange(0, std::memory_order_relaxed)); }
 
 private:
-    const int count_;
+    int count_;
     alignas(64) std::atomic<int> missing_;
     alignas(64) std::atomic<unsigned> turn_{0};
+    std::atomic<Clock::rep> lost_{0};
 };
 
 class Team {
@@ -30,21 +41,30 @@ public:
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
-    int size() const { return static_cast<int>(workers_.size()) + 1; }
+    int size() const { return size_; }
     Barrier& barrier() { return barrier_; }
-    // Runs job(0) here and job(1 …) on the workers; returns when all have. The job must not throw.
-    void run(const std::function<void(int)>& job);
+    // Runs job(0, members) here and job(1, members) … on workers; returns when all have. `members` is size(), or less
+    // where others take the cores. The job must not throw.
+    void run(const std::function<void(int index, int members)>& job);
     // Until the next run the workers sleep.
     void rest() { awake_.store(false, std::memory_order_relaxed); }
 
 private:
+    struct Worker {
+        alignas(64) std::atomic<unsigned> call{0};
+        std::thread thread;
+    };
     void work(int index);
+    void adapt(Clock::duration took);
 
+    const int size_;
+    int members_;
     Barrier barrier_, end_;
-    const std::function<void(int)>* job_ = nullptr;
-    alignas(64) std::atomic<unsigned> call_{0};
+    const std::function<void(int, int)>* job_ = nullptr;
     std::atomic<bool> stop_{false}, awake_{true};
-    std::vector<std::thread> workers_;
+    Clock::time_point again_{};   // when one member more is tried
+    Clock::duration pause_;       // until then, the next time one is left out
+    const std::unique_ptr<Worker[]> workers_;
 };
 
 // The part [begin, end) of `count` things that member `index` of `members` does.
