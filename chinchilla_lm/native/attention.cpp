@@ -16,7 +16,10 @@ namespace chinchilla {
 namespace {
 
 constexpr int kBlock = 48;     // rows of one product: queries times heads that share a key
-constexpr int kPositions = 32; // a cache's positions come in these: a step of bf16 values
+constexpr int kPositions = 64;  // a cache's positions come in these: whole steps of values in every format
+constexpr int kGroup = 64;      // probabilities that share a scale where values are int8
+constexpr int kStep = 64;       // positions whose values are asked for at once
+constexpr int kStepsAhead = 2;  // of keys
 constexpr int kLeastPart = 64;  // positions that are worth a part of their own
 
 Matrix keys_matrix(Format format, int head_dim, int positions, const std::byte* data) {
@@ -35,7 +38,16 @@ Matrix values_matrix(Format format, int head_dim, int positions, const std::byte
     values.inputs = positions;
     values.data = data;
     values.pitch = pitch;
+    values.unscaled = format == Format::int8;
+    values.group = values.unscaled ? kGroup : 0;
     return values;
+}
+
+// Positions whose values share a word.
+int positions_of_word(Format format) { return format == Format::int8 ? 4 : format == Format::bf16 ? 2 : 1; }
+
+void fetch(const std::byte* from, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
 }  // namespace
@@ -44,13 +56,16 @@ std::size_t KeyValues::bytes(Format format, int head_dim, int capacity) {
     const int positions = round_up(capacity, kPositions);
     const Matrix keys = keys_matrix(format, head_dim, positions, nullptr);
     const Matrix values = values_matrix(format, head_dim, positions, nullptr, 0);
-    return keys.bytes() + values.bytes();
+    return keys.bytes() + values.bytes() + (format == Format::int8 ? 4 * static_cast<std::size_t>(positions) : 0);
 }
 
 KeyValues KeyValues::at(std::byte* memory, Format format, int head_dim, int capacity) {
     const int positions = round_up(capacity, kPositions);
     const Matrix keys = keys_matrix(format, head_dim, positions, nullptr);
-    return {memory, memory + keys.bytes(), values_matrix(format, head_dim, positions, nullptr, 0).stride()};
+    const Matrix values = values_matrix(format, head_dim, positions, nullptr, 0);
+    std::byte* behind = memory + keys.bytes();
+    float* scales = format == Format::int8 ? reinterpret_cast<float*>(behind + values.bytes()) : nullptr;
+    return {memory, behind, values.stride(), scales};
 }
 
 KeyValues Pass::key_values(const Operation& op, const Sequence& sequence, int index, int head) const {
@@ -85,7 +100,8 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
     const Format format = program_.cache;
     const Input to = queries(op);
     const Matrix like = keys_matrix(format, size, 1, nullptr);
-    const int padded = like.padded(), words = static_cast<int>(like.row_bytes() / 4);
+    const bool bytes = format == Format::int8;
+    const int padded = like.padded(), words = static_cast<int>(like.row_bytes() / 4), together = positions_of_word(format);
     const std::size_t panel = like.stride();
     float* row = scratch_[me.index].row.as();
     std::byte* rounded = scratch_[me.index].tile.as<std::byte>();
@@ -101,12 +117,14 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
         return row;
     };
     const int items = job.rows * op.kv_heads;
-    // Two positions of a sequence share a word of values, so no two members write them.
+    // Positions of a sequence that share a word of values are one member's.
     const auto whole = [&](int item) {
-        if (item == items) return item;
-        const Sequence& sequence = job.sequences[sequence_of_[item % job.rows]];
-        const int new_ones = item % job.rows - sequence.row;
-        return new_ones && (sequence.past + new_ones) % 2 ? item + 1 : item;
+        for (; item < items; ++item) {
+            const Sequence& sequence = job.sequences[sequence_of_[item % job.rows]];
+            const int new_ones = item % job.rows - sequence.row;
+            if (!new_ones || (sequence.past + new_ones) % together == 0) break;
+        }
+        return item;
     };
     const Share share = me.share(items);
     for (int item = whole(share.begin), end = whole(share.end); item < end; ++item) {
@@ -121,12 +139,23 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
         const KeyValues kv = key_values(op, sequence, index, head);
         k_.prepare(like, turned(from + (op.heads + head) * size, op.key_norm, at), one, 0, 0, padded);
         std::byte* lane = kv.keys + (position / kLanes) * panel + 4 * (position % kLanes);
-        for (int word = 0; word < words; ++word) std::memcpy(lane + 64 * word, rounded + 4 * word, 4);
-        k_.put_value(format, from + (op.heads + op.kv_heads + head) * size, kv.values, kv.pitch, size, position);
+        if (bytes) {
+            std::memcpy(lane, one.scales, 4);
+            lane += 64;
+        }
+        const std::uint32_t offset = bytes ? 0x80808080U : 0;  // stored as value + 128
+        for (int word = 0; word < words; ++word) {
+            std::uint32_t values;
+            std::memcpy(&values, rounded + 4 * word, 4);
+            values ^= offset;
+            std::memcpy(lane + 64 * word, &values, 4);
+        }
+        const float scale =
+            k_.put_value(format, from + (op.heads + op.kv_heads + head) * size, kv.values, kv.pitch, size, position);
+        if (bytes) kv.scales[position] = scale;
         if (at != sequence.row + sequence.count - 1) continue;
         // What stands behind the last position is multiplied by 0, so it must be a number.
-        const int lines = format == Format::f32 ? 1 : 2;  // positions of 64 bytes
-        const int rest = position / lines + 1, all = round_up(position + 1, kPositions) / lines;
+        const int rest = position / together + 1, all = round_up(position + 1, kPositions) / together;
         for (int p = 0; p < size; p += kLanes) {
             std::memset(kv.values + (p / kLanes) * kv.pitch + 64 * static_cast<std::size_t>(rest), 0, 64 * static_cast<std::size_t>(all - rest));
         }
@@ -218,21 +247,30 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
     Matrix keys = keys_matrix(program_.cache, size, high - low, kv.keys);
     keys.data += (low / kLanes) * keys.stride();
     Matrix values = values_matrix(program_.cache, size, high - low, kv.values, kv.pitch);
-    values.data += static_cast<std::size_t>(low) * 64 / (program_.cache == Format::f32 ? 1 : 2);
+    values.data += static_cast<std::size_t>(low / positions_of_word(program_.cache)) * 64;
     const std::size_t width = round_up(high - low, kPositions), seen_width = round_up(size, kLanes);
     float* scores = scratch.scores.reserve_of<float>(rows * width);
     const Input q = queries(op);
     const int query = (block.head * rows_ + sequence.row + block.from) * shared;
-    k_.multiply(keys, q, query, rows, 0, keys.panels(), scores, width, false);
-    const Input probabilities = place(values, scratch.probabilities.reserve(rows * values.row_bytes() + 64), rows);
+    // Values come from memory while keys are multiplied, and keys ahead of their turn.
+    const std::size_t key_bytes = kStep / kLanes * keys.stride(), value_bytes = 64 * kStep / positions_of_word(program_.cache);
+    for (int from = 0; from < high - low; from += kStep) {
+        const std::size_t step = from / kStep;
+        fetch(keys.data + (step + kStepsAhead) * key_bytes, key_bytes);
+        for (int panel = 0; panel < values.panels(); ++panel) fetch(values.data + panel * kv.pitch + step * value_bytes, value_bytes);
+        const int first_panel = from / kLanes, panels = std::min(kStep / kLanes, keys.panels() - first_panel);
+        k_.multiply(keys, q, query, rows, first_panel, panels, scores + from, width, false);
+    }
+    const Input probabilities = place(values, scratch.probabilities.reserve(rows * (values.row_bytes() + 12 * values.groups()) + 64), rows);
     const int padded = values.padded();
     for (int i = 0; i < rows; ++i) {
         const int position = first + i / shared;
         const int begin = std::max(0, position - window + 1 - low);
         const int end = std::min(program_.causal ? position + 1 : std::min(total, position + window), high) - low;
-        const float weight = k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale);
+        float* weight = block.parts > 1 ? part(i) + seen_width : nullptr;
+        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale, weight);
+        if (kv.scales) k_.weigh(kv.scales + low, scores + i * width, begin, end);
         k_.prepare(values, scores + i * width, probabilities, i, 0, padded);
-        if (block.parts > 1) part(i)[seen_width] = weight;
     }
     float* seen = scratch.tile.reserve_of<float>(rows * seen_width + 64);
     k_.multiply(values, probabilities, 0, rows, 0, values.panels(), seen, seen_width, false);

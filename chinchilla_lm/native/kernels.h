@@ -40,6 +40,7 @@ struct Matrix {
     int outputs = 0, inputs = 0;  // N and K, without padding
     int group = 0;                // int8, int4: inputs that share a scale; 0: all of a row do (int8)
     bool asymmetric = false;      // int4: with minima
+    bool unscaled = false;        // int8 with groups: of inputs alone, the weights are integers (a cache's values)
     const std::byte* data = nullptr;
     const float* bias = nullptr;  // [panels() · 16] or none
     std::size_t pitch = 0;        // bytes from panel to panel where that is more than stride(): a cache's values
@@ -58,8 +59,11 @@ struct Matrix {
         const std::size_t weights = static_cast<std::size_t>(padded()) * kLanes;
         if (format == Format::f32) return weights * 4;
         if (format == Format::bf16) return weights * 2;
-        const std::size_t side = group ? round_up<std::size_t>(static_cast<std::size_t>(groups()) * 32, 64) : 64;
-        return (format == Format::int8 ? weights : weights / 2) + side * (asymmetric ? 2 : 1);
+        return (format == Format::int8 ? weights : weights / 2) + side() * (asymmetric ? 2 : 1);
+    }
+    CHINCHILLA_INLINE std::size_t side() const {  // int8, int4: bytes of a panel's scales, and of its minima if any
+        if (unscaled) return 0;
+        return group ? round_up<std::size_t>(static_cast<std::size_t>(groups()) * 32, 64) : 64;
     }
     CHINCHILLA_INLINE std::size_t bytes() const { return stride() * static_cast<std::size_t>(panels()); }
 };
@@ -70,6 +74,7 @@ struct Input {
     std::size_t stride = 0;        // bytes from row to row, a multiple of 64
     float* scales = nullptr;       // int8, int4: [rows][groups]
     std::int32_t* sums = nullptr;  // int8, int4: [rows][groups], of the rounded inputs
+    float* totals = nullptr;       // the same times the scales
 };
 
 struct Norm {
@@ -96,10 +101,14 @@ struct Kernels {
     void (*activate)(Activation, float* x, int count);
     // y[i] = act(gate[i]) · up[i], where 16 gates and 16 ups alternate in x.
     void (*gate)(Activation, const float* x, float* y, int count);
-    // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded); returns log Σ exp(x · scale).
-    float (*softmax)(float* x, int from, int to, int padded, float scale);
-    // One position's features into a cache's packed values: panels of 16 features, `pitch` bytes apart.
-    void (*put_value)(Format, const float* x, std::byte* panels, std::size_t pitch, int size, int position);
+    // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded). Where it is asked for, weight becomes
+    // log Σ exp(x · scale).
+    void (*softmax)(float* x, int from, int to, int padded, float scale, float* weight);
+    // x *= weights over [from, to), which is within what softmax left other than 0.
+    void (*weigh)(const float* weights, float* x, int from, int to);
+    // One position's features into a cache's packed values: panels of 16 features, `pitch` bytes apart. Returns what
+    // the integers are to be multiplied by; 1 where there are none.
+    float (*put_value)(Format, const float* x, std::byte* panels, std::size_t pitch, int size, int position);
     // Rotates the first and second half of a head's features against each other.
     void (*rotate)(float* x, const float* cosine, const float* sine, int half);
     void (*add)(const float* x, float* y, int count);  // y += x

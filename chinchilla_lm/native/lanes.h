@@ -33,7 +33,21 @@ INLINE void store(void* to, T value) {
 INLINE vf splat(float x) { return x - vf{}; }
 INLINE vi splat(std::int32_t x) { return x - vi{}; }
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+// a > b ? a : b and a < b ? a : b: b where one is NaN.
+#if defined(__AVX512F__)
+INLINE vf largest(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf smallest(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vi largest(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+INLINE vf largest(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vf smallest(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vi largest(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+#else
 INLINE vf largest(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf smallest(vf a, vf b) { return choose(a < b, a, b); }
+INLINE vi largest(vi a, vi b) { return (a & (a > b)) | (b & ~(a > b)); }
+#endif
 
 #if defined(__AVX512F__)
 INLINE float sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
@@ -44,6 +58,7 @@ INLINE std::int32_t sum(vi x) {
     return _mm_cvtsi128_si32(_mm_add_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
 }
 INLINE float highest(vf x) { return _mm512_reduce_max_ps((__m512)x); }
+INLINE std::int32_t highest(vi x) { return _mm512_reduce_max_epi32((__m512i)x); }
 #else
 INLINE float sum(vf x) {
     float total = 0.0F;
@@ -59,6 +74,12 @@ INLINE std::int32_t sum(vi x) {
 
 INLINE float highest(vf x) {
     float found = x[0];
+    for (int lane = 1; lane < L; ++lane) found = x[lane] > found ? x[lane] : found;
+    return found;
+}
+
+INLINE std::int32_t highest(vi x) {
+    std::int32_t found = x[0];
     for (int lane = 1; lane < L; ++lane) found = x[lane] > found ? x[lane] : found;
     return found;
 }
@@ -117,7 +138,50 @@ INLINE vf load_f16(const void* from) {
 #endif
 
 // x rounded to the nearest integer, as integers, for |x| < 2^22; of anything else some integer.
+#if defined(__AVX512F__)
+INLINE vi round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
+INLINE vf round_to_whole(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, 0); }
+#else
+INLINE vf round_to_whole(vf x) {
+    constexpr float magic = 12582912.0F;
+    return (x + magic) - magic;
+}
 INLINE vi round_to_int(vf x) {
     constexpr float magic = 12582912.0F;  // 1.5 · 2^23: adding it leaves the integer in the low bits
     return (vi)((vu)(x + magic) - 0x4b400000U);
 }
+#endif
+
+// p · 2^n, for n a whole number of -126 … 127 and p near 1.
+#if defined(__AVX512F__)
+INLINE vf times_power(vf p, vf n) { return (vf)_mm512_scalef_ps((__m512)p, (__m512)n); }
+#else
+INLINE vf times_power(vf p, vf n) { return p * (vf)(((vu)__builtin_convertvector(n, vi) + 127U) << 23); }
+#endif
+
+// 1 / x to a unit or two in the last place, for x of 1 … 2^126.
+#if defined(__AVX512F__)
+INLINE vf inverse(vf x) {
+    const vf near = (vf)_mm512_rcp14_ps((__m512)x);
+    return near * (2.0F - x * near);
+}
+#else
+INLINE vf inverse(vf x) { return 1.0F / x; }
+#endif
+
+// The low bytes of L integers, one after another.
+#if defined(__AVX512F__)
+INLINE void store_bytes(void* to, vi x) { store(to, _mm512_cvtepi32_epi8((__m512i)x)); }
+#elif defined(__AVX2__)
+INLINE void store_bytes(void* to, vi x) {
+    const __m256i first = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                           0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bytes = _mm256_shuffle_epi8((__m256i)x, first);
+    store(to, _mm_cvtsi128_si64(_mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1))));
+}
+#else
+INLINE void store_bytes(void* to, vi x) {
+    typedef signed char vb __attribute__((vector_size(L)));
+    store(to, __builtin_convertvector(x, vb));
+}
+#endif

@@ -97,12 +97,13 @@ Array multiply(const std::string& isa, const nb::dict& header, const Bytes& byte
     const Matrix w = read_matrix(header, span_of(bytes));
     if (x.ndim() != 2 || x.shape(1) != static_cast<std::size_t>(round_up(w.inputs, kLanes))) throw std::invalid_argument("x does not fit");
     const int count = static_cast<int>(x.shape(0));
-    Buffer prepared, scales, sums;
+    Buffer prepared, scales, sums, totals;
     Input in;
     in.stride = w.row_bytes();
     in.data = prepared.reserve(in.stride * count + 64);
     in.scales = scales.reserve_of<float>(static_cast<std::size_t>(count) * w.groups());
     in.sums = sums.reserve_of<std::int32_t>(static_cast<std::size_t>(count) * w.groups());
+    in.totals = totals.reserve_of<float>(static_cast<std::size_t>(count) * w.groups());
     for (int row = 0; row < count; ++row) k.prepare(w, x.data() + row * x.shape(1), in, row, 0, w.padded());
     const Rows y(count, w.outputs);
     Array result = y.array(w.outputs);
@@ -130,7 +131,7 @@ Array transform(const std::string& isa, const std::string& what, const Floats& x
     if (what == "norm" || what == "rms") {
         k.norm({true, what == "rms", number, nullptr, nullptr}, y.data, y.data, size);
     } else if (what == "softmax") {
-        k.softmax(y.data, 0, size, width, number);
+        k.softmax(y.data, 0, size, width, number, nullptr);
     } else if (what == "rotate") {
         Rows angles(2, width);
         const Array owner = angles.array(width);

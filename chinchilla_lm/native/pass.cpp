@@ -199,6 +199,7 @@ Input Pass::place(const Matrix& w, std::byte* memory, int rows) const {
     std::byte* behind = memory + in.stride * rows;
     in.scales = reinterpret_cast<float*>(behind);
     in.sums = reinterpret_cast<std::int32_t*>(behind + 4 * static_cast<std::size_t>(rows) * w.groups());
+    in.totals = in.scales + 2 * static_cast<std::size_t>(rows) * w.groups();
     return in;
 }
 

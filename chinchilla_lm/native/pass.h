@@ -23,10 +23,12 @@ struct Job {
     std::size_t stride;
 };
 
-// Keys and values of one head of one sequence, as packed matrices of at most `capacity` positions.
+// Keys and values of one head of one sequence, as packed matrices of at most `capacity` positions. Of int8 a key has a
+// scale of its own in its panel, and so has a value, but apart: values are the inputs of their matrix.
 struct KeyValues {
     std::byte *keys, *values;
     std::size_t pitch;  // bytes from panel to panel of values
+    float* scales;      // of values, or none
     static std::size_t bytes(Format format, int head_dim, int capacity);  // of both
     static KeyValues at(std::byte* memory, Format format, int head_dim, int capacity);
 };

@@ -106,11 +106,10 @@ static void int8_tile(const Matrix& w, const Input& in, int row, int panel, cons
 
 // Where the parts of a panel with groups are.
 struct Parts {
-    std::size_t side;          // bytes of its scales, and of its minima if there are any
+    std::size_t side;
     const std::byte* weights;  // behind them
     Parts(const Matrix& w, const std::byte* panel)
-        : side(round_up<std::size_t>(static_cast<std::size_t>(w.groups()) * 32, 64)),
-          weights(panel + side * (w.asymmetric ? 2 : 1)) {}
+        : side(w.side()), weights(panel + side * (w.asymmetric ? 2 : 1)) {}
 };
 
 // Group by group: Σ q x in integers, times the scales of the group's weights and of its inputs. q is too large by
@@ -118,7 +117,7 @@ struct Parts {
 template <bool Four, int M, int N>
 static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
     constexpr int kOver = Four ? 8 : 128, kInputs = Four ? 8 : 4;  // of a step
-    const std::size_t stride = w.stride();
+    const std::size_t stride = w.pitch ? w.pitch : w.stride();
     const std::byte* data = w.data + panel * stride;
     const Parts parts(w, data);
     const int groups = w.groups(), steps = w.group / kInputs;
@@ -126,6 +125,7 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
     const std::byte* x = in.data + row * in.stride;
     const std::int32_t* sums_of_x = in.sums + static_cast<std::size_t>(row) * groups;
     const float* scales_of_x = in.scales + static_cast<std::size_t>(row) * groups;
+    const float* totals_of_x = in.totals + static_cast<std::size_t>(row) * groups;
     vf totals[M][N * V] = {};
     for (int g = 0; g < groups; ++g) {
         vi sums[M][N * V];
@@ -160,7 +160,7 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
         }
         for (int i = 0; i < N * V; ++i) {
             const std::byte* side = data + (i / V) * stride + g * 32 + (i % V) * 2 * L;
-            const vf scales = load_f16(side);
+            const vf scales = w.unscaled ? splat(1.0F) : load_f16(side);
             for (int m = 0; m < M; ++m) {
                 const vf of_x = splat(scales_of_x[m * groups + g]);
                 totals[m][i] += __builtin_convertvector(sums[m][i], vf) * (scales * of_x);
@@ -168,8 +168,7 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
             if (!w.asymmetric) continue;
             const vf minima = load_f16(side + parts.side);
             for (int m = 0; m < M; ++m) {
-                const float sum = scales_of_x[m * groups + g] * static_cast<float>(sums_of_x[m * groups + g]);
-                totals[m][i] += minima * splat(sum);
+                totals[m][i] += minima * splat(totals_of_x[m * groups + g]);
             }
         }
     }

@@ -53,7 +53,7 @@ int Program::output_size() const { return head.output_present ? head.output.outp
 
 void Program::check() const {
     require(hidden > 0 && vocabulary > 0 && max_positions > 0, "program", "a size is not above 0");
-    require(cache == Format::f32 || cache == Format::bf16, "program", "the cache is neither f32 nor bf16");
+    require(cache != Format::int4, "program", "the cache is neither f32 nor bf16 nor int8");
     if (embedding.tied) {
         require(head.output_present, "embedding", "is tied to a head without outputs");
         check_matrix(head.output, vocabulary, hidden, "head.output");

@@ -63,7 +63,7 @@ struct Head {
 struct Program {
     int hidden = 0, vocabulary = 0, max_positions = 0;
     bool causal = true;
-    Format cache = Format::f32;  // of keys and values: f32 or bf16
+    Format cache = Format::f32;  // of keys and values: f32, bf16 or int8
     Embedding embedding;
     std::vector<Operation> operations;
     std::vector<std::vector<float>> ropes;  // radians a position, [head_dim / 2] each

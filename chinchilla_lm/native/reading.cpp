@@ -174,7 +174,7 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
     program.vocabulary = size(header, "vocabulary", 1);
     program.max_positions = size(header, "max_positions", 1);
     program.causal = get<bool>(header, "causal");
-    program.cache = named<Format>(get<std::string>(header, "cache"), {{"f32", Format::f32}, {"bf16", Format::bf16}});
+    program.cache = named<Format>(get<std::string>(header, "cache"), {{"f32", Format::f32}, {"bf16", Format::bf16}, {"int8", Format::int8}});
     const auto embedding = get<nb::dict>(header, "embedding");
     program.embedding.tokens = table_in(embedding, "tokens", data);
     program.embedding.tied = !program.embedding.tokens.rows;

@@ -9,12 +9,12 @@ INLINE vi lanes_below(int count) {
     return lane < splat(count);
 }
 
+INLINE vi magnitude(vf x) { return (vi)x & 0x7fffffff; }
+
 // e^x to two units in the last place (Cephes' polynomial), no less than e^-87 and no more than e^88; NaN of NaN.
 INLINE vf exponential(vf x) {
-    x = choose(x > splat(88.0F), splat(88.0F), x);
-    x = choose(x < splat(-87.0F), splat(-87.0F), x);
-    const vi n = round_to_int(x * 1.44269504F);
-    const vf whole = __builtin_convertvector(n, vf);
+    x = largest(splat(-87.0F), smallest(splat(88.0F), x));
+    const vf whole = round_to_whole(x * 1.44269504F);
     const vf r = x - whole * 0.693359375F - whole * -2.12194440e-4F;
     vf p = splat(1.9875691500e-4F);
     p = p * r + 1.3981999507e-3F;
@@ -22,19 +22,18 @@ INLINE vf exponential(vf x) {
     p = p * r + 4.1665795894e-2F;
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
-    p = p * r * r + r + 1.0F;
-    return p * (vf)(((vu)n + 127U) << 23);
+    return times_power(p * r * r + r + 1.0F, whole);
 }
 
-INLINE vf hyperbolic_tangent(vf x) { return 1.0F - 2.0F / (exponential(2.0F * x) + 1.0F); }
+INLINE vf hyperbolic_tangent(vf x) { return 1.0F - 2.0F * inverse(exponential(2.0F * x) + 1.0F); }
 
 // Abramowitz and Stegun 7.1.26, |error| ≤ 1.5e-7.
 INLINE vf error_function(vf x) {
-    const vf size = choose(x < splat(0.0F), -x, x);
-    const vf t = 1.0F / (1.0F + 0.3275911F * size);
+    const vf size = smallest(splat(16.0F), (vf)magnitude(x));
+    const vf t = inverse(1.0F + 0.3275911F * size);
     const vf p = ((((1.061405429F * t - 1.453152027F) * t + 1.421413741F) * t - 0.284496736F) * t + 0.254829592F) * t;
     const vf y = 1.0F - p * exponential(-size * size);
-    return choose(x < splat(0.0F), -y, y);
+    return (vf)((vi)y | ((vi)x & (vi)splat(-0.0F)));
 }
 
 template <Activation A>
@@ -44,7 +43,7 @@ INLINE vf activated(vf x) {
         return 0.5F * x * (1.0F + hyperbolic_tangent(0.79788456F * (x + 0.044715F * x * x * x)));
     }
     if constexpr (A == Activation::relu) return choose(x > splat(0.0F), x, choose(x == x, splat(0.0F), x));
-    if constexpr (A == Activation::silu) return x / (1.0F + exponential(-x));
+    if constexpr (A == Activation::silu) return x * inverse(1.0F + exponential(-x));
     return hyperbolic_tangent(x);
 }
 
@@ -98,24 +97,30 @@ static void norm_row(const Norm& norm, const float* x, float* y, int size) {
     }
 }
 
-static float softmax(float* x, int from, int to, int padded, float scale) {
-    vf top = splat(-__builtin_inff());
-    const auto shown = [&](int i) { return lanes_below(to - i) & ~lanes_below(from - i); };
-    const int begin = from / L * L;
-    for (int i = begin; i < to; i += L) top = largest(choose(shown(i), load<vf>(x + i), splat(-__builtin_inff())), top);
+static void softmax(float* x, int from, int to, int padded, float scale, float* weight) {
+    const vf none = splat(-__builtin_inff());
+    const int begin = from / L * L, end = (to + L - 1) / L * L;
+    // Of the first and the last vector only a part may be shown; what is hidden weighs nothing.
+    const auto hide = [&](int i) {
+        store(x + i, choose(lanes_below(to - i) & ~lanes_below(from - i), load<vf>(x + i), none));
+    };
+    hide(begin);
+    hide(end - L);
+    vf top = none;
+    for (int i = begin; i < end; i += L) top = largest(load<vf>(x + i), top);
     const vf shift = splat(highest(top) * scale);
     vf total = {};
-    for (int i = begin; i < to; i += L) {
-        const vf value = choose(shown(i), exponential(load<vf>(x + i) * scale - shift), vf{});
+    for (int i = begin; i < end; i += L) {
+        const vf raw = load<vf>(x + i), value = choose(raw == none, vf{}, exponential(raw * scale - shift));
         total += value;
         store(x + i, value);
     }
     const float all = sum(total);
     const vf factor = splat(1.0F / all);
     for (int i = 0; i < begin; i += L) store(x + i, vf{});
-    for (int i = begin; i < to; i += L) store(x + i, load<vf>(x + i) * factor);
-    for (int i = (to + L - 1) / L * L; i < padded; i += L) store(x + i, vf{});
-    return shift[0] + __builtin_logf(all);
+    for (int i = begin; i < end; i += L) store(x + i, load<vf>(x + i) * factor);
+    for (int i = end; i < padded; i += L) store(x + i, vf{});
+    if (weight) *weight = shift[0] + __builtin_logf(all);
 }
 
 // To the nearest, ties to even; NaN stays NaN.
@@ -130,34 +135,40 @@ static void to_bf16(const float* x, std::uint16_t* y, int count) {
     for (int i = 0; i < count; i += L) store(y + i, __builtin_convertvector(bf16_bits(load<vf>(x + i)), vh));
 }
 
-INLINE vf magnitude(vf x) { return (vf)((vi)x & 0x7fffffff); }
+constexpr std::int32_t kInfinity = 0x7f800000;  // bits of it; those of a magnitude that is no number are more
+INLINE float as_float(std::int32_t bits) { return load<float>(&bits); }
+
+// One group of to_int8, [from, to); `whole`: all of it is below `size`.
+template <bool whole>
+INLINE void group_to_int8(const float* x, int size, int from, int to, std::byte* y, float* scale, std::int32_t* sum_of,
+                          float* total_of) {
+    const auto part = [&](int i) {
+        if (whole || i + L <= size) return load<vf>(x + i);
+        return i < size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : vf{};
+    };
+    vi top = {};
+    for (int i = from; i < to; i += L) top = largest(magnitude(part(i)), top);
+    const std::int32_t bits = highest(top);
+    const float peak = as_float(bits);
+    const vf factor = splat(bits ? 127.0F / peak : 0.0F);
+    vi total = {};
+    for (int i = from; i < to; i += L) {
+        const vi value = round_to_int(part(i) * factor);
+        total = (vi)((vu)total + (vu)value);
+        store_bytes(y + i, value);
+    }
+    // Of what is not a number nothing is.
+    *scale = bits < kInfinity ? peak / 127.0F : __builtin_nanf("");
+    *sum_of = bits < kInfinity ? sum(total) : 0;
+    *total_of = *scale * static_cast<float>(*sum_of);
+}
 
 // Symmetric, to ±127: the largest magnitude of a group becomes 127. x has `size` floats, the rest to `count` are 0; `group`
 // divides `count` and is a multiple of 32. Scale and sum of the first group go to index `first`.
 static void to_int8(const float* x, int size, int count, int group, std::byte* y, const Input& in, std::size_t first) {
-    typedef signed char vb __attribute__((vector_size(L)));
-    for (int begin = 0; begin < count; begin += group, ++first) {
-        const auto part = [&](int i) {
-            if (i + L <= size) return load<vf>(x + i);
-            return i < size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : vf{};
-        };
-        const int end = begin + group;
-        vf top = {};
-        for (int i = begin; i < end; i += L) top = largest(magnitude(part(i)), top);
-        const float peak = highest(top);
-        const vf factor = splat(peak > 0.0F ? 127.0F / peak : 0.0F);
-        vu total = {};
-        vf nothing = {};
-        for (int i = begin; i < end; i += L) {
-            const vf scaled = part(i) * factor;
-            const vi value = round_to_int(scaled);
-            total += (vu)value;
-            nothing += scaled * 0.0F;
-            store(y + i, __builtin_convertvector(value, vb));
-        }
-        const bool numbers = sum(nothing) == 0.0F;  // else what comes out is not a number either
-        in.scales[first] = numbers ? peak / 127.0F : __builtin_nanf("");
-        in.sums[first] = numbers ? sum((vi)total) : 0;
+    for (int from = 0; from < count; from += group, ++first) {
+        const auto convert = from + group <= size ? group_to_int8<true> : group_to_int8<false>;
+        convert(x, size, from, from + group, y, in.scales + first, in.sums + first, in.totals + first);
     }
 }
 
@@ -178,21 +189,37 @@ static void prepare(const Matrix& w, const float* x, const Input& in, int row, i
     for (std::byte* rest = y + size * bytes; rest < y + (to - from) * bytes; ++rest) *rest = std::byte{0};
 }
 
-// bf16: two positions share a word. The first of them clears the other half, the second keeps the first.
-static void put_value(Format format, const float* x, std::byte* panels, std::size_t pitch, int size, int position) {
-    const bool bf16 = format == Format::bf16, second = bf16 && position % 2;
-    std::byte* line = panels + 64 * static_cast<std::size_t>(bf16 ? position / 2 : position);
+static void weigh(const float* weights, float* x, int from, int to) {
+    for (int i = from / L * L; i < to; i += L) {
+        const vi shown = lanes_below(to - i) & ~lanes_below(from - i);
+        store(x + i, choose(shown, load<vf>(x + i) * load<vf>(weights + i), vf{}));
+    }
+}
+
+// Two positions of bf16 share a word, or four of int8. The first of them clears the others' part, they keep what is there.
+static float put_value(Format format, const float* x, std::byte* panels, std::size_t pitch, int size, int position) {
+    const int shared = format == Format::int8 ? 4 : format == Format::bf16 ? 2 : 1, bits = 32 / shared;
+    const int shift = bits * (position % shared);
+    std::byte* line = panels + 64 * static_cast<std::size_t>(position / shared);
+    const auto part = [&](int i) {
+        return i + L > size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : load<vf>(x + i);
+    };
+    vi top = {};
+    for (int i = 0; format == Format::int8 && i < size; i += L) top = largest(magnitude(part(i)), top);
+    const std::int32_t bits_of_peak = highest(top);
+    const float peak = as_float(bits_of_peak), factor = bits_of_peak ? 127.0F / peak : 0.0F;
     for (int i = 0; i < size; i += L) {
-        const vf value = i + L > size ? choose(lanes_below(size - i), load<vf>(x + i), vf{}) : load<vf>(x + i);
+        const vf value = part(i);
         std::byte* to = line + (i / kLanes) * pitch + (i % kLanes) * 4;
-        if (!bf16) {
-            store(to, value);
-        } else if (second) {
-            store(to, (load<vu>(to) & 0xffffU) | (bf16_bits(value) << 16));
+        const vu before = shift ? load<vu>(to) & ((1U << shift) - 1U) : vu{};
+        if (format == Format::int8) {
+            store(to, before | (((vu)(round_to_int(value * factor) + 128) & 0xffU) << shift));
         } else {
-            store(to, bf16_bits(value));
+            store(to, format == Format::bf16 ? before | (bf16_bits(value) << shift) : (vu)value);
         }
     }
+    if (format != Format::int8) return 1.0F;
+    return bits_of_peak < kInfinity ? peak / 127.0F : __builtin_nanf("");
 }
 
 static void rotate(float* x, const float* cosine, const float* sine, int half) {

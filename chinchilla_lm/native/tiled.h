@@ -133,14 +133,14 @@ static void group_tiles(const Matrix& w, const Input& in, int row, int rows, con
         GROUP(2, 4, 6)
         GROUP(3, 5, 7)
         for (int i = 0; i < 4 && g + i < to; ++i) {
-            const vf scales = load_f16(panel + (g + i) * 32);
+            const vf scales = w.unscaled ? splat(1.0F) : load_f16(panel + (g + i) * 32);
             const vf minima = w.asymmetric ? load_f16(panel + parts.side + (g + i) * 32) : vf{};
             const float* scales_of_x = in.scales + static_cast<std::size_t>(row) * groups + g + i;
-            const std::int32_t* sums_of_x = in.sums + static_cast<std::size_t>(row) * groups + g + i;
+            const float* totals_of_x = in.totals + static_cast<std::size_t>(row) * groups + g + i;
             for (int m = 0; m < count; ++m) {
                 const float of_x = scales_of_x[m * groups];
                 totals[m] += __builtin_convertvector(load<vi>(sums[i] + 64 * m), vf) * (scales * splat(of_x));
-                if (w.asymmetric) totals[m] += minima * splat(of_x * static_cast<float>(sums_of_x[m * groups]));
+                if (w.asymmetric) totals[m] += minima * splat(totals_of_x[m * groups]);
             }
         }
     }
@@ -149,7 +149,7 @@ static void group_tiles(const Matrix& w, const Input& in, int row, int rows, con
 
 static void grouped_tiles(const Matrix& w, const Input& in, int row, int rows, int first, int panels, const Place& all) {
     alignas(64) std::byte weights[kChunk * kLanes];
-    const std::size_t stride = w.stride();
+    const std::size_t stride = w.pitch ? w.pitch : w.stride();
     const int inputs = w.padded(), chunk = kChunk / w.group * w.group;
     Matrix plain = w;
     plain.bias = nullptr;

@@ -31,7 +31,8 @@ def compile_model(model: Transformer, format_name: str) -> Program:
     """The program of a model, its large matrices in one format.
 
     What is small beside them, or is looked up and not multiplied, is bfloat16 (float32 in a program of `f32`): the
-    outputs of a classification head, embeddings that no decoder shares, the cache. Raises InputError for an unknown
+    outputs of a classification head, embeddings that no decoder shares. So is the cache of keys and values, but with
+    int8 and int4 weights it is int8, a scale for each key and each value. Raises InputError for an unknown
     format, and for weights that are not finite numbers.
     """
     return _Compiler(model, format_named(format_name)).program()
@@ -52,13 +53,17 @@ class _Compiler:
             "vocabulary": config.vocab_size,
             "max_positions": config.max_positions,
             "causal": config.causal,
-            "cache": self.small.name,
+            "cache": self.cache(),
             "ropes": [self._frequencies(index) for index in range(len(self.ropes))],
             "embedding": self.embedding(),
             "operations": [self.operation(name, module) for name, module in self.model.links.items()],
             "head": self.head(),
         }
         return Program(header, self.data.joined())
+
+    def cache(self) -> str:
+        """The format of keys and values. What is read once, by a bidirectional model, is not worth rounding further."""
+        return "int8" if self.config.causal and self.form.name.startswith(("int8", "int4")) else self.small.name
 
     def _frequencies(self, index: int) -> list[float]:
         found: list[float] = inverse_frequencies(self.ropes[index], self.config.head_dim, torch.device("cpu")).tolist()

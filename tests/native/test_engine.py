@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,29 @@ def test_reading_in_pieces_is_reading_at_once(tmp_path: Path, name: str):
     assert_near(native.run([other[9:]], caches[1:]), torch_rows(model, [other])[-1:])
 
 
+@pytest.mark.parametrize("cache", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "gemma3"])
+def test_a_cache_of_few_bits_read_in_pieces(tmp_path: Path, name: str, cache: str):
+    """Weights are exact, so what differs is the cache's rounding; how a text was cut must not show."""
+    model = load(tmp_path, name)
+    program = compile_model(model, "f32")
+    program.header["cache"] = cache
+    native = NativeModel(program, 2)
+    one, other = texts((40, 18))
+    at_once = native.run([one], everywhere=True)
+    exact = torch_rows(model, [one])
+    assert 0 < np.sqrt(np.mean((at_once - exact) ** 2)) < 0.02 * exact.std()
+    caches = [native.cache(40), native.cache(50)]
+    native.run([one[:31], other], caches)
+    caches[0].rewind(3)
+    got = []
+    for start, stop in [(3, 6), (6, 7), (7, 12), (12, 13), (13, 14), (14, 35)]:
+        got.append(native.run([one[start:stop]], caches[:1], everywhere=True))
+    for position in range(35, 40):
+        got.append(native.run([one[position : position + 1], other[-1:]], caches)[:1])
+    assert_near(np.concatenate(got), at_once[3:], 0.02 * float(exact.std()))
+
+
 @pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "gemma3"])
 def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str):
@@ -150,11 +174,32 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
         other.run([np.full(1, 8, np.int32)], [cache])
 
 
-def test_a_long_past_shared_among_threads_gives_the_same(tmp_path: Path):
+def long_reader(tmp_path: Path) -> Transformer:
     _, folder = saved(tmp_path, "llama-gqa")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}), encoding="utf-8")
-    model = checkpoints.load(folder, task="language-modeling").model.eval()
+    return checkpoints.load(folder, task="language-modeling").model.eval()
+
+
+@pytest.mark.parametrize("form", ["f32", "int8"])
+def test_programs_that_take_the_cores_change_nothing(tmp_path: Path, form: str):
+    """A team that loses its cores goes on with fewer members; the sums stay cut where they were."""
+    program = compile_model(long_reader(tmp_path), form)
+    (text,) = texts((400,))
+
+    def read(native: NativeModel) -> np.ndarray:
+        cache = native.cache(400)
+        native.run([text[:300]], [cache])
+        return np.concatenate([native.run([text[at : at + 1]], [cache]) for at in range(300, 400)])
+
+    alone = read(NativeModel(program, 3))
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(read, [NativeModel(program, 3) for _ in range(4)]):
+            assert np.array_equal(rows, alone)
+
+
+def test_a_long_past_shared_among_threads_gives_the_same(tmp_path: Path):
+    model = long_reader(tmp_path)
     (text,) = texts((700,))
     expected = NativeModel(compile_model(model, "f32"), 1).run([text], everywhere=True)
     for threads in (2, 3, 5):
