@@ -134,7 +134,7 @@ class Recipe(_Settings):
     """number format of the computation; auto: bfloat16 where it is native"""
     backend: Literal["auto", "native", "torch"] = "auto"
     """what serves the model: the C++ engine or torch; auto: the engine where it is there and the device is the CPU"""
-    threads: int | None = Field(default=None, ge=1, le=4096, examples=[4])
+    threads: int | None = Field(default=None, ge=1, le=1024, examples=[4])
     """CPU threads; without it, one for each usable core"""
     batch: int | None = Field(default=None, ge=1, examples=[1])
     """sequences a batch while timing"""

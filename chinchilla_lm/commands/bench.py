@@ -8,6 +8,7 @@ operations it must do against the GEMM peak. Memory and load time come from a pr
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,8 +123,8 @@ def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> 
     for flag, value in (("batch", batch), ("tokens", tokens), ("new-tokens", new if writes else 1)):
         if value < 1:
             raise InputError(f"{flag} {value} is not 1 or more; pass --{flag} 1")
-    if not args.seconds > 0:
-        raise InputError(f"seconds {args.seconds} is not greater than 0; pass --seconds 20")
+    if not 0 < args.seconds < math.inf:
+        raise InputError(f"seconds {args.seconds} is not a number above 0; pass --seconds 20")
     if tokens + new > positions:
         asked = f"{tokens} + {new} tokens" if new else f"{tokens} tokens"
         raise InputError(f"{asked} are more than the model's {positions} positions; pass fewer with --tokens")

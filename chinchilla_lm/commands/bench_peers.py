@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chinchilla_lm.commands.job import Job
-    from chinchilla_lm.peers.contest import Work
+    from chinchilla_lm.models.config import ModelConfig
+    from chinchilla_lm.peers.work import Work
 
 # Text that a language model is judged on, and texts that quantisers are shown.
 QUALITY_TOKENS, SAMPLES = 8192, 128
@@ -33,13 +35,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.peers.run import Field, compete
     from chinchilla_lm.peers.sources import Sources
     from chinchilla_lm.peers.table import LANGUAGE, TAGGING, chosen
-    from chinchilla_lm.recipe import Recipe
+    from chinchilla_lm.recipe import make_recipe
     from chinchilla_lm.runtime import machine
     from chinchilla_lm.runtime.native import native_format
     from chinchilla_lm.runtime.roofline import pass_flops
 
     peers, commands = chosen(args.peers)
-    ignored = {"against": None, "batch": None, "backend": "auto", "dtype": "auto", "no_memory": False}
+    ignored = {"batch": None, "backend": "auto", "dtype": "auto", "no_memory": False}
     for name, default in ignored.items():
         if getattr(args, name) != default:
             raise InputError(
@@ -48,8 +50,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.device not in ("auto", "cpu"):
         raise InputError(f"peers race on the CPU, not on {args.device}; leave --device away")
     folder = None if args.output is None else Path(args.output)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; pass another -o")
+    if folder is not None:
+        _open(folder)
+    if not 0 < args.seconds < math.inf:
+        raise InputError(f"seconds {args.seconds} is not a number above 0; pass --seconds 60")
     checkpoint = load(args.model, task=args.task)
     config = checkpoint.model.config
     task = config.head.kind
@@ -58,13 +62,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if task == TAGGING and args.data is None:
         raise InputError("a tagger is raced on its texts: data is missing; pass --data FOLDER")
     given = {"model": args.model, "task": task, "data": args.data, "test": args.test, "threads": args.threads}
-    job = Job(Recipe.model_validate({key: value for key, value in given.items() if value is not None}), console)
-    work, judge, windows = _work(args, job)
-    flops = (
-        pass_flops(checkpoint.model, 1, work.tokens)
-        if task == LANGUAGE
-        else sum(pass_flops(checkpoint.model, 1, len(text)) for text in work.texts)
-    )
+    job = Job(make_recipe({key: value for key, value in given.items() if value is not None}), console)
+    original = checkpoint if args.against is None else load(args.against, task=args.task)
+    if args.against is not None:
+        _check_alike(args, config, original.model.config)
+    work, judge = _work(args, job, original.model.config.max_positions)
+    sizes = [work.tokens] if task == LANGUAGE else [len(text) for text in work.texts]
+    flops = {
+        whose: sum(pass_flops(one.model, 1, size) for size in sizes)
+        for whose, one in (("ours", checkpoint), ("theirs", original))
+    }
     console.say("measuring the machine")
     dtype = {"bf16": "bfloat16", "f32": "float32"}[native_format("auto")]
     roof = {"bandwidth_gb_s": machine.measure_bandwidth(), "gemm_gflops": machine.measure_gemm(dtype)}
@@ -72,21 +79,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
         below = Path(temporary)
         field = Field(
             Sources(args.model, checkpoint, below),
+            Sources(args.against or args.model, original, below),
             below,
             Path(args.peers_home) if args.peers_home else environment.home(),
             peers,
             commands,
             args.threads,
-            windows,
             work.texts[:: max(1, len(work.texts) // SAMPLES)][:SAMPLES],
         )
         result = compete(field, work, args.seconds, roof, flops, judge, console)
-    result |= {"machine": machine.describe(), "roofline": roof, "model": args.model}
+    result |= {"machine": machine.describe(), "roofline": roof, "model": args.model, "against": args.against}
     names, cells = outcome.table(result["rows"])
-    title = f"{args.model}, {result['rounds']} rounds in turn: medians [quartiles]"
+    others = "" if args.against is None else f" here, {args.against} in the others"
+    title = f"{args.model}{others}, {result['rounds']} rounds in turn: medians [quartiles]"
     console.table(names, cells, title)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "bench.json", json_text(result, indent=1) + "\n")
         write_atomic(folder / "bench.md", outcome.markdown(title, result["rows"], _notes(result, task)))
         write_atomic(folder / "bench.svg", outcome.chart(Path(args.model).name, result["rows"]))
@@ -103,27 +110,57 @@ def _notes(result: dict[str, Any], task: str) -> list[str]:
         "every engine in a process of its own, stopped while another is on turn; no prompt comes twice",
     ]
     if task == "language-modeling":
-        return [*notes, "of bandwidth: bytes of the weights' file x decode tokens/s over what the machine reads"]
+        return [*notes, "of bandwidth: bytes of the weights x decode tokens/s over what the machine reads"]
     return [*notes, "latency: texts alone, one after the other"]
 
 
-def _work(args: argparse.Namespace, job: Job) -> tuple[Work, Callable[..., dict[str, float]] | None, list[list[int]]]:
-    """What all are asked to do, what judges a tagger's logits, and the windows that a language model is judged on."""
-    from chinchilla_lm.peers.contest import Work
+def _open(folder: Path) -> None:
+    """What comes of hours is not to be lost for a folder that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); pass another -o") from error
+
+
+def _check_alike(args: argparse.Namespace, ours: ModelConfig, theirs: ModelConfig) -> None:
+    for what, one, other in (
+        ("task", ours.head.kind, theirs.head.kind),
+        ("labels", ours.head.labels, theirs.head.labels),
+        ("vocabulary", ours.vocab_size, theirs.vocab_size),
+    ):
+        if one != other:
+            raise InputError(
+                f"{args.model} and {args.against} differ in their {what}; pass the original that this was made from"
+            )
+
+
+def _work(args: argparse.Namespace, job: Job, most: int) -> tuple[Work, Callable[..., dict[str, float]] | None]:
+    """What all are asked to do, and what judges a tagger's logits. most: positions of the others' model."""
+    from chinchilla_lm.peers.work import Work
 
     config = job.checkpoint.model.config
+    positions = min(config.max_positions, most)
+    # Ids behind the tokenizer's, which fill a vocabulary up, are no text.
+    vocabulary = min(config.vocab_size, len(job.checkpoint.tokenizer))
     if config.head.kind == "language-modeling":
-        tokens, new = args.tokens or DEFAULT_TOKENS, args.new_tokens or DEFAULT_NEW_TOKENS
-        if tokens < 1 or new < 2 or tokens + new > config.max_positions:
+        tokens = DEFAULT_TOKENS if args.tokens is None else args.tokens
+        new = DEFAULT_NEW_TOKENS if args.new_tokens is None else args.new_tokens
+        if tokens < 1 or new < 2 or tokens + new > positions:
             raise InputError(
                 f"{tokens} + {new} tokens: at least 1 + 2 are needed, and no more than the model's "
-                f"{config.max_positions} positions; pass others with --tokens and --new-tokens"
+                f"{positions} positions; pass others with --tokens and --new-tokens"
             )
         windows: list[list[int]] = []
         if args.data is not None:
             encoded = job.encode(job.dataset.records("test"))
             windows = [one.ids for one in encoded[: max(1, QUALITY_TOKENS // job.window)]]
-        return Work(config.head.kind, config.vocab_size, config.max_positions, tokens, new), None, windows
+        return Work(config.head.kind, vocabulary, positions, tokens, new, windows=windows), None
+    for flag in ("tokens", "new_tokens"):
+        if getattr(args, flag) is not None:
+            raise InputError(
+                f"--{flag.replace('_', '-')} has no meaning for a tagger, which is raced on its texts; leave it away"
+            )
     from chinchilla_lm.data.batches import batches
     from chinchilla_lm.evaluate.judge import Judge
 
@@ -144,5 +181,4 @@ def _work(args: argparse.Namespace, job: Job) -> tuple[Work, Callable[..., dict[
         sums = judge(lambda _: next(outputs)).measurement.sums
         return {"entity_f1": sums["entity_f1"].value}
 
-    work = Work(config.head.kind, config.vocab_size, config.max_positions, texts=[one.ids for one in encoded])
-    return work, judged, []
+    return Work(config.head.kind, vocabulary, positions, texts=[one.ids for one in encoded]), judged

@@ -6,7 +6,9 @@ It is `tokenizer.json` in the hands of the library that transformers itself call
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +107,25 @@ class PlainTokenizer:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         assert self.chat_template is not None
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # What transformers gives its templates: those of published models rely on it.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
 
         def refuse(message: str) -> None:
             raise TemplateError(message)
 
+        def to_json(value: Any, indent: int | None = None) -> str:
+            return json.dumps(value, ensure_ascii=False, indent=indent)
+
         environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = to_json
+        known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
             template = environment.from_string(self.chat_template)
-            return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._specials)
-        except TemplateError as error:
+            return template.render(messages=turns, **known, **self._specials)
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"the chat template refuses the prompt ({error}); leave --chat away") from error
 
 

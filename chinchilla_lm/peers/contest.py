@@ -1,55 +1,22 @@
-"""The race itself: everybody who could be started, in turn, round by round, each on prompts that nobody has seen.
-
-Measures of a language model, by what a worker is asked to write:
-
-    prefill  one prompt of `tokens` tokens, until its first new token
-    decode   one short prompt; time of a token behind the first
-    long     the same behind LONG tokens of context
-    batch    SEQUENCES short prompts together; time of a step for all
-
-and of a tagger: `texts`, a pass over all texts, and `single`, texts alone, one after the other.
-"""
+"""The race itself: everybody who could be started, in turn, round by round, each on prompts that nobody has seen."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from chinchilla_lm.console import Console
+from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.table import LANGUAGE
+from chinchilla_lm.peers.work import SEQUENCES, SHORT, SINGLES, STEPS, Ids, Work
+from chinchilla_lm.runtime.clock import orders
 
-SHORT, LONG, SEQUENCES = 16, 1024, 8
-STEPS = 32  # that `long` and `batch` decode, and the least of `decode`
-SINGLES = 200  # texts a round that are answered alone
 MIN_ROUNDS = 3
-
-Ids = list[list[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What all are given. tokens: of a prompt. new_tokens: to write. positions: most of the model. texts: of a tagger,
-    as token ids."""
-
-    task: str
-    vocabulary: int
-    positions: int
-    tokens: int = 512
-    new_tokens: int = 64
-    texts: Ids = field(default_factory=list)
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of what is timed."""
-        if self.task != LANGUAGE:
-            return ("texts", "single")
-        long = ("long",) if self.positions > LONG + STEPS else ()
-        return ("prefill", "decode", *long, "batch")
 
 
 @dataclass(eq=False)
@@ -61,16 +28,26 @@ class Entrant:
     process: Process | None = None
     threads: int = 0
     load_s: float = 0.0
-    size: int = 0  # bytes of its weights
+    size: int = 0  # bytes of its weights, as it runs them
     peak_mb: float | None = None
     error: str | None = None
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # of one token, step, pass or text; see measures
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # of one token, step, pass or text; see Work
     singles: list[float] = field(default_factory=list)
     quality: dict[str, float] = field(default_factory=dict)
     logits: tuple[int, bytes] | None = None
 
+    def forget(self) -> None:
+        """Nothing has been measured."""
+        self.seconds.clear()
+        self.singles.clear()
+
     def fail(self, error: Exception) -> None:
         """Out of the race, with what it said."""
+        self.end(error)
+        self.forget()
+
+    def end(self, error: Exception) -> None:
+        """No longer asked; what was measured stays."""
         self.error = str(error)
         if self.process is not None:
             self.process.close()
@@ -91,24 +68,35 @@ class Prompts:
 def pilot(
     start: Callable[[int], tuple[Process, float]], work: Work, choices: Sequence[int]
 ) -> tuple[Process, int, float]:
-    """The number of threads that is fastest, with a process on it: (process, threads, seconds to load)."""
+    """The number of threads that is fastest, with a stopped process on it: (process, threads, seconds to load).
+
+    A number that does not work is passed over. Raises PeerError where none does.
+    """
     prompts = Prompts(work.vocabulary)
     best: tuple[float, Process, int, float] | None = None
-    for threads in choices:
-        process, load_s = start(threads)
-        try:
-            taken = min(_trial(process, work, prompts) for _ in range(2))
-        except PeerError:
-            process.close()
-            raise
-        if best is None or taken < best[0]:
-            if best is not None:
-                best[1].close()
-            best = (taken, process, threads, load_s)
-        else:
-            process.close()
-        best[1].stop()
-    assert best is not None
+    said = PeerError("there is no number of threads to try")
+    started: list[Process] = []
+    try:
+        for threads in choices:
+            try:
+                process, load_s = start(threads)
+                started.append(process)
+                taken = min(_trial(process, work, prompts) for _ in range(2))
+                process.stop()
+            except PeerError as error:
+                said = error
+                continue
+            if best is None or taken < best[0]:
+                best = (taken, process, threads, load_s)
+    except BaseException:
+        best = None
+        raise
+    finally:
+        for process in started:
+            if best is None or process is not best[1]:
+                process.close()
+    if best is None:
+        raise said
     return best[1:]
 
 
@@ -118,31 +106,42 @@ def _trial(process: Process, work: Work, prompts: Prompts) -> float:
     return float(process.call("label", texts=work.texts[:256])["seconds"])
 
 
-def race(entrants: Sequence[Entrant], work: Work, seconds: float, console: Console) -> int:
-    """Rounds until the time is spent; fills in what was measured. Returns how many rounds there were."""
+def race(
+    entrants: Sequence[Entrant], builds: Sequence[LlamaBench], work: Work, seconds: float, console: Console
+) -> int:
+    """Rounds until the time is spent, or nobody is left; fills in what was measured. Returns how many rounds there
+    were, besides the first one, which warms up and does not count."""
     prompts = Prompts(work.vocabulary)
-    begun, rounds = time.monotonic(), 0
+    turns = orders([str(index) for index in range(len(entrants))])
+    begun, rounds = time.monotonic(), -1
     with console.progress(0, "race", "turns") as progress:
         while rounds < MIN_ROUNDS or time.monotonic() - begun < seconds:
             for measure in work.measures:
-                for entrant in _turns(entrants, rounds):
+                for entrant in (entrants[int(index)] for index in next(turns)):
                     if entrant.process is None:
                         continue
                     try:
                         entrant.process.go()
-                        _measure(entrant, measure, work, prompts, rounds)
+                        _measure(entrant, measure, work, prompts, max(rounds, 0))
                         entrant.process.stop()
                     except PeerError as error:
                         entrant.fail(error)
                     progress.advance(1, f"{entrant.engine} {entrant.form}: {measure}")
+            for build in builds:
+                if build.alive and rounds >= 0:
+                    try:
+                        build.turn()
+                    except PeerError as error:
+                        build.error = str(error)
+                    progress.advance(1, f"llama-bench {build.form}")
+            if rounds < 0:
+                begun = time.monotonic()
+                for entrant in entrants:
+                    entrant.forget()
             rounds += 1
+            if not any(entrant.process for entrant in entrants):
+                break
     return rounds
-
-
-def _turns(entrants: Sequence[Entrant], round_: int) -> Iterator[Entrant]:
-    """Who goes first changes from round to round."""
-    start = round_ % len(entrants)
-    yield from (*entrants[start:], *entrants[:start])
 
 
 def _measure(entrant: Entrant, measure: str, work: Work, prompts: Prompts, round_: int) -> None:
@@ -150,9 +149,7 @@ def _measure(entrant: Entrant, measure: str, work: Work, prompts: Prompts, round
     assert process is not None
     if work.task == LANGUAGE:
         process.call("write", prompts=prompts(1, SHORT), new=4)  # awake again, not timed
-        rows = SEQUENCES if measure == "batch" else 1
-        tokens = {"prefill": work.tokens, "long": LONG}.get(measure, SHORT)
-        new = {"prefill": 1, "decode": max(STEPS, work.new_tokens)}.get(measure, STEPS)
+        rows, tokens, new = work.prompt(measure)
         first, rest = process.call("write", prompts=prompts(rows, tokens), new=new)
         taken = first if measure == "prefill" else rest / (new - 1)
         entrant.seconds.setdefault(measure, []).append(taken)
@@ -169,29 +166,32 @@ def _measure(entrant: Entrant, measure: str, work: Work, prompts: Prompts, round
     entrant.seconds.setdefault(measure, []).append(answer["seconds"])
 
 
+def read_memory(entrants: Sequence[Entrant]) -> None:
+    """Highest resident memory of each, as of now: before anybody is asked for the logits of whole texts."""
+    for entrant in entrants:
+        if entrant.process is None:
+            continue
+        try:
+            entrant.process.go()
+            entrant.peak_mb = entrant.process.call("memory")
+            entrant.process.stop()
+        except PeerError as error:
+            entrant.end(PeerError(f"after the race: {error}"))
+
+
 def read_quality(entrants: Sequence[Entrant], windows: Ids, console: Console) -> None:
     """Perplexity of each entrant on windows of token ids."""
     with console.progress(len(entrants), "quality", "engines") as progress:
         for entrant in entrants:
-            if entrant.process is not None:
+            if entrant.process is not None and windows:
                 try:
                     entrant.process.go()
-                    if windows:
-                        nats = entrant.process.call("nats", windows=windows)
-                        entrant.quality["perplexity"] = float(np.exp(sum(nats) / sum(len(one) - 1 for one in windows)))
+                    nats = entrant.process.call("nats", windows=windows)
+                    entrant.quality["perplexity"] = float(np.exp(sum(nats) / sum(len(one) - 1 for one in windows)))
                     entrant.process.stop()
                 except PeerError as error:
-                    entrant.fail(error)
+                    entrant.end(PeerError(f"quality: {error}"))
             progress.advance(1, f"{entrant.engine} {entrant.form}")
-
-
-def read_memory(entrants: Sequence[Entrant]) -> None:
-    """Highest resident memory of each, as of now: before anybody is asked for the logits of whole texts."""
-    for entrant in entrants:
-        if entrant.process is not None:
-            entrant.process.go()
-            entrant.peak_mb = entrant.process.call("memory")
-            entrant.process.stop()
 
 
 def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -
         "new_tokens": work.new_tokens if work.task == LANGUAGE else 0,
         "error": entrant.error,
     }
-    if entrant.error is not None or not entrant.seconds:
+    if not all(entrant.seconds.get(measure) for measure in work.measures):
         return row
     per = {
         "prefill": ("prefill_tokens_per_s", work.tokens),
@@ -220,7 +220,7 @@ def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -
             rates = amount / np.array(entrant.seconds[measure])
             row[key] = float(np.median(rates))
             spread[key] = [float(value) for value in np.quantile(rates, [0.25, 0.75])]
-    alone = entrant.singles or [1.0 * one for one in entrant.seconds.get("decode", [])]
+    alone = entrant.singles or entrant.seconds.get("decode", [])
     row["latency_ms"] = {f"p{p}": 1e3 * float(np.percentile(alone, p)) for p in (50, 95)}
     shares = {}
     if "decode_tokens_per_s" in row and roof.get("bandwidth_gb_s"):
@@ -229,6 +229,7 @@ def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -
         passed = float(np.median(entrant.seconds["prefill" if work.task == LANGUAGE else "texts"]))
         shares["gemm_share"] = flops / 1e9 / passed / roof["gemm_gflops"]
     return row | {
+        "seconds": entrant.seconds,
         "spread": spread,
         "threads": entrant.threads,
         "peak_mb": entrant.peak_mb,

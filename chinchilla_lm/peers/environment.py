@@ -40,7 +40,13 @@ def interpreter(name: str, peer: Peer, folder: Path, console: Console) -> str:
         return str(python)
     shutil.rmtree(place, ignore_errors=True)
     console.say(f"{name}: making its environment in {place}: {', '.join(peer.requirements)}")
-    venv.create(place, with_pip=True)
+    try:
+        venv.create(place, with_pip=True)
+    except (subprocess.CalledProcessError, OSError) as error:
+        raise InputError(
+            f"{name}: no environment can be made in {place} ({error}); install Python's venv with ensurepip, "
+            "or leave it out of --peers"
+        ) from error
     command = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     for package in peer.build:
         command += ["--no-binary", package]

@@ -46,7 +46,7 @@ def _cells(row: Row) -> dict[str, str]:
     if "entity_f1" in metrics:
         found["entity F1"] = f"{100 * metrics['entity_f1']:.2f}"
     for key, name, form in (
-        ("bytes", "file MB", "{:.0f}"),
+        ("bytes", "weights MB", "{:.0f}"),
         ("peak_mb", "peak MB", "{:.0f}"),
         ("load_s", "load s", "{:.2f}"),
     ):

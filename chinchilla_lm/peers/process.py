@@ -36,8 +36,11 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            bufsize=0,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"},
         )
+        assert self._child.stdin is not None
+        os.set_blocking(self._child.stdin.fileno(), False)
         self._held = b""
 
     def __enter__(self) -> Process:
@@ -66,16 +69,22 @@ class Process:
 
     def call(self, name: str, **arguments: Any) -> Any:
         """The result of a call. Raises PeerError where the worker fails, ends or takes longer than LIMIT_S."""
-        assert self._child.stdin is not None
         try:
-            self._child.stdin.write(json.dumps({"call": name, **arguments}).encode() + b"\n")
-            self._child.stdin.flush()
+            self._say(json.dumps({"call": name, **arguments}).encode() + b"\n")
         except BrokenPipeError:
             raise PeerError(self._last_words()) from None
         answer = json.loads(self._line())
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer["result"]
+
+    def _say(self, line: bytes) -> None:
+        assert self._child.stdin is not None
+        file, rest = self._child.stdin.fileno(), memoryview(line)
+        while rest:
+            if not select.select([], [file], [], LIMIT_S)[1]:
+                raise PeerError(f"did not listen for {LIMIT_S:g} s")
+            rest = rest[os.write(file, rest) :]
 
     def _line(self) -> bytes:
         assert self._child.stdout is not None
@@ -91,7 +100,10 @@ class Process:
         return line
 
     def _last_words(self) -> str:
-        status = self._child.wait()
+        try:
+            status: int | str = self._child.wait(10.0)
+        except subprocess.TimeoutExpired:
+            status = "unknown"
         self._errors.seek(0)
         said = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         return f"ended with status {status}" + (f": {said[-1][:200]}" if said else "")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import shlex
-import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,28 +13,31 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.peers.contest import Entrant, Work, as_row, pilot, race, read_memory, read_quality
+from chinchilla_lm.peers.contest import Entrant, as_row, pilot, race, read_memory, read_quality
 from chinchilla_lm.peers.environment import interpreter
+from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.sources import Sources
-from chinchilla_lm.peers.table import BUILD_OF_LLAMA, LANGUAGE, OURS, PEERS, Peer
+from chinchilla_lm.peers.table import LANGUAGE, OURS, PEERS, Peer
+from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.cpu import usable_cores
 
-BENCH_LIMIT_S = 600.0
+LLAMA_BENCH_FORMS = ("Q8_0", "Q4_0")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a race needs besides its work. windows: of text to judge a language model on. sample: texts to calibrate
-    on. home: where environments are. commands: builds of llama-bench. threads: None tries what is best."""
+    """What a race needs besides its work. ours: the model that we run; theirs: the one that all others do, which may
+    be what ours was made from. sample: texts to calibrate on. home: where environments are. commands: builds of
+    llama-bench. threads: None tries what is best."""
 
-    sources: Sources
+    ours: Sources
+    theirs: Sources
     below: Path
     home: Path
     peers: Sequence[str]
     commands: Sequence[str]
     threads: int | None
-    windows: list[list[int]]
     sample: list[list[int]]
 
 
@@ -47,25 +46,31 @@ def compete(
     work: Work,
     seconds: float,
     roof: dict[str, float],
-    flops: float,
+    flops: dict[str, float],
     judge: Callable[[list[NDArray[np.float32]]], dict[str, float]] | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Start everybody, race, and return `rows`, `ratios` and `rounds`. judge: logits of all texts → metrics."""
-    entrants = [entrant for name in (OURS, *field.peers) for entrant in _started(name, field, work, console)]
-    builds = [_Build(command, form, field) for command in field.commands for form in ("Q8_0", "Q4_0")]
+    """Start everybody, race, and return `rows`, `ratios` and `rounds`. flops: of a prompt or of all texts, through
+    `ours` and `theirs`. judge: logits of all texts → metrics. Raises InputError where nobody reaches the end."""
+    entrants: list[Entrant] = []
     try:
+        for name in (OURS, *field.peers):
+            for entrant in _started(name, field, work, console):
+                entrants.append(entrant)
+        builds = [
+            _build(command, form, field, work, console) for command in field.commands for form in LLAMA_BENCH_FORMS
+        ]
         if not any(entrant.process for entrant in entrants):
             raise InputError(f"nobody could be started: {entrants[0].error}; mend that first")
-        rounds = race(entrants, work, seconds, console)
-        for build in builds:
-            build.run(work, rounds, console)
+        rounds = race(entrants, builds, work, seconds, console)
         read_memory(entrants)
-        read_quality(entrants, field.windows, console)
+        read_quality(entrants, work.windows, console)
         if judge is not None:
             _judge(entrants, work, judge)
-        rows = [as_row(entrant, work, roof, flops) for entrant in entrants]
-        rows += [build.row(work, roof) for build in builds]
+        rows = [as_row(one, work, roof, flops["ours" if one.engine == OURS else "theirs"]) for one in entrants]
+        rows += [build.row(roof) for build in builds]
+        if not any(row.get("seconds") for row in rows):
+            raise InputError(f"nobody reached the end of the race: {entrants[0].error}; mend that first")
     finally:
         for entrant in entrants:
             if entrant.process is not None:
@@ -90,19 +95,21 @@ def _started(name: str, field: Field, work: Work, console: Console) -> Iterator[
         console.say(f"{name} {form}: getting ready")
         try:
             path = _converted(name, peer, python, form, field, work)
-            entrant.size = sum(file.stat().st_size for file in path.rglob("*") if _is_weights(file))
 
             def start(threads: int, path: Path = path, form: str = form) -> tuple[Process, float]:
                 process = Process(python, peer.worker)
                 try:
-                    load_s = process.call("load", path=str(path), form=form, threads=threads, task=work.task)
-                except PeerError:
+                    load_s = process.call(
+                        "load", path=str(path), form=form, threads=threads, task=work.task, room=work.room
+                    )
+                except BaseException:
                     process.close()
                     raise
                 return process, load_s
 
             choices = [field.threads] if field.threads else _choices()
             entrant.process, entrant.threads, entrant.load_s = pilot(start, work, choices)
+            entrant.size = _size(path, peer, entrant.process)
         except (PeerError, InputError) as error:
             entrant.fail(error)
         yield entrant
@@ -118,9 +125,36 @@ def _is_weights(file: Path) -> bool:
     return file.suffix in (".bin", ".safetensors", ".gguf", ".onnx") and "tokenizer" not in file.name
 
 
+def _size(path: Path, peer: Peer, process: Process) -> int:
+    """Bytes of the weights as they are run: of the file, except where that is read in another dtype than it has."""
+    if peer.source != "ready":
+        return sum(file.stat().st_size for file in path.rglob("*") if _is_weights(file))
+    process.go()
+    size: int = process.call("weights")
+    process.stop()
+    return size
+
+
+def _build(command: str, form: str, field: Field, work: Work, console: Console) -> LlamaBench:
+    """A llama-bench with the file that llama.cpp races with, made where it does not."""
+    build, name = LlamaBench(command, form, work), "llama.cpp"
+    console.say(f"{command} {form}: getting ready")
+    try:
+        if work.task != LANGUAGE:
+            raise InputError("llama-bench times language models only")
+        path = field.below / f"{name}-{form}" / "model.gguf"
+        if not path.exists():
+            python = interpreter(name, PEERS[name], field.home, console)
+            _converted(name, PEERS[name], python, form, field, work)
+        build.prepare(path, [field.threads] if field.threads else _choices())
+    except (PeerError, InputError) as error:
+        build.error = str(error)
+    return build
+
+
 def _converted(name: str, peer: Peer, python: str, form: str, field: Field, work: Work) -> Path:
     """The model as the peer reads it, in one format; made in a process of its own, whose memory is not the peer's."""
-    source = field.sources.of(peer.source)
+    source = (field.ours if name == OURS else field.theirs).of(peer.source)
     if peer.source == "ready":
         return Path(source)
     target = field.below / f"{name}-{form}"
@@ -140,90 +174,24 @@ def _judge(
             entrant.quality |= judge(np.split(all_of_them, ends))
 
 
-# Speeds that are compared, and whether of them more is better.
-COMPARED = {
-    "prefill_tokens_per_s": True,
-    "decode_tokens_per_s": True,
-    "decode_long_tokens_per_s": True,
-    "decode_batch_tokens_per_s": True,
-    "sequences_per_s": True,
-    "latency_ms": False,
-}
-
-
 def ratios(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """How many times as fast each of our rows is as each of the others, by measure."""
+    """How many times as fast each of our rows is as each of the others, by measure: the median within rounds, and the
+    quartiles."""
     for ours in rows:
         for other in rows:
             if ours["engine"] != OURS or other["engine"] == OURS:
                 continue
-            for key, more in COMPARED.items():
-                one, two = (_value(row.get(key)) for row in (ours, other))
-                if one and two:
-                    yield {
-                        "format": ours["format"],
-                        "over_engine": other["engine"],
-                        "over_format": other["format"],
-                        "measure": key,
-                        "value": one / two if more else two / one,
-                    }
-
-
-def _value(cell: Any) -> float | None:
-    return cell["p50"] if isinstance(cell, dict) else cell
-
-
-class _Build:
-    """A llama-bench that a person has, run once for each round: it loads its own model and keeps its own time."""
-
-    def __init__(self, command: str, form: str, field: Field) -> None:
-        self.command, self.form, self.field = shlex.split(command), form, field
-        self.speeds: dict[str, list[float]] = {"prefill": [], "decode": []}
-        self.error: str | None = None
-
-    def run(self, work: Work, rounds: int, console: Console) -> None:
-        """Fill in the speeds, or the error."""
-        try:
-            if work.task != LANGUAGE:
-                raise InputError("llama-bench times language models only")
-            path = self._file(console, work)
-            for _ in range(rounds):
-                self._once(path, work)
-        except (InputError, PeerError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
-            self.error = str(error)
-
-    def _file(self, console: Console, work: Work) -> Path:
-        name = "llama.cpp"
-        target = self.field.below / f"{name}-{self.form}"
-        if not target.exists():
-            python = interpreter(name, PEERS[name], self.field.home, console)
-            _converted(name, PEERS[name], python, self.form, self.field, work)
-        return target / "model.gguf"
-
-    def _once(self, path: Path, work: Work) -> None:
-        threads = self.field.threads or usable_cores()
-        options = ["-m", path, "-p", work.tokens, "-n", work.new_tokens, "-t", threads, "-r", 1, "-o", "json"]
-        ran = subprocess.run([*self.command, *map(str, options)], capture_output=True, text=True, timeout=BENCH_LIMIT_S)
-        if ran.returncode:
-            raise PeerError(
-                f"ended with status {ran.returncode}: {(ran.stderr.strip().splitlines() or ['-'])[-1][:200]}"
-            )
-        for one in json.loads(ran.stdout):
-            if one["n_prompt"] and not one["n_gen"]:
-                self.speeds["prefill"].append(float(one["avg_ts"]))
-            elif one["n_gen"] and not one["n_prompt"]:
-                self.speeds["decode"].append(float(one["avg_ts"]))
-
-    def row(self, work: Work, roof: dict[str, float]) -> dict[str, Any]:
-        """As the others', as far as llama-bench tells."""
-        row: dict[str, Any] = {
-            "engine": f"{BUILD_OF_LLAMA} ({' '.join(self.command)})",
-            "format": self.form,
-            "batch": 1,
-            "prompt_tokens": work.tokens,
-            "new_tokens": work.new_tokens,
-            "error": self.error,
-        }
-        if self.error is None:
-            row |= {f"{key}_tokens_per_s": statistics.median(found) for key, found in self.speeds.items() if found}
-        return row
+            for measure, mine in ours.get("seconds", {}).items():
+                theirs = other.get("seconds", {}).get(measure)
+                if not theirs:
+                    continue
+                together = min(len(mine), len(theirs))
+                found = np.array(theirs[:together]) / np.array(mine[:together])
+                yield {
+                    "format": ours["format"],
+                    "over_engine": other["engine"],
+                    "over_format": other["format"],
+                    "measure": measure,
+                    "value": float(np.median(found)),
+                    "spread": [float(one) for one in np.quantile(found, [0.25, 0.75])],
+                }

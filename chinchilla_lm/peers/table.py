@@ -6,6 +6,8 @@ llama.cpp, so those are chosen from what the CPU has.
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,10 +96,23 @@ def chosen(names: str) -> tuple[list[str], list[str]]:
     for name in (one.strip() for one in names.split(",") if one.strip()):
         kind, _, command = name.partition("=")
         if kind == BUILD_OF_LLAMA and command:
-            commands.append(command)
+            commands.append(_runnable(command))
         elif name in PEERS and name != OURS:
             peers.append(name)
         else:
             known = ", ".join(one for one in PEERS if one != OURS)
             raise InputError(f"peer {name!r} is not one of {known}; pass one of them, or {BUILD_OF_LLAMA}=PATH")
+    if not peers and not commands:
+        raise InputError(f"--peers {names!r} names nobody; pass --peers transformers")
     return list(dict.fromkeys(peers)), commands
+
+
+def _runnable(command: str) -> str:
+    """A command line whose program is there."""
+    try:
+        program = shlex.split(command)[0]
+    except ValueError as error:
+        raise InputError(f"{BUILD_OF_LLAMA}={command}: {error}; mend the quotes") from error
+    if shutil.which(program) is None:
+        raise InputError(f"{BUILD_OF_LLAMA}: {program!r} is no program that can be run; pass the path of a llama-bench")
+    return command

@@ -87,11 +87,11 @@ def interleave(
         for name in names:
             functions[name]()
     taken: dict[str, list[float]] = {name: [] for name in names}
-    orders = _orders(names)
+    turns = orders(names)
     begun = time.perf_counter()
     done = 0
     while _goes_on(done, time.perf_counter() - begun, rounds, seconds):
-        for name in next(orders):
+        for name in next(turns):
             taken[name].append(_time(functions[name], device))
         done += 1
     return {name: Timing(np.array(values)) for name, values in taken.items()}
@@ -130,7 +130,7 @@ def _goes_on(done: int, passed: float, rounds: int | None, seconds: float | None
     return done < MIN_ROUNDS or passed < seconds
 
 
-def _orders(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def orders(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Endless orders of the names: each name in each place once in every len(names) rounds, beside changing others.
 
     Up to ALL_ORDERS_UP_TO names all orders come equally often; beyond, what is rotated is drawn, the same in every run.

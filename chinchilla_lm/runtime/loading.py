@@ -40,6 +40,8 @@ def load(
         raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
     if threads is not None and threads < 1:
         raise InputError(f"threads {threads} is not 1 or more; leave --threads away to use every core")
+    if backend == "native" and device not in ("auto", "cpu"):
+        raise InputError(f"backend native runs on the CPU, not on {device}; pass --device cpu")
     packed = is_packed(path)
     native = backend == "native" or (backend == "auto" and engine_serves(device, packed))
     if packed and native:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
 
-Logits = NDArray[np.float32]
+Logits = NDArray[np.float32] | NDArray[np.float64]
 
 
 class Sampler:
@@ -43,6 +43,8 @@ class Sampler:
             raise InputError(f"min-p {min_p} is not in [0, 1]; pass --min-p 0.05")
         if not (repetition_penalty > 0.0 and math.isfinite(repetition_penalty)):
             raise InputError(f"repetition-penalty {repetition_penalty} is not above 0; pass --repetition-penalty 1.1")
+        if seed is not None and seed < 0:
+            raise InputError(f"seed {seed} is not 0 or more; pass --seed 0")
         given = {"top-k": top_k, "top-p": top_p, "min-p": min_p}
         ignored = next((f"{name} {value}" for name, value in given.items() if value is not None), None)
         if temperature == 0.0 and ignored:
@@ -68,11 +70,11 @@ class Sampler:
 
     def probabilities(self, logits_V: Logits) -> NDArray[np.float64]:
         """What a token is drawn from, [V], 0 for those cut off. The temperature must be above 0."""
-        scaled_V = logits_V.astype(np.float64) / self.temperature
+        scaled_V = (logits_V.astype(np.float64) - logits_V.max()) / self.temperature
         if self.top_k is not None and self.top_k < len(scaled_V):
             lowest = np.partition(scaled_V, -self.top_k)[-self.top_k]
             scaled_V = np.where(scaled_V < lowest, -math.inf, scaled_V)
-        weights_V = np.exp(scaled_V - scaled_V.max())
+        weights_V = np.exp(scaled_V)
         probabilities_V = weights_V / weights_V.sum()
         if self.top_p is not None and self.top_p < 1.0:
             order_V = np.argsort(-probabilities_V, kind="stable")
@@ -85,7 +87,7 @@ class Sampler:
         return found
 
     def _penalised(self, logits_V: Logits, seen: Sequence[int]) -> Logits:
-        changed_V = logits_V.copy()
+        changed_V = logits_V.astype(np.float64)
         tokens = np.unique(np.asarray(seen))
         values = changed_V[tokens]
         changed_V[tokens] = np.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)

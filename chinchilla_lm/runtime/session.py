@@ -162,7 +162,7 @@ class Session:
             raise InputError("a bidirectional language-modeling model writes no text; pass a causal language model")
         sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         ids = prompt_ids(self.tokenizer, prompt, chat)
-        self._check_length(len(ids) + max_new_tokens, f"{len(ids)} are the prompt's: ask for fewer new tokens")
+        self._check_length(len(ids) + max_new_tokens - 1, f"{len(ids)} are the prompt's: ask for fewer new tokens")
         ends = frozenset[int]() if ignore_eos else stop_ids(self.card.hf_config, self.tokenizer, self.card.source)
         self._check_ids(ids)
         if max_new_tokens < 1:

@@ -116,7 +116,9 @@ class _State:
                 self._put(f"{name}.{key}", values - np.float32(1.0) if offset else values)
 
     def _linear(self, name: str, part: dict[str, Any]) -> None:
-        form = next(one for one in FORMATS.values() if one.matches(part))
+        form = next((one for one in FORMATS.values() if one.matches(part)), None)
+        if form is None:
+            raise ValueError(f"{name}: no format is {part.get('format')!r} with groups of {part.get('group')!r}")
         outputs, inputs = part["outputs"], part["inputs"]
         packed = self._bytes(part["offset"], form.bytes(outputs, inputs))
         self._put(f"{name}.weight", form.unpack(packed, outputs, inputs, **form.options))

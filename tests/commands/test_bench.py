@@ -143,7 +143,7 @@ def test_the_table_is_for_people(capsys, model_folder):
         (["--tokens", "60", "--new-tokens", "9"], "60 + 9 tokens are more than the model's 64 positions"),
         (["--batch", "0"], "batch 0 is not 1 or more"),
         (["--new-tokens", "0"], "new-tokens 0 is not 1 or more"),
-        (["--seconds", "0"], "seconds 0.0 is not greater than 0"),
+        (["--seconds", "0"], "seconds 0.0 is not a number above 0"),
     ],
 )
 def test_what_cannot_be_raced_is_refused(capsys, model_folder, arguments, message):

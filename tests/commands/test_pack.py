@@ -154,7 +154,7 @@ def _links(header):
         lambda h: h.update(hidden=-1),
         lambda h: h.update(vocabulary=1 << 40),
         lambda h: h.update(ropes=[[0.1]]),
-        lambda h: h.update(cache="int8"),
+        lambda h: h.update(cache="int4"),
         lambda h: h.pop("head"),
         lambda h: h.update(operations="none"),
         lambda h: h["operations"].append(None),

@@ -19,11 +19,14 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.peers import outcome
+from chinchilla_lm.peers.contest import Entrant, as_row, pilot, race, read_memory, read_quality
 from chinchilla_lm.peers.environment import interpreter
+from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.run import ratios
 from chinchilla_lm.peers.sources import write_gguf
 from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, Peer, chosen
+from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.native import engine_module
 from tests.models.tiny import saved
 
@@ -92,10 +95,17 @@ def test_workers_end_with_their_parent(tmp_path: Path):
 
 
 def test_what_can_be_asked_for():
-    assert chosen("openvino, llama.cpp,openvino,llama-bench=/a/llama-bench -rtr 1") == (
+    assert chosen("openvino, llama.cpp,openvino,llama-bench=/bin/sh -rtr 1") == (
         ["openvino", "llama.cpp"],
-        ["/a/llama-bench -rtr 1"],
+        ["/bin/sh -rtr 1"],
     )
+    for wrong, said in (
+        (" ,", "names nobody"),
+        ("llama-bench='x", "mend the quotes"),
+        ("llama-bench=/a/b", "no program"),
+    ):
+        with pytest.raises(InputError, match=said):
+            chosen(wrong)
     for wrong in ("vllm", "chinchilla", "llama-bench", "llama-bench="):
         with pytest.raises(InputError, match=r"is not one of llama\.cpp, openvino"):
             chosen(wrong)
@@ -149,8 +159,11 @@ def test_tables_ratios_and_charts():
         {"engine": "c", "format": "-", "error": "it | failed"},
     ]
     rows[0]["spread"] = {"decode_tokens_per_s": [290.0, 310.0]}
-    found = {(one["over_engine"], one["measure"]): one["value"] for one in ratios(rows)}
-    assert found == {("a<b", "decode_tokens_per_s"): 3.0, ("a<b", "latency_ms"): 3.0}
+    rows[0]["seconds"] = {"decode": [1.0, 2.0, 1.0], "batch": [1.0]}
+    rows[1]["seconds"] = {"decode": [3.0, 6.0, 4.0]}
+    (found,) = ratios(rows)
+    assert (found["over_engine"], found["measure"], found["value"]) == ("a<b", "decode", 3.0)
+    assert found["spread"] == [3.0, 3.5]
     names, cells = outcome.table(rows)
     assert names == ["engine", "format", "decode tokens/s", "p50 ms", "p95 ms", "failed"]
     assert cells[0] == [OURS, "int8", "300 [290, 310]", "2.00", "3.00", ""]
@@ -165,8 +178,9 @@ def test_a_race_from_start_to_end(model_folder, tmp_path: Path, capsys, monkeypa
     monkeypatch.setattr("chinchilla_lm.runtime.machine.measure_bandwidth", lambda: 10.0)
     monkeypatch.setattr("chinchilla_lm.runtime.machine.measure_gemm", lambda dtype: 100.0)
     monkeypatch.setattr("chinchilla_lm.peers.contest.MIN_ROUNDS", 1)
-    monkeypatch.setattr("chinchilla_lm.peers.contest.STEPS", 4)
-    monkeypatch.setattr("chinchilla_lm.peers.contest.SHORT", 4)
+    for place in ("contest", "work"):
+        monkeypatch.setattr(f"chinchilla_lm.peers.{place}.STEPS", 4)
+        monkeypatch.setattr(f"chinchilla_lm.peers.{place}.SHORT", 4)
     out = tmp_path / "out"
     text = tmp_path / "text.jsonl"
     lines = [
@@ -191,7 +205,8 @@ def test_a_race_from_start_to_end(model_folder, tmp_path: Path, capsys, monkeypa
     for row in (ours, theirs):
         assert min(row[key] for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "peak_mb", "bytes")) > 0
         assert row["threads"] == 1
-    assert any(one["measure"] == "decode_batch_tokens_per_s" for one in result["ratios"])
+    assert any(one["measure"] == "batch" for one in result["ratios"])
+    assert all(len(taken) == result["rounds"] for taken in ours["seconds"].values())
     assert json.loads((out / "bench.json").read_text(encoding="utf-8"))["rows"] == result["rows"]
     assert (out / "bench.md").read_text(encoding="utf-8").startswith("# ")
     assert (out / "bench.svg").read_text(encoding="utf-8").startswith("<svg")
@@ -201,7 +216,11 @@ def test_a_race_from_start_to_end(model_folder, tmp_path: Path, capsys, monkeypa
     ("words", "named"),
     [
         (["--peers", "vllm"], "vllm"),
-        (["--peers", "transformers", "--against", "x"], "--against has no meaning"),
+        (["--peers", "transformers", "--batch", "2"], "--batch has no meaning"),
+        (["--peers", "transformers", "--threads", "0"], "threads"),
+        (["--peers", "transformers", "--seconds", "inf"], "seconds inf"),
+        (["--peers", "transformers", "--tokens", "0"], "0 + 64 tokens"),
+        (["--peers", "transformers", "-o", "/proc/no"], "cannot be written"),
         (["--peers", "transformers", "--device", "cuda"], "peers race on the CPU"),
         (["--peers", "transformers", "--tokens", "9999"], "positions"),
         (["--peers", "transformers", "--task", "embedding"], "causal language models and taggers"),
@@ -215,3 +234,78 @@ def test_bad_input(words: list[str], named: str, model_folder, capsys):
 def test_a_tagger_needs_texts(model_folder, capsys):
     assert main(["bench", str(model_folder("bert", "token-classification")), "--peers", "transformers"]) == 2
     assert "data is missing" in capsys.readouterr().err
+
+
+class Stub:
+    """A process that answers from a script: seconds of `write`, or an error."""
+
+    def __init__(self, answers: list[float | BaseException]) -> None:
+        self.answers, self.open = answers, True
+
+    def call(self, name: str, **_: Any) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return [answer, answer] if name == "write" else answer
+
+    def go(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None:
+        self.open = False
+
+
+def test_the_pilot_keeps_the_fastest_and_closes_the_others():
+    work = Work("language-modeling", 50, 100, 8, 4)
+    made = {4: Stub([2.0, 3.0]), 2: Stub([1.0, 1.0]), 1: Stub([PeerError("out of memory")])}
+    best: tuple[Any, int, float] = pilot(lambda threads: (made[threads], 0.1), work, [4, 2, 1])  # type: ignore[arg-type, return-value]
+    assert best == (made[2], 2, 0.1)
+    assert [made[threads].open for threads in (4, 2, 1)] == [False, True, False]
+    with pytest.raises(PeerError, match="out of memory"):
+        pilot(lambda _: (Stub([PeerError("out of memory")]), 0.1), work, [2, 1])  # type: ignore[arg-type, return-value]
+    stopped = Stub([1.0, 1.0])
+    others = iter([stopped, Stub([KeyboardInterrupt()])])
+    with pytest.raises(KeyboardInterrupt):
+        pilot(lambda _: (next(others), 0.1), work, [2, 1])  # type: ignore[arg-type, return-value]
+    assert not stopped.open
+
+
+def test_who_fails_late_keeps_its_speeds_and_nobody_left_ends_the_race(monkeypatch: pytest.MonkeyPatch):
+    work = Work("language-modeling", 50, 100, 8, 4, windows=[[1, 2, 3]])
+    rounds = [1.0] * 2 * 3 * 4
+    good = Entrant("a", "x", Stub([*rounds, 12.0, PeerError("died")]))  # type: ignore[arg-type]
+    bad = Entrant("b", "y", Stub([1.0, PeerError("crashed")]))  # type: ignore[arg-type]
+    assert race([good, bad], [], work, 0.0, QUIET) == 3
+    read_memory([good, bad])
+    read_quality([good, bad], work.windows, QUIET)
+    row = as_row(good, work, {}, 1.0)
+    assert (row["decode_tokens_per_s"], row["peak_mb"], row["error"]) == (31.0, 12.0, "quality: died")
+    assert as_row(bad, work, {}, 1.0)["error"] == "crashed"
+    assert "seconds" not in as_row(bad, work, {}, 1.0)
+    gone = Entrant("c", "z", Stub([PeerError("gone")]))  # type: ignore[arg-type]
+    assert race([gone], [], work, 60.0, QUIET) == 0
+
+
+LLAMA_BENCH = """#!/bin/sh
+case "$*" in *"-t 1 "*) speed=50 ;; *) speed=100 ;; esac
+echo '[{"n_prompt": 8, "n_gen": 0, "avg_ts": '$speed'}, {"n_prompt": 0, "n_gen": 4, "avg_ts": 10}]'
+"""
+
+
+def test_a_build_of_llama_bench_runs_in_turn(tmp_path: Path):
+    program, model = tmp_path / "llama-bench", tmp_path / "model.gguf"
+    program.write_text(LLAMA_BENCH)
+    program.chmod(0o755)
+    model.write_bytes(b"0" * 1000)
+    build = LlamaBench(f"{program} -rtr 1", "Q8_0", Work("language-modeling", 50, 100, 8, 4))
+    build.prepare(model, [2, 1])
+    build.turn()
+    build.turn()
+    row = build.row({"bandwidth_gb_s": 1.0})
+    assert (row["threads"], row["prefill_tokens_per_s"], row["decode_tokens_per_s"]) == (2, 100.0, 10.0)
+    assert row["seconds"] == {"prefill": [0.08, 0.08], "decode": [0.1, 0.1]}
+    assert row["roofline"]["bandwidth_share"] == pytest.approx(1e-5)
+    program.write_text("#!/bin/sh\necho broken >&2; exit 3\n")
+    with pytest.raises(PeerError, match="status 3: broken"):
+        build.turn()

@@ -177,3 +177,12 @@ def test_a_seed_fixes_the_text_whatever_else_draws(tiny_config, tiny_model):
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Sampler(**settings)
+
+
+def test_the_coldest_temperature_and_the_smallest_penalty_are_greedy():
+    logits = np.array([0.5, 3.0, -1.0], np.float32)
+    for temperature in (1e-3, 1e-300, 5e-324):
+        assert Sampler(temperature, seed=0)(logits) == 1
+    assert Sampler(0.0, repetition_penalty=1e-30)(logits, [0]) == 0
+    with pytest.raises(InputError, match="seed -1"):
+        Sampler(1.0, seed=-1)

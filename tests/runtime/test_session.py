@@ -106,7 +106,7 @@ def test_chat_puts_the_prompt_into_the_template(language):
         (lambda s: s.logits([1] * 65), "65 tokens are more than the model's 64 positions"),
         (lambda s: s.logits([3, 5000]), "token id 5000 is not in 0"),
         (lambda s: s.logits([3, -1]), "token id -1 is not in 0"),
-        (lambda s: s.generate("good", max_new_tokens=64), "66 tokens are more than the model's 64 positions; 2 are"),
+        (lambda s: s.generate("good", max_new_tokens=64), "65 tokens are more than the model's 64 positions; 2 are"),
         (lambda s: s.generate("good", max_new_tokens=0), "max-new-tokens 0"),
         (lambda s: s.generate(""), "0 tokens"),
         (

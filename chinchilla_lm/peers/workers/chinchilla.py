@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from protocol import each, labelled, log_likelihood, phases, serve
+from protocol import by_length, each, labelled, log_likelihood, phases, serve
 
 from chinchilla_lm.runtime.native import NativeModel
 from chinchilla_lm.runtime.packed import read_packed
+
+BATCH = 512  # texts at a time
 
 
 class Worker:
@@ -16,39 +18,41 @@ class Worker:
 
         write_packed(source, form, Path(target), task)
 
-    def load(self, path, form, threads, task):
+    def load(self, path, form, threads, task, room):
         begun = time.perf_counter()
         self.model = NativeModel(read_packed(path)[0], threads)
         return time.perf_counter() - begun
 
     def write(self, prompts, new):
-        ids = [np.array(prompt, np.int32) for prompt in prompts]
-        caches = [self.model.cache(len(one) + new) for one in ids]
+        caches = []
+
+        def begin():
+            ids = [np.array(prompt, np.int32) for prompt in prompts]
+            caches.extend(self.model.cache(len(one) + new) for one in ids)
+            return self.model.run(ids, caches).argmax(1).astype(np.int32)
 
         def step(tokens):
-            return self.model.run([tokens[row : row + 1] for row in range(len(ids))], caches).argmax(1).astype(np.int32)
+            rows = [tokens[row : row + 1] for row in range(len(caches))]
+            return self.model.run(rows, caches).argmax(1).astype(np.int32)
 
-        return phases(lambda: self.model.run(ids, caches).argmax(1).astype(np.int32), step, new)
+        return phases(begin, step, new)
 
     def nats(self, windows):
         arrays = [np.array(window, np.int32) for window in windows]
         return [log_likelihood(np, self.model.run([one], everywhere=True), one) for one in arrays]
 
     def label(self, texts):
-        ids = [np.array(text, np.int32) for text in texts]
-        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-        found = [None] * len(ids)
+        found = [None] * len(texts)
         begun = time.perf_counter()
-        for start in range(0, len(order), 512):
-            rows = order[start : start + 512]
-            outputs = self.model.run([ids[row] for row in rows], everywhere=True)
-            ends = np.cumsum([len(ids[row]) for row in rows])[:-1]
+        for rows in by_length(texts, BATCH):
+            outputs = self.model.run([np.array(texts[row], np.int32) for row in rows], everywhere=True)
+            ends = np.cumsum([len(texts[row]) for row in rows])[:-1]
             for row, output in zip(rows, np.split(outputs, ends), strict=True):
                 found[row] = output
         return labelled(time.perf_counter() - begun, found)
 
     def single(self, texts):
-        return each([np.array(text, np.int32) for text in texts], lambda one: self.model.run(one, everywhere=True))
+        return each(texts, lambda some: self.model.run([np.array(one, np.int32) for one in some], everywhere=True))
 
 
 serve(Worker())

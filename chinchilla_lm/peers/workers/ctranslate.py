@@ -15,7 +15,7 @@ class Worker:
 
         TransformersConverter(source, copy_files=["tokenizer.json"]).convert(target, quantization=form)
 
-    def load(self, path, form, threads, task):
+    def load(self, path, form, threads, task, room):
         begun = time.perf_counter()
         self.model = ctranslate2.Generator(path, compute_type=form, intra_threads=threads, inter_threads=1)
         seconds = time.perf_counter() - begun

@@ -18,14 +18,18 @@ BATCHES = (1, 8, 32)
 class Worker:
     batch = None
 
-    def load(self, path, form, threads, task):
+    def load(self, path, form, threads, task, room):
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         dtype, _, how = form.partition("+")
         begun = time.perf_counter()
         model = CLASSES[task].from_pretrained(path, dtype=DTYPES[dtype], local_files_only=True).eval()
+        self.size = sum(one.numel() * one.element_size() for one in model.parameters())
         self.model = torch.compile(model, dynamic=True) if how == "compile" else model
         return time.perf_counter() - begun
+
+    def weights(self):
+        return self.size
 
     def write(self, prompts, new):
         state = {"cache": None}

@@ -9,7 +9,7 @@ import numpy as np
 from protocol import log_likelihood, phases, serve
 
 FILE = "model.gguf"
-CONTEXT, BATCH, SEQUENCES = 2048, 2048, 8
+SEQUENCES = 8
 
 
 class Worker:
@@ -24,14 +24,14 @@ class Worker:
         if lib.llama_model_quantize(source.encode(), os.path.join(target, FILE).encode(), ctypes.byref(options)):
             raise RuntimeError(f"llama.cpp cannot write {form}")
 
-    def load(self, path, form, threads, task):
+    def load(self, path, form, threads, task, room):
         lib.llama_backend_init()
         begun = time.perf_counter()
         self.model = lib.llama_model_load_from_file(os.path.join(path, FILE).encode(), lib.llama_model_default_params())
         if not self.model:
             raise RuntimeError("llama.cpp cannot load its file")
         options = lib.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = CONTEXT * SEQUENCES, BATCH, 512
+        options.n_ctx, options.n_batch, options.n_ubatch = room, room, min(room, 512)
         options.n_seq_max = SEQUENCES
         options.kv_unified = True
         options.n_threads = options.n_threads_batch = threads

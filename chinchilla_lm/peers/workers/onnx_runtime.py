@@ -28,7 +28,7 @@ class Worker:
             quantize_dynamic(plain, path, weight_type=QuantType.QInt8)
             os.remove(plain)
 
-    def load(self, path, form, threads, task):
+    def load(self, path, form, threads, task, room):
         begun = time.perf_counter()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -16,13 +16,14 @@ import time
 import traceback
 
 # convert(source, target, form, sample)  the model's Hugging Face folder → what this program reads, once
-# load(path, form, threads, task)        → seconds, imports apart
+# load(path, form, threads, task, room)  → seconds, imports apart; room: positions of all that is read together, at most
+# weights()                              → bytes of the weights as they are run, where the file has another dtype
 # write(prompts, new)                    → seconds until the first new token of all, seconds of the new - 1 steps after
 # nats(windows)                          → negative log-likelihood of each window's tokens after the first, summed
 # label(texts)                           → seconds of a pass over all, and the logits of every token
 # single(texts)                          → seconds of each text alone
 # memory()                               → highest resident memory so far, MB
-CALLS = ("convert", "load", "write", "nats", "label", "single", "memory")
+CALLS = ("convert", "load", "weights", "write", "nats", "label", "single", "memory")
 
 
 def serve(worker):
