@@ -2,8 +2,10 @@
 
     python benchmarks/peers.py lm
     python benchmarks/peers.py ner FOLDER      # a tagger that benchmarks/ner.py minilm left: out/bench/minilm-ner/model
+    python benchmarks/peers.py ner SHORT --against FOLDER      # we run what is left of it, the others the original
 
-Environments are made once, in the user's cache; llama.cpp is compiled. Figures go to out/bench/peers-lm and -ner.
+Environments are made once, in the user's cache; llama.cpp is compiled. Figures go to out/bench/peers-lm, -ner and
+-ner-short.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ PEERS = {
 }
 
 
-def words(case: str, model: str | None, peers: str | None, seconds: float) -> list[str]:
+def words(case: str, model: str | None, against: str | None, peers: str | None, seconds: float) -> list[str]:
     """The command line of one case."""
     if case == "lm":
         what = [model or packaged_model("SmolLM2-135M-Instruct"), "--task", "language-modeling"]
@@ -31,7 +33,9 @@ def words(case: str, model: str | None, peers: str | None, seconds: float) -> li
                 "ner needs the folder of a tagger; run python benchmarks/ner.py minilm --speedups 2.0 first"
             )
         what = [model, "--data", data_folder("conll2003"), "--test", "eng.testb"]
-    out = str(ROOT / "out" / "bench" / f"peers-{case}")
+    if against is not None:
+        what += ["--against", against]
+    out = str(ROOT / "out" / "bench" / f"peers-{case}{'' if against is None else '-short'}")
     return ["bench", *what, "--peers", peers or PEERS[case], "--seconds", str(seconds), "-o", out]
 
 
@@ -39,7 +43,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=tuple(PEERS))
     parser.add_argument("model", nargs="?")
+    parser.add_argument("--against", metavar="MODEL", help="the original, for the others")
     parser.add_argument("--peers", help="other peers than those above")
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()
-    raise SystemExit(main(words(args.case, args.model, args.peers, args.seconds)))
+    raise SystemExit(main(words(args.case, args.model, args.against, args.peers, args.seconds)))
