@@ -22,5 +22,9 @@ build g++ here
 build "$architecture-linux-gnu-g++" there
 "$work/here" | tee "$work/here.txt"
 "qemu-$architecture" "$work/there" | tee "$work/there.txt"
-diff "$work/here.txt" "$work/there.txt"
+# Compilers join products and sums differently; where values are rounded to a few bits that shows.
+paste -d' ' "$work/here.txt" "$work/there.txt" | awk '{
+    if (NF != 18) exit 1
+    for (i = 2; i <= 9; ++i) if (($i - $(i + 9)) ^ 2 > 0.1 ^ 2) exit 1
+}' || { echo "$architecture: not the same"; exit 1; }
 echo "$architecture: the same"
