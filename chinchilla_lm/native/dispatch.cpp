@@ -34,6 +34,7 @@ bool avx2_runs() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
+#if !defined(CHINCHILLA_EMULATED_AVX512)
 bool avx512_runs() {
     return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -41,6 +42,7 @@ bool avx512_runs() {
 }
 
 bool avx512bf16_runs() { return avx512_runs() && __builtin_cpu_supports("avx512bf16"); }
+#endif
 
 #if !defined(CHINCHILLA_EMULATED_TILES)
 // The CPU has tiles for bytes and bfloat16, the system saves them (XCR0), and this process may use them: Linux wants to
@@ -63,19 +65,26 @@ bool amx_runs() {
 #endif
 #endif
 
+// Best first. What is emulated is never the best: it is slow, and for tests.
 const Offer* offers() {
     static const Offer all[] = {
 #if defined(CHINCHILLA_X86) && !defined(CHINCHILLA_EMULATED_TILES)
         {&amx::kernels, amx_runs()},
 #endif
-#if defined(CHINCHILLA_X86)
+#if defined(CHINCHILLA_X86) && !defined(CHINCHILLA_EMULATED_AVX512)
         {&avx512bf16::kernels, avx512bf16_runs()},
         {&avx512::kernels, avx512_runs()},
+#endif
+#if defined(CHINCHILLA_X86)
         {&avx2::kernels, avx2_runs()},
 #endif
         {&portable::kernels, true},
-#if defined(CHINCHILLA_EMULATED_TILES)
-        {&amx::kernels, avx512bf16_runs()},  // never the best: slow, and for tests
+#if defined(CHINCHILLA_EMULATED_AVX512)
+        {&avx512bf16::kernels, avx2_runs()},
+        {&avx512::kernels, avx2_runs()},
+        {&amx::kernels, avx2_runs()},
+#elif defined(CHINCHILLA_EMULATED_TILES)
+        {&amx::kernels, avx512bf16_runs()},
 #endif
         {nullptr, false},
     };

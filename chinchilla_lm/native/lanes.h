@@ -85,20 +85,48 @@ INLINE std::int32_t highest(vi x) {
 }
 #endif
 
-// acc + Σ of 4: each 32-bit lane of w holds four unsigned bytes, x four signed ones. Exact.
+// A sum that is made where it stands. GCC puts sums off where it can, and with 16 registers spills what is to be added.
+template <class T>
+INLINE T in_place(T sum) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    asm("" : "+x"(sum));
+#endif
+    return sum;
+}
+
+// Products of bytes: four of a lane of weights, which are stored as value + kOffset, with the four of a lane of inputs,
+// -127 … 127. Exact. What a product sees of the weights is still too large by kOver.
+constexpr int kOffset = 128;
+
 #if defined(__AVX512VNNI__)
-INLINE vi dot_bytes(vi acc, vi w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x); }
+constexpr int kOver = kOffset;
+using ByteInputs = vi;
+INLINE ByteInputs spread_bytes(const void* from) { return splat(load<std::int32_t>(from)); }
+INLINE vi byte_weights(vi w) { return w; }
+INLINE vi dot_bytes(vi acc, vi w, const ByteInputs& x) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
+}
 #elif defined(__AVX2__)
-INLINE vi dot_bytes(vi acc, vi w, vi x) {
-    // Not maddubs, whose sums of two 16-bit products saturate: even and odd bytes as 16-bit numbers instead.
-    const __m256i even_w = _mm256_and_si256((__m256i)w, _mm256_set1_epi16(0xff));
-    const __m256i odd_w = _mm256_srli_epi16((__m256i)w, 8);
-    const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8);
-    const __m256i odd_x = _mm256_srai_epi16((__m256i)x, 8);
-    const __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x));
-    return acc + (vi)pairs;
+// maddubs adds pairs of products in 16 bits, where 255 · 127 · 2 has no room but 128 · 127 · 2 does. So the weights are
+// signed and take the sign of the inputs, which come as magnitudes.
+constexpr int kOver = 0;
+struct ByteInputs {
+    __m256i value, magnitude;
+};
+INLINE ByteInputs spread_bytes(const void* from) {
+    const __m256i value = _mm256_set1_epi32(load<std::int32_t>(from));
+    return {value, _mm256_abs_epi8(value)};
+}
+INLINE vi byte_weights(vi w) { return w ^ splat(static_cast<std::int32_t>(0x80808080U)); }
+INLINE vi dot_bytes(vi acc, vi w, const ByteInputs& x) {
+    const __m256i pairs = _mm256_maddubs_epi16(x.magnitude, _mm256_sign_epi8((__m256i)w, x.value));
+    return in_place(acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #else
+constexpr int kOver = kOffset;
+using ByteInputs = vi;
+INLINE ByteInputs spread_bytes(const void* from) { return splat(load<std::int32_t>(from)); }
+INLINE vi byte_weights(vi w) { return w; }
 INLINE vi dot_bytes(vi acc, vi w, vi x) {
     for (int shift = 0; shift < 32; shift += 8) {
         acc += (vi)(((vu)w >> shift) & 0xffU) * ((vi)((vu)x << (24 - shift)) >> 24);
@@ -107,14 +135,42 @@ INLINE vi dot_bytes(vi acc, vi w, vi x) {
 }
 #endif
 
-// acc + Σ of 2: each 32-bit lane of w and x holds two bfloat16.
-#if defined(__AVX512BF16__)
-INLINE vf dot_bf16(vf acc, vi w, vi x) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x); }
+// The same of weights of 0 … 15, up to kNibbleDots of them: begun from a sum, added, and ended as that sum and theirs.
+constexpr int kNibbleDots = 8;
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// Meanwhile in 16 bits, which have room for 8 · 15 · 127 · 2.
+using NibbleInputs = __m256i;
+INLINE NibbleInputs spread_for_nibbles(const void* from) { return _mm256_set1_epi32(load<std::int32_t>(from)); }
+INLINE vi begin_nibbles(vi) { return vi{}; }
+INLINE vi dot_nibbles(vi acc, vi w, NibbleInputs x) {
+    return in_place((vi)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)w, x)));
+}
+INLINE vi end_nibbles(vi sum, vi acc) { return sum + (vi)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1)); }
 #else
-INLINE vf dot_bf16(vf acc, vi w, vi x) {
-    acc += (vf)((vu)w << 16) * (vf)((vu)x << 16);
-    return acc + (vf)(w & splat(static_cast<std::int32_t>(0xffff0000U))) *
-                     (vf)(x & splat(static_cast<std::int32_t>(0xffff0000U)));
+INLINE ByteInputs spread_for_nibbles(const void* from) { return spread_bytes(from); }
+INLINE vi begin_nibbles(vi sum) { return sum; }
+INLINE vi dot_nibbles(vi acc, vi w, const ByteInputs& x) { return dot_bytes(acc, w, x); }
+INLINE vi end_nibbles(vi, vi acc) { return acc; }
+#endif
+
+// acc + Σ of 2: a lane of weights and one of inputs hold two bfloat16 each.
+#if defined(__AVX512BF16__)
+using HalfInputs = vi;
+INLINE HalfInputs spread_halves(const void* from) { return splat(load<std::int32_t>(from)); }
+INLINE vf dot_bf16(vf acc, vi w, HalfInputs x) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x); }
+#else
+INLINE vf low_half(vi x) { return (vf)((vu)x << 16); }
+INLINE vf high_half(vi x) { return (vf)(x & splat(static_cast<std::int32_t>(0xffff0000U))); }
+struct HalfInputs {
+    vf low, high;
+};
+INLINE HalfInputs spread_halves(const void* from) {
+    const vi both = in_place(splat(load<std::int32_t>(from)));  // else GCC parts them first, and spreads each
+    return {low_half(both), high_half(both)};
+}
+INLINE vf dot_bf16(vf acc, vi w, const HalfInputs& x) {
+    acc = in_place(acc + low_half(w) * x.low);
+    return acc + high_half(w) * x.high;
 }
 #endif
 

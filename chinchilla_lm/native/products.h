@@ -13,27 +13,35 @@ constexpr int kChains = 4;               // of sums where there is one row: a si
 constexpr int kAhead = 8192;
 constexpr int kAheadMany = 16384;  // the same of several rows, which walk the weights more slowly
 
+// How a format's words of weights meet those of inputs.
 struct F32 {
     using Sum = vf;
+    using Inputs = vi;
+    INLINE Inputs spread(const std::byte* from) { return splat(load<std::int32_t>(from)); }
+    INLINE vi weights(vi w) { return w; }
     INLINE vf dot(vf sum, vi w, vi x) { return sum + (vf)w * (vf)x; }
 };
 
 struct Bf16 {
     using Sum = vf;
-    INLINE vf dot(vf sum, vi w, vi x) { return dot_bf16(sum, w, x); }
+    using Inputs = HalfInputs;
+    INLINE Inputs spread(const std::byte* from) { return spread_halves(from); }
+    INLINE vi weights(vi w) { return w; }
+    INLINE vf dot(vf sum, vi w, const Inputs& x) { return dot_bf16(sum, w, x); }
 };
 
 struct Int8 {
     using Sum = vi;
-    INLINE vi dot(vi sum, vi w, vi x) { return dot_bytes(sum, w, x); }
+    using Inputs = ByteInputs;
+    INLINE Inputs spread(const std::byte* from) { return spread_bytes(from); }
+    INLINE vi weights(vi w) { return byte_weights(w); }
+    INLINE vi dot(vi sum, vi w, const Inputs& x) { return dot_bytes(sum, w, x); }
 };
 
 // The part of a panel's step that fills vector i of N panels.
 INLINE vi weights_of(const std::byte* w, std::size_t stride, int i, int step) {
     return load<vi>(w + (i / V) * stride + 64 * static_cast<std::size_t>(step) + (i % V) * 4 * L);
 }
-
-INLINE vi spread(const std::byte* from) { return splat(load<std::int32_t>(from)); }
 
 template <class P, int M, int N>
 INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte* w, std::size_t w_stride, int steps,
@@ -43,9 +51,9 @@ INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte*
         for (int step = 0; step < steps; step += kChains) {
             for (int c = 0; c < kChains; ++c) {
                 __builtin_prefetch(w + 64 * (step + c) + kAhead);
-                const vi inputs = spread(x + 4 * (step + c));
+                const typename P::Inputs inputs = P::spread(x + 4 * (step + c));
                 for (int i = 0; i < N * V; ++i) {
-                    chains[c][i] = P::dot(chains[c][i], weights_of(w, w_stride, i, step + c), inputs);
+                    chains[c][i] = P::dot(chains[c][i], P::weights(weights_of(w, w_stride, i, step + c)), inputs);
                 }
             }
         }
@@ -54,9 +62,9 @@ INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte*
         for (int step = 0; step < steps; ++step) {
             vi weights[N * V];
             for (int n = 0; n < N; ++n) __builtin_prefetch(w + (n + N) * w_stride + 64 * step);
-            for (int i = 0; i < N * V; ++i) weights[i] = weights_of(w, w_stride, i, step);
+            for (int i = 0; i < N * V; ++i) weights[i] = P::weights(weights_of(w, w_stride, i, step));
             for (int m = 0; m < M; ++m) {
-                const vi inputs = spread(x + m * x_stride + 4 * step);
+                const typename P::Inputs inputs = P::spread(x + m * x_stride + 4 * step);
                 for (int i = 0; i < N * V; ++i) sums[m][i] = P::dot(sums[m][i], weights[i], inputs);
             }
         }
@@ -88,7 +96,7 @@ static void float_tile(const Matrix& w, const Input& in, int row, int panel, con
     }
 }
 
-// Σ (w + 128) x - 128 Σ x, times the scales of the weights' and the inputs' rows.
+// Σ (w + kOver) x - kOver Σ x, times the scales of the weights' and the inputs' rows.
 template <int M, int N>
 static void int8_tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
     vi sums[M][N * V] = {};
@@ -96,7 +104,7 @@ static void int8_tile(const Matrix& w, const Input& in, int row, int panel, cons
     const std::byte* data = w.data + panel * stride;
     sum_steps<Int8, M, N>(in.data + row * in.stride, in.stride, data + 64, stride, w.padded() / 4, sums);
     for (int m = 0; m < M; ++m) {
-        const vi offset = splat(128 * in.sums[row + m]);
+        const vi offset = splat(kOver * in.sums[row + m]);
         for (int i = 0; i < N * V; ++i) {
             const vf scales = load<vf>(data + (i / V) * stride + (i % V) * 4 * L) * splat(in.scales[row + m]);
             write(w, panel, to, m, i, __builtin_convertvector(sums[m][i] - offset, vf) * scales);
@@ -112,15 +120,59 @@ struct Parts {
         : side(w.side()), weights(panel + side * (w.asymmetric ? 2 : 1)) {}
 };
 
-// Group by group: Σ q x in integers, times the scales of the group's weights and of its inputs. q is too large by
-// `kOver`, which the sum of the inputs takes back; where there are minima instead, that sum is multiplied by them.
+// A group's Σ q x, q as it is stored (int4) or too large by kOver (int8), added to what `sums` hold.
+template <bool Four, int M, int N>
+INLINE void sum_group(const std::byte* x, std::size_t x_stride, const std::byte* w, std::size_t w_stride, int inputs,
+                      vi (&sums)[M][N * V]) {
+    const auto ask = [&](const std::byte* at) {
+        for (int n = 0; n < N; ++n) __builtin_prefetch(M == 1 ? at + kAhead : at + (n + N) * w_stride);
+    };
+    if constexpr (!Four) {
+        for (int k = 0; k < inputs; k += 4, w += 64) {
+            ask(w);
+            vi weights[N * V];
+            for (int i = 0; i < N * V; ++i) weights[i] = byte_weights(weights_of(w, w_stride, i, 0));
+            for (int m = 0; m < M; ++m) {
+                const ByteInputs of_row = spread_bytes(x + m * x_stride + k);
+                for (int i = 0; i < N * V; ++i) sums[m][i] = dot_bytes(sums[m][i], weights[i], of_row);
+            }
+        }
+        return;
+    }
+    for (int k = 0; k < inputs; k += 4 * kNibbleDots, x += 4 * kNibbleDots) {
+        vi some[M][N * V];
+        for (int m = 0; m < M; ++m) {
+            for (int i = 0; i < N * V; ++i) some[m][i] = begin_nibbles(sums[m][i]);
+        }
+#pragma GCC unroll 4
+        for (int step = 0; step < kNibbleDots / 2; ++step, w += 64) {
+            ask(w);
+            for (int i = 0; i < N * V; ++i) {
+                const vi both = weights_of(w, w_stride, i, 0);
+                const vi first = both & 0x0f0f0f0f, second = (vi)((vu)both >> 4) & 0x0f0f0f0f;
+                for (int m = 0; m < M; ++m) {
+                    some[m][i] = dot_nibbles(some[m][i], first, spread_for_nibbles(x + m * x_stride + 8 * step));
+                }
+                for (int m = 0; m < M; ++m) {
+                    some[m][i] = dot_nibbles(some[m][i], second, spread_for_nibbles(x + m * x_stride + 8 * step + 4));
+                }
+            }
+        }
+        for (int m = 0; m < M; ++m) {
+            for (int i = 0; i < N * V; ++i) sums[m][i] = end_nibbles(sums[m][i], some[m][i]);
+        }
+    }
+}
+
+// Group by group: Σ q x in integers, times the scales of the group's weights and of its inputs. What q is too large by,
+// the sum of the inputs takes back; where there are minima instead, that sum is multiplied by them.
 template <bool Four, int M, int N>
 static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
-    constexpr int kOver = Four ? 8 : 128, kInputs = Four ? 8 : 4;  // of a step
+    constexpr int kTooLarge = Four ? 8 : kOver;
     const std::size_t stride = w.pitch ? w.pitch : w.stride();
     const std::byte* data = w.data + panel * stride;
     const Parts parts(w, data);
-    const int groups = w.groups(), steps = w.group / kInputs;
+    const int groups = w.groups();
     const std::byte* weights = parts.weights;
     const std::byte* x = in.data + row * in.stride;
     const std::int32_t* sums_of_x = in.sums + static_cast<std::size_t>(row) * groups;
@@ -130,28 +182,11 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
     for (int g = 0; g < groups; ++g) {
         vi sums[M][N * V];
         for (int m = 0; m < M; ++m) {
-            const vi begin = splat(w.asymmetric ? 0 : -kOver * sums_of_x[m * groups + g]);
+            const vi begin = splat(w.asymmetric ? 0 : -kTooLarge * sums_of_x[m * groups + g]);
             for (int i = 0; i < N * V; ++i) sums[m][i] = begin;
         }
-        for (int step = 0; step < steps; ++step) {
-            for (int n = 0; n < N; ++n) __builtin_prefetch(M == 1 ? weights + kAhead : weights + (n + N) * stride);
-            for (int i = 0; i < N * V; ++i) {
-                const vi both = load<vi>(weights + (i / V) * stride + (i % V) * 4 * L);
-                const vi first = Four ? both & 0x0f0f0f0f : both;
-                for (int m = 0; m < M; ++m) {
-                    const std::byte* from = x + m * in.stride + kInputs * step;
-                    sums[m][i] = dot_bytes(sums[m][i], first, spread(from));
-                }
-                if constexpr (Four) {
-                    const vi second = (vi)((vu)both >> 4) & 0x0f0f0f0f;
-                    for (int m = 0; m < M; ++m) {
-                        const std::byte* from = x + m * in.stride + kInputs * step + 4;
-                        sums[m][i] = dot_bytes(sums[m][i], second, spread(from));
-                    }
-                }
-            }
-            weights += 64;
-        }
+        sum_group<Four, M, N>(x, in.stride, weights, stride, w.group, sums);
+        weights += static_cast<std::size_t>(w.group) * (Four ? 8 : 16);
         x += w.group;
         for (int n = 0; n < N; ++n) {
             const std::byte* ahead = data + g * 32 + (M == 1 ? kAhead : (n + N) * stride);
@@ -192,11 +227,11 @@ INLINE void columns(int row, int rows, Place to, T&& tile) {
 // N panels for all rows. A tile with groups has two sums in place of one, so its rows are half as many.
 template <int N>
 static void column(const Matrix& w, const Input& in, int row, int rows, int panel, const Place& to) {
-    constexpr int kPlain = kMany ? 8 : 4, kGrouped = kMany ? 6 : 2;
+    constexpr int kPlain = kMany ? 8 : 6, kHalves = kMany ? 8 : 4, kGrouped = kMany ? 6 : 4;
     if (w.format == Format::f32) {
         columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<F32, M, N>(w, in, r, panel, p); });
     } else if (w.format == Format::bf16) {
-        columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<Bf16, M, N>(w, in, r, panel, p); });
+        columns<N, kHalves>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<Bf16, M, N>(w, in, r, panel, p); });
     } else if (w.format == Format::int4) {
         columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<true, M, N>(w, in, r, panel, p); });
     } else if (w.group) {

@@ -86,6 +86,21 @@ def test_a_product_is_that_of_the_rounded_numbers(isa: str, name: str):
 
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 20])
+def test_the_largest_numbers_have_room(isa: str, name: str, rows: int):
+    form = FORMATS[name]
+    signs = np.sign(np.random.default_rng(2).standard_normal((33, 256))).astype(np.float32)
+    weights = np.concatenate((np.ones((16, 256), np.float32), -np.ones((16, 256), np.float32), signs))
+    weights[:, ::32] *= 0.999  # not all alike: an asymmetric group of one number is its minimum and nothing else
+    packed = aligned(form.pack(weights, **form.options))
+    meant = form.unpack(packed, *weights.shape, **form.options).astype(np.float64)
+    for x in (np.ones((rows, 256), np.float32), -np.ones((rows, 256), np.float32), signs[:rows]):
+        got = engine.multiply(isa, header(form, *weights.shape), packed, padded(x))
+        assert np.abs(got - x.astype(np.float64) @ meant.T).max() < 3e-6 * 256, (isa, name)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_row_comes_out_as_it_was_packed(isa: str, name: str):
     form = FORMATS[name]
     weights = np.random.default_rng(1).standard_normal((35, 83)).astype(np.float32)
