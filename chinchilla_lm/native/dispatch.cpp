@@ -17,6 +17,7 @@ namespace chinchilla {
 namespace portable { extern const Kernels kernels; }
 #if defined(CHINCHILLA_X86)
 namespace avx2 { extern const Kernels kernels; }
+namespace avxvnni { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
 namespace amx { extern const Kernels kernels; }
@@ -34,7 +35,12 @@ bool avx2_runs() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
-#if !defined(CHINCHILLA_EMULATED_AVX512)
+#if !defined(CHINCHILLA_EMULATED_ALL)
+bool avxvnni_runs() {
+    unsigned a, b, c, d;
+    return avx2_runs() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1U << 4));
+}
+
 bool avx512_runs() {
     return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -71,17 +77,19 @@ const Offer* offers() {
 #if defined(CHINCHILLA_X86) && !defined(CHINCHILLA_EMULATED_TILES)
         {&amx::kernels, amx_runs()},
 #endif
-#if defined(CHINCHILLA_X86) && !defined(CHINCHILLA_EMULATED_AVX512)
+#if defined(CHINCHILLA_X86) && !defined(CHINCHILLA_EMULATED_ALL)
         {&avx512bf16::kernels, avx512bf16_runs()},
         {&avx512::kernels, avx512_runs()},
+        {&avxvnni::kernels, avxvnni_runs()},
 #endif
 #if defined(CHINCHILLA_X86)
         {&avx2::kernels, avx2_runs()},
 #endif
         {&portable::kernels, true},
-#if defined(CHINCHILLA_EMULATED_AVX512)
+#if defined(CHINCHILLA_EMULATED_ALL)
         {&avx512bf16::kernels, avx2_runs()},
         {&avx512::kernels, avx2_runs()},
+        {&avxvnni::kernels, avx2_runs()},
         {&amx::kernels, avx2_runs()},
 #elif defined(CHINCHILLA_EMULATED_TILES)
         {&amx::kernels, avx512bf16_runs()},

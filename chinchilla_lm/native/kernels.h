@@ -115,7 +115,7 @@ struct Kernels {
     float (*largest)(const float* x, int count, int* where);  // first largest value; NaN if there is one
 };
 
-// The best set that this CPU has, or the one that is named (portable, avx2, avx512, avx512bf16, amx).
+// The best set that this CPU has, or the one that is named (portable, avx2, avxvnni, avx512, avx512bf16, amx).
 // nullptr where the CPU, or this build, does not have it.
 const Kernels* kernels_of(const char* name);
 const char* const* kernel_names();  // those that can run here, best first, ended by nullptr

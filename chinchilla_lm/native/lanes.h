@@ -98,15 +98,7 @@ INLINE T in_place(T sum) {
 // -127 … 127. Exact. What a product sees of the weights is still too large by kOver.
 constexpr int kOffset = 128;
 
-#if defined(__AVX512VNNI__)
-constexpr int kOver = kOffset;
-using ByteInputs = vi;
-INLINE ByteInputs spread_bytes(const void* from) { return splat(load<std::int32_t>(from)); }
-INLINE vi byte_weights(vi w) { return w; }
-INLINE vi dot_bytes(vi acc, vi w, const ByteInputs& x) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
-}
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 // maddubs adds pairs of products in 16 bits, where 255 · 127 · 2 has no room but 128 · 127 · 2 does. So the weights are
 // signed and take the sign of the inputs, which come as magnitudes.
 constexpr int kOver = 0;
@@ -128,16 +120,22 @@ using ByteInputs = vi;
 INLINE ByteInputs spread_bytes(const void* from) { return splat(load<std::int32_t>(from)); }
 INLINE vi byte_weights(vi w) { return w; }
 INLINE vi dot_bytes(vi acc, vi w, vi x) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
+#elif defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)x);
+#else
     for (int shift = 0; shift < 32; shift += 8) {
         acc += (vi)(((vu)w >> shift) & 0xffU) * ((vi)((vu)x << (24 - shift)) >> 24);
     }
     return acc;
+#endif
 }
 #endif
 
 // The same of weights of 0 … 15, up to kNibbleDots of them: begun from a sum, added, and ended as that sum and theirs.
 constexpr int kNibbleDots = 8;
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 // Meanwhile in 16 bits, which have room for 8 · 15 · 127 · 2.
 using NibbleInputs = __m256i;
 INLINE NibbleInputs spread_for_nibbles(const void* from) { return _mm256_set1_epi32(load<std::int32_t>(from)); }
@@ -149,7 +147,7 @@ INLINE vi end_nibbles(vi sum, vi acc) { return sum + (vi)_mm256_madd_epi16((__m2
 #else
 INLINE ByteInputs spread_for_nibbles(const void* from) { return spread_bytes(from); }
 INLINE vi begin_nibbles(vi sum) { return sum; }
-INLINE vi dot_nibbles(vi acc, vi w, const ByteInputs& x) { return dot_bytes(acc, w, x); }
+INLINE vi dot_nibbles(vi acc, vi w, vi x) { return dot_bytes(acc, w, x); }
 INLINE vi end_nibbles(vi, vi acc) { return acc; }
 #endif
 

@@ -1,14 +1,18 @@
-// AVX-512 in plain C++, for tests of its kernels on a CPU that has only AVX2. Included in front of kernels.cpp by
-// -DCHINCHILLA_EMULATE_AVX512=ON (CMakeLists.txt), which compiles them without any AVX-512 instruction: vectors of 64
-// bytes become two of 32, and the intrinsics that lanes.h uses are the functions here. Slow, and not what rcp14 gives to
-// the last digit, but within its error.
+// AVX-VNNI and AVX-512 in plain C++, for tests of their kernels on a CPU that has only AVX2. Included in front of
+// kernels.cpp by -DCHINCHILLA_EMULATE=ALL (CMakeLists.txt), which compiles them without any of those instructions: vectors
+// of 64 bytes become two of 32, and the intrinsics that lanes.h uses are the functions here. Slow, and not what rcp14 gives
+// to the last digit, but within its error.
 #pragma once
 
 #include <immintrin.h>
 
+#if CHINCHILLA_EMULATED_SET == 1
+#define __AVXVNNI__ 1
+#else
 #define __AVX512F__ 1
 #define __AVX512VNNI__ 1
-#if defined(CHINCHILLA_EMULATED_BF16)
+#endif
+#if CHINCHILLA_EMULATED_SET == 3
 #define __AVX512BF16__ 1
 #endif
 
@@ -53,15 +57,22 @@ EMULATED __m256i half_of(words a, int which) {
 EMULATED __m256i castsi512_si256(words a) { return half_of(a, 0); }
 EMULATED __m256i extracti64x4_epi64(words a, int which) { return half_of(a, which); }
 
+EMULATED int dot_bytes(int sum, int w, int x) {
+    unsigned total = static_cast<unsigned>(sum);
+    for (int shift = 0; shift < 32; shift += 8) {
+        const int weight = static_cast<int>((static_cast<unsigned>(w) >> shift) & 255U);
+        total += static_cast<unsigned>(weight * static_cast<signed char>(static_cast<unsigned>(x) >> shift));
+    }
+    return static_cast<int>(total);
+}
 EMULATED words dpbusd_epi32(words sum, words w, words x) {
-    return each<words>([&](int i) {
-        unsigned total = static_cast<unsigned>(sum[i]);
-        for (int shift = 0; shift < 32; shift += 8) {
-            const int weight = static_cast<int>((static_cast<unsigned>(w[i]) >> shift) & 255U);
-            total += static_cast<unsigned>(weight * static_cast<signed char>(static_cast<unsigned>(x[i]) >> shift));
-        }
-        return static_cast<int>(total);
-    });
+    return each<words>([&](int i) { return dot_bytes(sum[i], w[i], x[i]); });
+}
+typedef int short_words __attribute__((vector_size(32)));
+EMULATED __m256i dpbusd_avx_epi32(__m256i sum, __m256i w, __m256i x) {
+    short_words result = (short_words)sum;
+    for (int i = 0; i < 8; ++i) result[i] = dot_bytes(result[i], ((short_words)w)[i], ((short_words)x)[i]);
+    return (__m256i)result;
 }
 
 EMULATED float half_float(unsigned bits) {
@@ -104,6 +115,8 @@ EMULATED __m128i cvtepi32_epi8(words a) {
 
 }  // namespace emulated
 
+#define _mm256_dpbusd_avx_epi32 emulated::dpbusd_avx_epi32
+#if defined(__AVX512F__)
 #define __m512 emulated::floats
 #define __m512i emulated::words
 #define __m512bh emulated::words
@@ -123,3 +136,4 @@ EMULATED __m128i cvtepi32_epi8(words a) {
 #define _mm512_scalef_ps emulated::scalef_ps
 #define _mm512_rcp14_ps emulated::rcp14_ps
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
+#endif
