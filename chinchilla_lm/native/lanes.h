@@ -49,25 +49,32 @@ INLINE vf smallest(vf a, vf b) { return choose(a < b, a, b); }
 INLINE vi largest(vi a, vi b) { return (a & (a > b)) | (b & ~(a > b)); }
 #endif
 
+// Across the lanes; highest() is not asked about NaN.
 #if defined(__AVX512F__)
 INLINE float sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
-INLINE std::int32_t sum(vi x) {
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)x), _mm512_extracti64x4_epi64((__m512i)x, 1));
-    __m128i part = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
-}
 INLINE float highest(vf x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE std::int32_t highest(vi x) { return _mm512_reduce_max_epi32((__m512i)x); }
+#elif defined(__AVX2__)
+INLINE float sum(vf x) {
+    __m128 part = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    part = _mm_add_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
+}
+
+INLINE float highest(vf x) {
+    __m128 part = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    part = _mm_max_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_max_ss(part, _mm_movehdup_ps(part)));
+}
+
+INLINE std::int32_t highest(vi x) {
+    __m128i part = _mm_max_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+    part = _mm_max_epi32(part, _mm_shuffle_epi32(part, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
+}
 #else
 INLINE float sum(vf x) {
     float total = 0.0F;
-    for (int lane = 0; lane < L; ++lane) total += x[lane];
-    return total;
-}
-
-INLINE std::int32_t sum(vi x) {
-    std::int32_t total = 0;
     for (int lane = 0; lane < L; ++lane) total += x[lane];
     return total;
 }
@@ -82,6 +89,25 @@ INLINE std::int32_t highest(vi x) {
     std::int32_t found = x[0];
     for (int lane = 1; lane < L; ++lane) found = x[lane] > found ? x[lane] : found;
     return found;
+}
+#endif
+
+#if defined(__AVX2__)
+INLINE std::int32_t sum(vi x) {
+#if defined(__AVX512F__)
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)x), _mm512_extracti64x4_epi64((__m512i)x, 1));
+#else
+    const __m256i half = (__m256i)x;
+#endif
+    __m128i part = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
+}
+#else
+INLINE std::int32_t sum(vi x) {
+    std::int32_t total = 0;
+    for (int lane = 0; lane < L; ++lane) total += x[lane];
+    return total;
 }
 #endif
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime.cpu import cpu_flags
+from chinchilla_lm.runtime.cpu import NATIVE_BFLOAT16, cpu_flags
 
 WORKERS = Path(__file__).parent / "workers"
 LANGUAGE, TAGGING = "language-modeling", "token-classification"
@@ -29,6 +29,9 @@ BUILD_FLAGS = {
     "GGML_AVX512_BF16": "avx512_bf16",
 }
 TORCH = ("torch==2.13.0",)
+# Floats at their best: bfloat16 where the CPU multiplies it, else float32. OpenVINO chooses so by itself.
+HALVES = bool(cpu_flags() & NATIVE_BFLOAT16)
+FLOATS = ("float32", "bfloat16") if HALVES else ("float32",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ OURS = "chinchilla"
 PEERS: dict[str, Peer] = {
     OURS: Peer(
         "chinchilla.py",
-        {LANGUAGE: ("bf16", "int8", "int4"), TAGGING: ("bf16", "int8", "int8-row")},
+        {LANGUAGE: ("bf16", "int8", "int4"), TAGGING: ("bf16" if HALVES else "f32", "int8", "int8-row")},
         source="model",
     ),
     "llama.cpp": Peer(
@@ -69,7 +72,7 @@ PEERS: dict[str, Peer] = {
     ),
     "openvino": Peer(
         "openvino_runtime.py",
-        {LANGUAGE: ("int8", "int4"), TAGGING: ("bf16", "int8")},
+        {LANGUAGE: ("int8", "int4"), TAGGING: ("bf16" if HALVES else "f32", "int8")},
         ("openvino==2026.4.1", "optimum-intel==2.2.0", "nncf==3.4.0", *TORCH),
         without=("torchvision",),
     ),
@@ -79,11 +82,9 @@ PEERS: dict[str, Peer] = {
         ("onnxruntime==1.32.0", "onnx==1.23.2", "transformers==5.23.0", *TORCH),
     ),
     "ctranslate2": Peer("ctranslate.py", {LANGUAGE: ("int8",)}, ("ctranslate2==4.8.5", "transformers==5.23.0", *TORCH)),
-    "transformers": Peer(
-        "hugging_face.py", {LANGUAGE: ("bfloat16",), TAGGING: ("float32", "bfloat16")}, source="ready"
-    ),
+    "transformers": Peer("hugging_face.py", {LANGUAGE: FLOATS[-1:], TAGGING: FLOATS}, source="ready"),
     "torch-compile": Peer(
-        "hugging_face.py", {LANGUAGE: ("bfloat16+compile",), TAGGING: ("bfloat16+compile",)}, source="ready"
+        "hugging_face.py", dict.fromkeys((LANGUAGE, TAGGING), (f"{FLOATS[-1]}+compile",)), source="ready"
     ),
 }
 BUILD_OF_LLAMA = "llama-bench"

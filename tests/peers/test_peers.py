@@ -25,7 +25,7 @@ from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.run import ratios
 from chinchilla_lm.peers.sources import write_gguf
-from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, Peer, chosen
+from chinchilla_lm.peers.table import FLOATS, OURS, PEERS, WORKERS, Peer, chosen
 from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.native import engine_module
 from tests.models.tiny import saved
@@ -196,11 +196,11 @@ def test_a_race_from_start_to_end(model_folder, tmp_path: Path, capsys, monkeypa
         (OURS, "bf16"),
         (OURS, "int8"),
         (OURS, "int4"),
-        ("transformers", "bfloat16"),
+        ("transformers", FLOATS[-1]),
         ("onnxruntime", "-"),
     }
     assert "no way to run a model for language-modeling" in rows["onnxruntime", "-"]["error"]
-    ours, theirs = rows[OURS, "bf16"], rows["transformers", "bfloat16"]
+    ours, theirs = rows[OURS, "bf16"], rows["transformers", FLOATS[-1]]
     assert ours["metrics"]["perplexity"] == pytest.approx(theirs["metrics"]["perplexity"], rel=0.02)
     for row in (ours, theirs):
         assert min(row[key] for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "peak_mb", "bytes")) > 0
