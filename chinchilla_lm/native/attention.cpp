@@ -80,6 +80,21 @@ Input Pass::queries(const Operation& op) const {
     return place(keys_matrix(program_.cache, op.head_dim, 1, nullptr), queries_.as<std::byte>(), rows_ * op.heads);
 }
 
+// What one block of queries needs at most (attend_block).
+void Pass::reserve_attention(const Operation& op, const Job& job) {
+    const int shared = op.heads / op.kv_heads, rows = std::max(1, kBlock / shared) * shared;
+    long long most = 0;
+    for (const Sequence& sequence : job.sequences) most = std::max<long long>(most, sequence.past + sequence.count);
+    if (op.window) most = std::min(most, 2LL * op.window + kBlock + kPositions);
+    const int width = round_up(static_cast<int>(most), kPositions);
+    const Matrix values = values_matrix(program_.cache, op.head_dim, width, nullptr, 0);
+    for (Scratch& scratch : scratch_) {
+        scratch.scores.reserve_of<float>(static_cast<std::size_t>(rows) * width);
+        scratch.probabilities.reserve(rows * (values.row_bytes() + 12 * static_cast<std::size_t>(values.groups())) + 64);
+        scratch.tile.reserve_of<float>(static_cast<std::size_t>(rows) * round_up(op.head_dim, kLanes) + 64);
+    }
+}
+
 void Pass::attention(const Operation& op, const Job& job, Member me) {
     const Norm* before = op.placement == Placement::post ? nullptr : &op.norm;
     const Input in = inputs(op.first, before, x_.as(), width_, job.rows, me);
@@ -249,7 +264,7 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
     Matrix values = values_matrix(program_.cache, size, high - low, kv.values, kv.pitch);
     values.data += static_cast<std::size_t>(low / positions_of_word(program_.cache)) * 64;
     const std::size_t width = round_up(high - low, kPositions), seen_width = round_up(size, kLanes);
-    float* scores = scratch.scores.reserve_of<float>(rows * width);
+    float* scores = scratch.scores.as();
     const Input q = queries(op);
     const int query = (block.head * rows_ + sequence.row + block.from) * shared;
     // Values come from memory while keys are multiplied, and keys ahead of their turn.
@@ -261,7 +276,7 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
         const int first_panel = from / kLanes, panels = std::min(kStep / kLanes, keys.panels() - first_panel);
         k_.multiply(keys, q, query, rows, first_panel, panels, scores + from, width, false);
     }
-    const Input probabilities = place(values, scratch.probabilities.reserve(rows * (values.row_bytes() + 12 * values.groups()) + 64), rows);
+    const Input probabilities = place(values, scratch.probabilities.as<std::byte>(), rows);
     const int padded = values.padded();
     for (int i = 0; i < rows; ++i) {
         const int position = first + i / shared;
@@ -272,7 +287,7 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
         if (kv.scales) k_.weigh(kv.scales + low, scores + i * width, begin, end);
         k_.prepare(values, scores + i * width, probabilities, i, 0, padded);
     }
-    float* seen = scratch.tile.reserve_of<float>(rows * seen_width + 64);
+    float* seen = scratch.tile.as();
     k_.multiply(values, probabilities, 0, rows, 0, values.panels(), seen, seen_width, false);
     for (int i = 0; i < rows; ++i) {
         const auto [row, head] = target(i);

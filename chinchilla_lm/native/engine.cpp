@@ -20,6 +20,8 @@ constexpr int kTileTokens = 128;
 // Fewer tokens a thread than this are better shared by all threads: one sentence, answered as soon as can be.
 constexpr int kLeastAlone = 48;
 constexpr int kMostThreads = 1024;
+// Tokens behind caches that one pass takes: more are no faster, and take more memory.
+constexpr int kPassTokens = 512;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -40,13 +42,13 @@ std::byte* Buffer::reserve(std::size_t bytes) {
 
 void Buffer::Free::operator()(std::byte* memory) const { std::free(memory); }
 
-Cache::Cache(const Program& program, int capacity) : owner_(&program), capacity_(capacity) {
+Cache::Cache(const Program& program, int capacity) : owner_(&program), capacity_(std::min(capacity, program.max_positions)) {
     if (capacity < 1) refuse("a cache of " + std::to_string(capacity) + " positions holds nothing; pass 1 or more");
     std::size_t total = 0;
     for (const Operation& op : program.operations) {
         if (op.kind != Kind::attention) continue;
         offsets_.push_back(total);
-        total += op.kv_heads * KeyValues::bytes(program.cache, op.head_dim, capacity);
+        total += op.kv_heads * KeyValues::bytes(program.cache, op.head_dim, capacity_);
     }
     memory_.reserve(total);
 }
@@ -118,23 +120,64 @@ std::vector<Sequence> Engine::sequences_of(std::span<const std::int32_t> ids, co
 }
 
 void Engine::run(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const int> counts,
-                 std::span<Cache* const> caches, Want want, float* output, std::size_t stride) {
+                 std::span<Cache* const> caches, Want want, float* output, std::size_t stride,
+                 const std::function<void()>& breathe) {
     const std::vector<Sequence> sequences = sequences_of(ids, segments, counts, caches);
     if (stride < static_cast<std::size_t>(round_up(program_.output_size(), kLanes))) refuse("output rows are too short");
     const int rows = static_cast<int>(ids.size());
     if (caches.empty() && counts.size() > 1 && (team_.size() == 1 || rows >= team_.size() * kLeastAlone)) {
         return run_tiles(ids, segments, sequences, want, output, stride);
     }
+    if (!caches.empty() && program_.head.pooling == Pooling::none) {
+        return run_pieces(ids, segments, sequences, want, output, stride, breathe);
+    }
     std::vector<int> wanted;
     for (const Sequence& sequence : sequences) {
         const int last = sequence.row + sequence.count - 1;
         for (int row = want == Want::all ? sequence.row : last; row <= last; ++row) wanted.push_back(row);
     }
-    const Job job{ids.data(), segments, sequences, rows, wanted, output, stride};
+    run_pass(ids, segments, sequences, wanted, output, stride);
+}
+
+void Engine::run_pass(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
+                      std::span<const int> wanted, float* output, std::size_t stride) {
+    const Job job{ids.data(), segments, sequences, static_cast<int>(ids.size()), wanted, output, stride};
     together_->reserve(job);
     team_.run([&](int index, int members) { together_->run(job, {index, members, &team_.barrier()}); });
     for (const Sequence& sequence : sequences) {
         if (sequence.cache) sequence.cache->length += sequence.count;
+    }
+}
+
+void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* segments, std::vector<Sequence> sequences,
+                        Want want, float* output, std::size_t stride, const std::function<void()>& breathe) {
+    const std::vector<Sequence> whole = sequences;
+    std::size_t begin = 0;
+    try {
+        for (std::size_t next = 0; next < sequences.size();) {
+            std::vector<Sequence> some;
+            std::vector<int> wanted;
+            int rows = 0;
+            while (next < sequences.size() && rows < kPassTokens) {
+                Sequence& left = sequences[next];
+                const int count = std::min(left.count, kPassTokens - rows);
+                some.push_back({rows, count, left.past, left.cache});
+                rows += count;
+                left.past += count;
+                left.count -= count;
+                if (!left.count) ++next;
+                for (int row = rows - count; row < rows; ++row) {
+                    if (want == Want::all || (!left.count && row == rows - 1)) wanted.push_back(row);
+                }
+            }
+            if (begin && breathe) breathe();
+            run_pass(ids.subspan(begin, rows), segments ? segments + begin : nullptr, some, wanted, output, stride);
+            begin += rows;
+            output += wanted.size() * stride;
+        }
+    } catch (...) {
+        for (const Sequence& sequence : whole) sequence.cache->length = sequence.past;
+        throw;
     }
 }
 

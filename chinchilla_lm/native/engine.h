@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -36,6 +37,7 @@ private:
 // Keys and values of what one sequence has read: a slot for each attention that is left (attention.cpp).
 class Cache {
 public:
+    // Of `capacity` positions, or as many as the model has.
     Cache(const Program& program, int capacity);
     int capacity() const { return capacity_; }
     std::size_t bytes() const { return memory_.bytes(); }
@@ -62,7 +64,8 @@ class Pass;
 
 class Engine {
 public:
-    // isa: a name of kernel_names(), or nullptr for the best. Throws std::invalid_argument for one that cannot run here.
+    // isa: a name of kernel_names(), or nullptr for the best. Throws std::invalid_argument for one that cannot run here,
+    // std::system_error where there are no more threads.
     Engine(Program program, int threads, const char* isa);
     ~Engine();
 
@@ -77,15 +80,21 @@ public:
     void rest() { team_.rest(); }
 
     // Reads the tokens (and segments, or none) of sequences of `counts` tokens that follow each other, the i-th behind
-    // what caches[i] holds (or none), which grows. Output rows are `stride` floats apart, output_rows() of them.
-    // Throws std::invalid_argument for what does not fit the program or a cache; then nothing has changed.
+    // what caches[i] holds (or none), which grows. Output rows are `stride` floats apart, output_rows() of them. Long
+    // texts with caches are read piece by piece, with `breathe` called in between, which may throw.
+    // Throws std::invalid_argument for what does not fit the program or a cache; whatever is thrown, no cache has grown.
     void run(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const int> counts,
-             std::span<Cache* const> caches, Want want, float* output, std::size_t stride);
+             std::span<Cache* const> caches, Want want, float* output, std::size_t stride,
+             const std::function<void()>& breathe = {});
     std::size_t output_rows(std::span<const int> counts, Want want) const;
 
 private:
     std::vector<Sequence> sequences_of(std::span<const std::int32_t> ids, const std::int32_t* segments,
                                        std::span<const int> counts, std::span<Cache* const> caches) const;
+    void run_pass(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
+                  std::span<const int> wanted, float* output, std::size_t stride);
+    void run_pieces(std::span<const std::int32_t> ids, const std::int32_t* segments, std::vector<Sequence> sequences,
+                    Want want, float* output, std::size_t stride, const std::function<void()>& breathe);
     void run_tiles(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
                    Want want, float* output, std::size_t stride);
 

@@ -6,7 +6,8 @@
 //
 //   f32    [K][16]                              a step is 1 input
 //   bf16   [K/2][16][2]                         2 inputs
-//   int8   scales, then [K/4][16][4]            4 inputs, stored as value + 128 (VNNI wants one operand unsigned)
+//   int8   scales, then [K/4][16][4]            4 inputs, stored as value + 128 (VNNI wants one operand unsigned),
+//                                               which is never -128: AVX2 changes signs
 //   int4   scales, minima, then [K/8][16][4]    8 inputs, stored as value + 8, or value with minima: the low nibbles of
 //                                               the bytes are inputs 0 … 3, the high ones 4 … 7
 //
@@ -21,7 +22,8 @@
 
 namespace chinchilla {
 
-constexpr int kLanes = 16;  // outputs of a panel
+constexpr int kLanes = 16;           // outputs of a panel
+constexpr int kMostInputs = 1 << 17;  // of a matrix: sums of so many products of bytes have room in 32 bits
 
 enum class Format : int { f32, bf16, int8, int4 };
 enum class Activation : int { gelu, gelu_tanh, relu, silu, tanh };

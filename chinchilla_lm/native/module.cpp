@@ -55,6 +55,14 @@ struct Runner {
 
     Runner(const nb::dict& header, const Bytes& bytes, int threads, const std::optional<std::string>& isa)
         : data(nb::cast(bytes)), engine(read_program(header, span_of(bytes)), threads, isa ? isa->c_str() : nullptr) {}
+
+    // What f(engine) gives, when nobody else is at it; other Python threads go on meanwhile.
+    template <class F>
+    auto alone(F&& f) {
+        const nb::gil_scoped_release released;
+        const std::lock_guard<std::mutex> mine(turn);
+        return f(engine);
+    }
 };
 
 struct RunnerCache {
@@ -78,9 +86,14 @@ Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const 
     }
     const Rows rows(runner.engine.output_rows(counts, want), width);
     Array result = rows.array(width);
-    const nb::gil_scoped_release released;
-    const std::lock_guard<std::mutex> mine(runner.turn);
-    runner.engine.run({ids.data(), ids.size()}, segments ? segments->data() : nullptr, counts, inside, want, rows.data, rows.stride);
+    const auto breathe = [] {  // Ctrl-C
+        const nb::gil_scoped_acquire held;
+        if (PyErr_CheckSignals()) throw nb::python_error();
+    };
+    runner.alone([&](Engine& engine) {
+        engine.run({ids.data(), ids.size()}, segments ? segments->data() : nullptr, counts, inside, want, rows.data,
+                   rows.stride, breathe);
+    });
     return result;
 }
 
@@ -160,22 +173,25 @@ NB_MODULE(_engine, m) {
              nb::arg("data"), nb::arg("threads"), nb::arg("isa").none() = nb::none())
         .def("run", &run, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{},
              nb::arg("segments").none() = nb::none(), nb::arg("all") = false)
-        .def("take_seconds", [](Runner& runner) {
-            const std::lock_guard<std::mutex> mine(runner.turn);
-            return runner.engine.take_seconds();
-        })
+        .def("take_seconds", [](Runner& runner) { return runner.alone([](Engine& engine) { return engine.take_seconds(); }); })
         .def("rest", [](Runner& runner) { runner.engine.rest(); })
         .def_prop_ro("isa", [](const Runner& runner) { return runner.engine.isa(); })
         .def_prop_ro("threads", [](const Runner& runner) { return runner.engine.threads(); })
-        .def_prop_ro("workspace_bytes", [](const Runner& runner) { return runner.engine.workspace_bytes(); });
+        .def_prop_ro("workspace_bytes", [](Runner& runner) {
+            return runner.alone([](const Engine& engine) { return engine.workspace_bytes(); });
+        });
     nb::class_<RunnerCache>(m, "Cache")
         .def(nb::init<std::shared_ptr<Runner>, int>(), nb::arg("engine"), nb::arg("capacity"))
-        .def_prop_ro("length", [](const RunnerCache& cache) { return cache.cache.length; })
+        .def_prop_ro("length", [](const RunnerCache& cache) {
+            return cache.runner->alone([&](const Engine&) { return cache.cache.length; });
+        })
         .def_prop_ro("capacity", [](const RunnerCache& cache) { return cache.cache.capacity(); })
         .def_prop_ro("bytes", [](const RunnerCache& cache) { return cache.cache.bytes(); })
         .def("rewind", [](RunnerCache& cache, int length) {
-            if (length < 0 || length > cache.cache.length) throw std::invalid_argument("a cache can only forget");
-            cache.cache.length = length;
+            cache.runner->alone([&](const Engine&) {
+                if (length < 0 || length > cache.cache.length) throw std::invalid_argument("a cache can only forget");
+                cache.cache.length = length;
+            });
         }, nb::arg("length"));
     m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
     m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));

@@ -75,6 +75,7 @@ void Pass::reserve(const Job& job) {
     std::size_t queries = 0, angles = 0;
     for (const Operation& op : program_.operations) {
         if (op.kind != Kind::attention) continue;
+        reserve_attention(op, job);
         queries = std::max<std::size_t>(queries, static_cast<std::size_t>(op.heads) * (round_up(op.head_dim, 32) * 4));
     }
     for (const auto& rope : program_.ropes) angles += 2 * padded_width(static_cast<int>(rope.size()));
@@ -296,6 +297,7 @@ void Pass::head(const Job& job, Member me) {
     const int size = program_.hidden;
     const bool pooled = head.pooling != Pooling::none;
     const int count = static_cast<int>(pooled ? job.sequences.size() : job.wanted.size());
+    if (count == 0) return;
     Scratch& scratch = scratch_[me.index];
     const Share share = me.share(count);
     for (int i = share.begin; i < share.end; ++i) {

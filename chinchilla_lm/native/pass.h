@@ -39,7 +39,7 @@ constexpr int part_size(int head_dim) { return round_up(head_dim, kLanes) + kLan
 class Pass {
 public:
     Pass(const Program& program, const Kernels& kernels, int members);
-    // Memory for a job; called by one thread before all call run.
+    // All the memory of a job; called by one thread before all call run, which takes no more.
     void reserve(const Job& job);
     void run(const Job& job, Member me);
     std::size_t bytes() const;
@@ -61,6 +61,7 @@ private:
     void join(const Operation& op, const Input& in, float* added, int rows, Member me);
 
     // attention.cpp
+    void reserve_attention(const Operation& op, const Job& job);
     void attention(const Operation& op, const Job& job, Member me);
     void store(const Operation& op, const Job& job, Member me);
     void attend(const Operation& op, const Job& job, Member me);

@@ -104,10 +104,10 @@ static void int8_tile(const Matrix& w, const Input& in, int row, int panel, cons
     const std::byte* data = w.data + panel * stride;
     sum_steps<Int8, M, N>(in.data + row * in.stride, in.stride, data + 64, stride, w.padded() / 4, sums);
     for (int m = 0; m < M; ++m) {
-        const vi offset = splat(kOver * in.sums[row + m]);
+        const vu offset = (vu)splat(kOver * in.sums[row + m]);
         for (int i = 0; i < N * V; ++i) {
             const vf scales = load<vf>(data + (i / V) * stride + (i % V) * 4 * L) * splat(in.scales[row + m]);
-            write(w, panel, to, m, i, __builtin_convertvector(sums[m][i] - offset, vf) * scales);
+            write(w, panel, to, m, i, __builtin_convertvector((vi)((vu)sums[m][i] - offset), vf) * scales);
         }
     }
 }

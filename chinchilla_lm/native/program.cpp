@@ -11,7 +11,7 @@ void require(bool holds, const std::string& where, const std::string& rule) {
     if (!holds) throw std::invalid_argument(where + ": " + rule);
 }
 
-void check_matrix(const Matrix& w, int outputs, int inputs, const std::string& where) {
+void check_matrix(const Matrix& w, long long outputs, long long inputs, const std::string& where) {
     require(w.data != nullptr, where, "has no weights");
     require(w.outputs == outputs && w.inputs == inputs, where,
             "is " + std::to_string(w.outputs) + " × " + std::to_string(w.inputs) + ", not " + std::to_string(outputs) +
@@ -26,8 +26,9 @@ void check_table(const Table& table, int size, const std::string& where) {
 void check_attention(const Operation& op, const Program& program) {
     require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 && op.heads % op.kv_heads == 0, op.name,
             "key heads do not divide the heads");
-    check_matrix(op.first, (op.heads + 2 * op.kv_heads) * op.head_dim, program.hidden, op.name + ".qkv");
-    check_matrix(op.second, program.hidden, op.heads * op.head_dim, op.name + ".out");
+    const long long size = op.head_dim;  // what a header says may be large, and its products larger than an int
+    check_matrix(op.first, (op.heads + 2LL * op.kv_heads) * size, program.hidden, op.name + ".qkv");
+    check_matrix(op.second, program.hidden, op.heads * size, op.name + ".out");
     require(op.window >= 0, op.name, "the window is negative");
     require(op.rope < static_cast<int>(program.ropes.size()), op.name, "there is no such rope");
     if (op.rope >= 0) {
@@ -38,7 +39,7 @@ void check_attention(const Operation& op, const Program& program) {
 void check_mlp(const Operation& op, const Program& program) {
     const int inner = op.second.inputs;
     require(inner > 0, op.name, "has no inner features");
-    check_matrix(op.first, op.gated ? 2 * round_up(inner, kLanes) : inner, program.hidden, op.name + ".up");
+    check_matrix(op.first, op.gated ? 2LL * round_up(inner, kLanes) : inner, program.hidden, op.name + ".up");
     check_matrix(op.second, program.hidden, inner, op.name + ".down");
 }
 

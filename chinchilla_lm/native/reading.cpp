@@ -156,6 +156,7 @@ Matrix read_matrix(const nb::dict& from, std::span<const std::byte> data) {
     w.format = format_of(from);
     w.outputs = size(from, "outputs", 1);
     w.inputs = size(from, "inputs", 1);
+    if (w.inputs > kMostInputs) refuse("inputs", "are more than " + std::to_string(kMostInputs));
     if (w.format == Format::int4 || w.format == Format::int8) {
         w.group = size(from, "group", 0);
         const bool row = w.group == 0 && w.format == Format::int8;

@@ -136,6 +136,7 @@ static void to_bf16(const float* x, std::uint16_t* y, int count) {
 }
 
 constexpr std::int32_t kInfinity = 0x7f800000;  // bits of it; those of a magnitude that is no number are more
+constexpr std::int32_t kNothing = 0x0da24260;   // bits of 1e-30: all that is smaller becomes 0, and 127 / it is a number
 INLINE float as_float(std::int32_t bits) { return load<float>(&bits); }
 
 // One group of to_int8, [from, to); `whole`: all of it is below `size`.
@@ -150,7 +151,7 @@ INLINE void group_to_int8(const float* x, int size, int from, int to, std::byte*
     for (int i = from; i < to; i += L) top = largest(magnitude(part(i)), top);
     const std::int32_t bits = highest(top);
     const float peak = as_float(bits);
-    const vf factor = splat(bits ? 127.0F / peak : 0.0F);
+    const vf factor = splat(bits < kNothing ? 0.0F : 127.0F / peak);
     vi total = {};
     for (int i = from; i < to; i += L) {
         const vi value = round_to_int(part(i) * factor);
@@ -158,7 +159,7 @@ INLINE void group_to_int8(const float* x, int size, int from, int to, std::byte*
         store_bytes(y + i, value);
     }
     // Of what is not a number nothing is.
-    *scale = bits < kInfinity ? peak / 127.0F : __builtin_nanf("");
+    *scale = bits < kNothing ? 0.0F : bits < kInfinity ? peak / 127.0F : __builtin_nanf("");
     *sum_of = bits < kInfinity ? sum(total) : 0;
     *total_of = *scale * static_cast<float>(*sum_of);
 }
@@ -207,7 +208,7 @@ static float put_value(Format format, const float* x, std::byte* panels, std::si
     vi top = {};
     for (int i = 0; format == Format::int8 && i < size; i += L) top = largest(magnitude(part(i)), top);
     const std::int32_t bits_of_peak = highest(top);
-    const float peak = as_float(bits_of_peak), factor = bits_of_peak ? 127.0F / peak : 0.0F;
+    const float peak = as_float(bits_of_peak), factor = bits_of_peak < kNothing ? 0.0F : 127.0F / peak;
     for (int i = 0; i < size; i += L) {
         const vf value = part(i);
         std::byte* to = line + (i / kLanes) * pitch + (i % kLanes) * 4;
@@ -219,7 +220,7 @@ static float put_value(Format format, const float* x, std::byte* panels, std::si
         }
     }
     if (format != Format::int8) return 1.0F;
-    return bits_of_peak < kInfinity ? peak / 127.0F : __builtin_nanf("");
+    return bits_of_peak < kNothing ? 0.0F : bits_of_peak < kInfinity ? peak / 127.0F : __builtin_nanf("");
 }
 
 static void rotate(float* x, const float* cosine, const float* sine, int half) {

@@ -1,6 +1,9 @@
 #include "team.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <exception>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -53,22 +56,46 @@ void Barrier::open(int count) {
     missing_.store(count, std::memory_order_relaxed);
 }
 
-Team::Team(int threads)
-    : size_(threads), members_(threads), barrier_(threads), end_(threads), pause_(kLeastPause), workers_(new Worker[threads - 1]) {
-    for (int index = 1; index < threads; ++index) workers_[index - 1].thread = std::thread([this, index] { work(index); });
-}
+Team::Team(int threads) : size_(threads), members_(threads), barrier_(threads), end_(threads), pause_(kLeastPause) { start(); }
 
 Team::~Team() {
+    if (process_ == getpid()) {
+        stop(size_ - 1);
+    } else {
+        workers_.release();  // handles of threads that are not in this process
+    }
+}
+
+void Team::start() {
+    stop_ = false;
+    workers_.reset(new Worker[size_ - 1]);
+    for (int index = 1; index < size_; ++index) {
+        try {
+            workers_[index - 1].thread = std::thread([this, index] { work(index); });
+        } catch (...) {
+            stop(index - 1);
+            throw;
+        }
+    }
+    process_ = getpid();
+}
+
+void Team::stop(int started) {
     stop_ = true;
-    for (int i = 0; i < size_ - 1; ++i) {
+    for (int i = 0; i < started; ++i) {
         ++workers_[i].call;
         workers_[i].call.notify_all();
     }
-    for (int i = 0; i < size_ - 1; ++i) workers_[i].thread.join();
+    for (int i = 0; i < started; ++i) workers_[i].thread.join();
 }
 
 void Team::run(const std::function<void(int, int)>& job) {
     if (size_ == 1) return job(0, 1);
+    if (process_ != getpid()) {
+        workers_.release();
+        process_ = 0;
+        start();
+    }
     const Clock::time_point begin = Clock::now();
     if (members_ < size_ && begin >= again_) {
         ++members_;
@@ -103,6 +130,8 @@ void Team::adapt(Clock::duration took) {
 }
 
 void Team::work(int index) {
+    // A thread's memory for exceptions is made when it is first asked for: not when there is none left.
+    if (std::uncaught_exceptions()) return;
     std::atomic<unsigned>& call = workers_[index - 1].call;
     for (unsigned seen = 0;;) {
         const auto parked = Clock::now() + kPatience;

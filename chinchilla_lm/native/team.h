@@ -6,6 +6,8 @@
 //
 // Where another program takes a core, the member that ran there holds up all the others at every barrier. The team sees
 // how much it loses so, and goes on with a member less until it is time to try again.
+//
+// A fork takes the memory along but not the threads: in the child the team starts others.
 #pragma once
 
 #include <atomic>
@@ -36,6 +38,7 @@ private:
 
 class Team {
 public:
+    // Throws std::system_error where the system gives no more threads.
     explicit Team(int threads);
     ~Team();
     Team(const Team&) = delete;
@@ -54,6 +57,8 @@ private:
         alignas(64) std::atomic<unsigned> call{0};
         std::thread thread;
     };
+    void start();
+    void stop(int started);
     void work(int index);
     void adapt(Clock::duration took);
 
@@ -64,7 +69,8 @@ private:
     std::atomic<bool> stop_{false}, awake_{true};
     Clock::time_point again_{};   // when one member more is tried
     Clock::duration pause_;       // until then, the next time one is left out
-    const std::unique_ptr<Worker[]> workers_;
+    std::unique_ptr<Worker[]> workers_;
+    int process_ = 0;  // in which all of them were started
 };
 
 // The part [begin, end) of `count` things that member `index` of `members` does.

@@ -101,6 +101,19 @@ def test_the_largest_numbers_have_room(isa: str, name: str, rows: int):
 
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-31, 1e-29])
+def test_the_smallest_inputs_are_next_to_nothing(isa: str, name: str, size: float):
+    form = FORMATS[name]
+    weights = np.random.default_rng(3).standard_normal((20, 128)).astype(np.float32)
+    packed = aligned(form.pack(weights, **form.options))
+    x = np.full((9, 128), size, np.float32)
+    x[:, ::3] *= -1
+    got = engine.multiply(isa, header(form, 20, 128), packed, padded(x))
+    assert np.abs(got - x.astype(np.float64) @ weights.astype(np.float64).T).max() <= 100 * size * 0.2 + 1e-28
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_row_comes_out_as_it_was_packed(isa: str, name: str):
     form = FORMATS[name]
     weights = np.random.default_rng(1).standard_normal((35, 83)).astype(np.float32)
