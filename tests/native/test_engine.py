@@ -256,17 +256,20 @@ def test_ctrl_c_ends_a_long_text_and_leaves_the_cache_as_it_was(tmp_path: Path):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def read_on() -> None:
+        while True:
+            native.run([text[5:]], [cache])
+            cache.rewind(5)
+
     before = signal.signal(signal.SIGALRM, interrupted)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                native.run([text], [cache])
-                cache.rewind(5)
+            read_on()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert cache.length == 5 or cache.length == 1005
+    assert cache.length in (5, 1000)
     cache.rewind(5)
     assert_near(native.run([text[5:20]], [cache]), native.run([text[:20]]))
 
