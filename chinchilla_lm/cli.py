@@ -66,7 +66,10 @@ _REFUSED_BY_THE_SYSTEM = {
     errno.EISDIR: "check the path",
     errno.ENAMETOOLONG: "pass a shorter path",
 }
-_OUT_OF_MEMORY = "out of memory; pass a smaller --batch or --max-tokens, or use a machine with more"
+_OUT_OF_MEMORY = (
+    "out of memory; pass a smaller --batch, fewer tokens or a smaller model, whichever the verb takes, "
+    "or use a machine with more"
+)
 
 
 class _Parser(argparse.ArgumentParser):

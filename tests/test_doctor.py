@@ -100,8 +100,8 @@ def test_rates_are_work_over_the_median_time(monkeypatch):
     monkeypatch.setattr(machine, "_LEAST_BUFFER_BYTES", 1 << 20)
     monkeypatch.setattr(machine, "last_level_cache", lambda: 1 << 20)
     assert machine.measure_bandwidth(0.5) == pytest.approx(4 * (1 << 20) / 0.01 / 1e9)
-    # Three products of 512 fit in 0.05 s when one takes 0.01 s; three of 1024, at eight times the work, do not.
-    assert machine.measure_gemm("float32", 0.05) == pytest.approx(2 * 512**3 / 0.01 / 1e9)
+    # Three products of 256 fit in 0.05 s when one takes 0.01 s; three of 512, at eight times the work, do not.
+    assert machine.measure_gemm("float32", 0.05) == pytest.approx(2 * 256**3 / 0.01 / 1e9)
 
 
 def test_the_median_is_over_at_least_three_calls_after_one_to_warm_up():
@@ -138,12 +138,28 @@ def test_packaged_models_are_found_without_importing_them(monkeypatch, tmp_path)
     assert machine.packaged_models() == {"there": str(package / "model"), "cut": None, "none": None}
 
 
+def test_slow_products_do_not_take_long(monkeypatch):
+    """Each product of 256 takes 0.05 s here, and 512 times as long for one of 2048."""
+    seconds = []
+
+    def product(n, dtype):
+        return lambda: seconds.append(0.05 * (n / 256) ** 3)
+
+    clock = Clock()
+    clock.perf_counter = lambda: sum(seconds)  # type: ignore[method-assign]
+    monkeypatch.setattr(machine, "time", clock)
+    monkeypatch.setattr(machine, "_product", product)
+    machine.measure_gemm("bfloat16", 1.0)
+    assert sum(seconds) < 2.0
+
+
 GOOD = {
     "cpu": {"architecture": "x86_64", "instruction_sets": ["AVX2"], "usable_cores": 8, "threads": 8},
     "memory_bytes": 64e9,
     "memory_available_bytes": 60e9,
     "load_average": 0.1,
     "cuda": [],
+    "native": {"kernels": ["avx2", "portable"], "runs": "avx2", "error": None},
 }
 
 
@@ -163,6 +179,9 @@ def test_a_good_machine_has_no_warning():
         (("cpu", "instruction_sets"), [], "instruction sets", "does not name"),
         (("cpu", "threads"), 16, "cores", "pass --threads 8"),
         (("load_average",), 2.5, "load", "stop what else runs"),
+        (("native",), {"kernels": [], "runs": None, "error": None}, "native engine", "install a C++ compiler"),
+        (("native", "runs"), "portable", "native engine", "runs its portable kernels (could also run avx2)"),
+        (("native", "error"), "CHINCHILLA_ISA=mmx is not one", "native engine", "CHINCHILLA_ISA=mmx"),
         (("memory_available_bytes",), 1e9, "memory", "1.0 GB free: close something"),
     ],
 )
@@ -194,6 +213,7 @@ def test_the_verb_prints_one_object_with_measured_figures(capsys):
     result = json.loads(out)
     assert err == ""
     assert result["bandwidth_gb_s"] > 0.1
+    assert set(result["machine"]["native"]) == {"kernels", "runs", "error"}
     assert set(result["gemm_gflops"]) == {"float32", "bfloat16"}
     assert min(result["gemm_gflops"].values()) > 0.1
     assert {check["status"] for check in result["checks"]} <= {"pass", "warn"}
@@ -206,7 +226,7 @@ def test_the_verb_prints_every_check_for_people(capsys):
     assert "GFLOP/s" in out
     assert "GB/s" in out
     lines = [line for line in out.splitlines() if line.startswith(("PASS  ", "WARN  "))]
-    assert len(lines) == 7 + len(machine.PACKAGED_MODELS)
+    assert len(lines) == 8 + len(machine.PACKAGED_MODELS)
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])

@@ -1,7 +1,7 @@
 """`chinchilla bench`: how fast a model is, beside another one or, with --peers, beside other programs, in one run.
 
-Both models get the same random prompts, dtype and threads, in turn, round by round; ratios are medians within rounds.
-Each is also held against this machine's measured roof: bytes it must read a token against the read bandwidth,
+Both models, packed or not, get the same random prompts and threads, in turn, round by round; ratios are medians within
+rounds. Each is also held against this machine's measured roof: bytes it must read a token against the read bandwidth,
 operations it must do against the GEMM peak. Memory and load time come from a process of its own for each.
 """
 
@@ -17,13 +17,14 @@ from chinchilla_lm.commands import bench_peers
 from chinchilla_lm.commands.inspect import TASKS, add_device_arguments
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import json_text, write_atomic
 
 if TYPE_CHECKING:
     import torch
 
     from chinchilla_lm.evaluate.speed import Entry, Roof
     from chinchilla_lm.runtime.footprint import Footprint
-    from chinchilla_lm.runtime.race import Shape
+    from chinchilla_lm.runtime.shape import Shape
 
 # Texts a batch: one request of a language model, a batch of short texts for what only reads.
 DEFAULT_BATCH = {True: 1, False: 32}
@@ -33,7 +34,9 @@ DEFAULT_NEW_TOKENS = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, the peers, and the shape of the work."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder, a packed model, a hub id, a GGUF file, or a run's folder"
+    )
     parser.add_argument("--against", metavar="MODEL", help="the original, to compare with")
     parser.add_argument(
         "--peers", metavar="NAME,…", default="", help="programs to race with, such as llama.cpp,openvino"
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--test", metavar="FILE", help="with --data: the file of its test split")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", help="with --peers: folder for bench.md, bench.json, bench.svg"
+        "-o", "--output", metavar="OUT", help="folder for bench.md and bench.json; with --peers also bench.svg"
     )
     parser.add_argument("--task", choices=TASKS, help="give the models this head (default: the one saved)")
     parser.add_argument("--batch", type=int, metavar="N", help="texts a batch (default 1; 32 for what only reads)")
@@ -64,25 +67,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Race and print. Raises InputError for an unknown peer and for a shape that a model cannot take."""
     if args.peers:
         return bench_peers.run(args, console)
+    import torch
+
     from chinchilla_lm.evaluate.speed import measure
     from chinchilla_lm.runtime import machine
+    from chinchilla_lm.runtime.cpu import usable_cores
     from chinchilla_lm.runtime.device import resolve_device
     from chinchilla_lm.runtime.torch_backend import set_threads
 
-    for flag in ("data", "test", "output", "peers_home"):
+    for flag in ("data", "test", "peers_home"):
         if getattr(args, flag) is not None:
             raise InputError(f"--{flag.replace('_', '-')} belongs to a race with peers; pass --peers too")
-    if args.threads is not None:
-        set_threads(args.threads)
+    folder = None if args.output is None else Path(args.output)
+    if folder is not None:
+        bench_peers.check_writable(folder)
+    # torch knows no quota of a container: on more threads than that it would be slow, and the roof too low.
+    set_threads(min(torch.get_num_threads(), usable_cores()) if args.threads is None else args.threads)
     device = resolve_device(args.device)
     entries, ours = _entries(args, device)
     shape = _shape(args, entries, console)
-    roof = _roof(device, entries[ours].spec.dtype, console)
+    dtype = _peak_dtype(entries[ours].engine.form)
+    roof = _roof(device, dtype, console)
     footprints = [None] * len(entries) if args.no_memory else _footprints(entries, shape, console)
     console.say(f"racing {len(entries)} for {args.seconds:g} s")
     result = measure(entries, ours, shape, args.seconds, roof, footprints)
-    result |= {"machine": machine.describe(), "roofline": asdict(roof)}
-    _show(result, shape, console)
+    result |= {"machine": machine.describe(), "roofline": asdict(roof) | {"gemm_dtype": dtype}}
+    _show(result, shape, folder, console)
     console.result(result)
     return 0
 
@@ -92,33 +102,37 @@ def _entries(args: argparse.Namespace, device: torch.device) -> tuple[list[Entry
     from chinchilla_lm.evaluate.speed import Entry
     from chinchilla_lm.runtime.engines import NATIVE, TORCH, EngineSpec, open_engine
     from chinchilla_lm.runtime.loading import engine_serves
+    from chinchilla_lm.runtime.packed import is_packed
     from chinchilla_lm.runtime.torch_backend import dtype_of
 
     if args.backend == "native" and device.type != "cpu":
         raise InputError(f"backend native runs on the CPU, not on {device}; pass --device cpu")
     native = args.backend == "native" or (args.backend == "auto" and engine_serves(str(device)))
+    names = ([] if args.against is None else [args.against]) + [args.model]
+    if native and args.dtype != "auto" and all(is_packed(name) for name in names):
+        raise InputError(f"dtype {args.dtype} is not that of a packed model; leave --dtype away")
     dtype = str(dtype_of(args.dtype, device)).removeprefix("torch.")
     entries = []
-    for name in ([] if args.against is None else [args.against]) + [args.model]:
-        spec = EngineSpec(NATIVE if native else TORCH, name, dtype, str(device), args.task)
-        engine = open_engine(spec)
-        entries.append(Entry(name, spec, engine, engine.model))
-    if len(entries) == 2 and len({(e.model.config.causal, e.model.config.head.kind) for e in entries}) > 1:
-        kinds = [f"{entry.name} is for {entry.model.config.head.kind}" for entry in entries]
+    for name in names:
+        spec = EngineSpec(NATIVE if native else TORCH, name, dtype, str(device), args.task, args.threads)
+        entries.append(Entry(name, spec, open_engine(spec)))
+    demands = [entry.engine.demand for entry in entries]
+    if len({(one.causal, one.kind) for one in demands}) > 1:
+        kinds = [f"{entry.name} is for {entry.engine.demand.kind}" for entry in entries]
         raise InputError(f"{' and '.join(kinds)}; only models for one task compare; pass --task")
     return entries, len(entries) - 1
 
 
 def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> Shape:
-    from chinchilla_lm.runtime.race import Shape
+    from chinchilla_lm.runtime.shape import Shape
 
-    config = entries[-1].model.config
-    writes = config.head.kind == "language-modeling" and config.causal
+    demand = entries[-1].engine.demand
+    writes = demand.kind == "language-modeling" and demand.causal
     if not writes and args.new_tokens is not None:
-        console.warn(f"--new-tokens {args.new_tokens} is ignored: this model, for {config.head.kind}, writes none")
+        console.warn(f"--new-tokens {args.new_tokens} is ignored: this model, for {demand.kind}, writes none")
     new = (DEFAULT_NEW_TOKENS if args.new_tokens is None else args.new_tokens) if writes else 0
     batch = DEFAULT_BATCH[writes] if args.batch is None else args.batch
-    positions = min(entry.model.config.max_positions for entry in entries)
+    positions = min(entry.engine.demand.positions for entry in entries)
     tokens = min(DEFAULT_TOKENS, max(1, positions - new)) if args.tokens is None else args.tokens
     for flag, value in (("batch", batch), ("tokens", tokens), ("new-tokens", new if writes else 1)):
         if value < 1:
@@ -129,6 +143,15 @@ def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> 
         asked = f"{tokens} + {new} tokens" if new else f"{tokens} tokens"
         raise InputError(f"{asked} are more than the model's {positions} positions; pass fewer with --tokens")
     return Shape(batch, tokens, new)
+
+
+def _peak_dtype(form: str) -> str:
+    """The numbers whose products are the peak: those of the format, or the fastest floats for formats of few bits."""
+    from chinchilla_lm.runtime.native import native_format
+
+    if form not in ("bf16", "bfloat16", "f32", "float32"):
+        form = native_format("auto")
+    return "bfloat16" if form in ("bf16", "bfloat16") else "float32"
 
 
 def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
@@ -144,23 +167,39 @@ def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
 
 
 def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Footprint | None]:
+    import torch
+
     from chinchilla_lm.runtime.footprint import measure_footprint
 
     found: list[Footprint | None] = []
     with console.progress(len(entries), "memory and load time", "processes") as progress:
         for entry in entries:
-            found.append(measure_footprint(entry.spec, shape))
+            found.append(measure_footprint(entry.spec, shape, torch.get_num_threads()))
             progress.advance(note=entry.spec.engine)
     return found
 
 
-def _show(result: dict[str, Any], shape: Shape, console: Console) -> None:
+def _show(result: dict[str, Any], shape: Shape, folder: Path | None, console: Console) -> None:
+    """In the terminal and, where there is one, in a folder."""
+    from chinchilla_lm.peers.outcome import document, markdown_table
+
     short = _short_names([row["model"] for row in result["rows"]])
     rows = [_columns(row, short, shape) for row in result["rows"]]
     timed = f"whole requests of {shape.tokens} + {shape.new_tokens} tokens" if shape.new_tokens else "single texts"
     title = f"{shape.batch} x {shape.tokens} tokens, {result['rounds']} rounds; p50 and p95 of {timed}"
-    console.table(list(rows[0]), [list(row.values()) for row in rows], title)
-    _show_notes(result, short, console)
+    names, cells = list(rows[0]), [list(row.values()) for row in rows]
+    notes = _notes(result, short)
+    console.table(names, cells, title)
+    for note in notes:
+        console.show(note)
+    if folder is not None:
+        written = [
+            ["-" if one is None else f"{one:,.4g}" if isinstance(one, float) else str(one) for one in row]
+            for row in cells
+        ]
+        write_atomic(folder / "bench.json", json_text(result, indent=1) + "\n")
+        write_atomic(folder / "bench.md", document(title, [markdown_table(names, written)], notes))
+        console.show(f"written: {folder / 'bench.md'} and bench.json")
 
 
 def _columns(row: dict[str, Any], short: dict[str, str], shape: Shape) -> dict[str, Any]:
@@ -187,10 +226,14 @@ def _short_names(names: list[str]) -> dict[str, str]:
     return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
 
 
-def _show_notes(result: dict[str, Any], short: dict[str, str], console: Console) -> None:
-    roof = result["roofline"]
+def _notes(result: dict[str, Any], short: dict[str, str]) -> list[str]:
+    roof, notes = result["roofline"], []
     if roof["bandwidth_gb_s"] is not None:
-        console.show(f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products")
+        notes.append(
+            f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products of "
+            f"{roof['gemm_dtype']}, which rows of int8 and int4 are held against too"
+        )
     for ratio in result["ratios"]:
         interval = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
-        console.show(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {short[ratio['over']]}{interval}")
+        notes.append(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {short[ratio['over']]}{interval}")
+    return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chinchilla_lm.commands.job import Job
+    from chinchilla_lm.models.checkpoint import Checkpoint
     from chinchilla_lm.models.config import ModelConfig
     from chinchilla_lm.peers.work import Work
 
@@ -27,47 +29,31 @@ DEFAULT_TOKENS, DEFAULT_NEW_TOKENS = 512, 64
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Race, print, and write what -o asks for. Raises InputError for an unknown peer, a model of another kind, and a
-    tagger without data."""
-    from chinchilla_lm.commands.job import Job
-    from chinchilla_lm.models.checkpoint import load
-    from chinchilla_lm.peers import environment, outcome
+    """Race, print, and write what -o asks for. Raises InputError for an unknown peer, a model of another kind, a
+    tagger without data, and a packed model without its original."""
+    import torch
+
+    from chinchilla_lm.peers import environment
     from chinchilla_lm.peers.run import Field, compete
     from chinchilla_lm.peers.sources import Sources
-    from chinchilla_lm.peers.table import LANGUAGE, TAGGING, chosen
-    from chinchilla_lm.recipe import make_recipe
+    from chinchilla_lm.peers.table import LANGUAGE, chosen
     from chinchilla_lm.runtime import machine
+    from chinchilla_lm.runtime.cpu import usable_cores
     from chinchilla_lm.runtime.native import native_format
+    from chinchilla_lm.runtime.packed import is_packed, read_packed
     from chinchilla_lm.runtime.roofline import pass_flops
+    from chinchilla_lm.runtime.torch_backend import set_threads
 
     peers, commands = chosen(args.peers)
-    ignored = {"batch": None, "backend": "auto", "dtype": "auto", "no_memory": False}
-    for name, default in ignored.items():
-        if getattr(args, name) != default:
-            raise InputError(
-                f"--{name.replace('_', '-')} has no meaning in a race with peers; leave one of the two away"
-            )
-    if args.device not in ("auto", "cpu"):
-        raise InputError(f"peers race on the CPU, not on {args.device}; leave --device away")
+    _check(args)
     folder = None if args.output is None else Path(args.output)
     if folder is not None:
-        _open(folder)
-    if not 0 < args.seconds < math.inf:
-        raise InputError(f"seconds {args.seconds} is not a number above 0; pass --seconds 60")
-    checkpoint = load(args.model, task=args.task)
-    config = checkpoint.model.config
-    task = config.head.kind
-    if task not in (LANGUAGE, TAGGING) or (task == LANGUAGE and not config.causal):
-        raise InputError(f"peers race causal language models and taggers; this one is for {task}; leave --peers away")
-    if task == TAGGING and args.data is None:
-        raise InputError("a tagger is raced on its texts: data is missing; pass --data FOLDER")
-    given = {"model": args.model, "task": task, "data": args.data, "test": args.test, "threads": args.threads}
-    job = Job(make_recipe({key: value for key, value in given.items() if value is not None}), console)
-    original = checkpoint if args.against is None else load(args.against, task=args.task)
-    if args.against is not None:
-        _check_alike(args, config, original.model.config)
-    work, judge = _work(args, job, original.model.config.max_positions)
-    sizes = [work.tokens] if task == LANGUAGE else [len(text) for text in work.texts]
+        check_writable(folder)
+    set_threads(min(torch.get_num_threads(), usable_cores()) if args.threads is None else args.threads)
+    job, original = _models(args, console)
+    checkpoint = job.checkpoint
+    work, judge, quality = _work(args, job, original.model.config.max_positions)
+    sizes = [work.tokens] if work.task == LANGUAGE else [len(text) for text in work.texts]
     flops = {
         whose: sum(pass_flops(one.model, 1, size) for size in sizes)
         for whose, one in (("ours", checkpoint), ("theirs", original))
@@ -77,8 +63,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     roof = {"bandwidth_gb_s": machine.measure_bandwidth(), "gemm_gflops": machine.measure_gemm(dtype)}
     with tempfile.TemporaryDirectory(prefix="chinchilla-bench-") as temporary:
         below = Path(temporary)
+        form = read_packed(args.model)[0].header["format"] if is_packed(args.model) else None
         field = Field(
-            Sources(args.model, checkpoint, below),
+            Sources(args.model, checkpoint, below, form),
             Sources(args.against or args.model, original, below),
             below,
             Path(args.peers_home) if args.peers_home else environment.home(),
@@ -88,33 +75,110 @@ def run(args: argparse.Namespace, console: Console) -> int:
             work.texts[:: max(1, len(work.texts) // SAMPLES)][:SAMPLES],
         )
         result = compete(field, work, args.seconds, roof, flops, judge, console)
-    result |= {"machine": machine.describe(), "roofline": roof, "model": args.model, "against": args.against}
-    names, cells = outcome.table(result["rows"])
-    others = "" if args.against is None else f" here, {args.against} in the others"
-    title = f"{args.model}{others}, {result['rounds']} rounds in turn: medians [quartiles]"
-    console.table(names, cells, title)
-    if folder is not None:
-        write_atomic(folder / "bench.json", json_text(result, indent=1) + "\n")
-        write_atomic(folder / "bench.md", outcome.markdown(title, result["rows"], _notes(result, task)))
-        write_atomic(folder / "bench.svg", outcome.chart(Path(args.model).name, result["rows"]))
-        console.show(f"written: {folder / 'bench.md'}, bench.json and bench.svg")
+    result |= {"machine": machine.describe(), "roofline": roof | {"gemm_dtype": dtype}, "quality": quality}
+    result |= {"model": args.model, "against": args.against}
+    _show(result, work, folder, console)
     console.result(result)
     return 0
 
 
-def _notes(result: dict[str, Any], task: str) -> list[str]:
+def _check(args: argparse.Namespace) -> None:
+    """Raise InputError for what has no meaning here, and for a time that is none."""
+    ignored = {"batch": None, "backend": "auto", "dtype": "auto", "no_memory": False}
+    for name, default in ignored.items():
+        if getattr(args, name) != default:
+            raise InputError(
+                f"--{name.replace('_', '-')} has no meaning in a race with peers; leave one of the two away"
+            )
+    if args.device not in ("auto", "cpu"):
+        raise InputError(f"peers race on the CPU, not on {args.device}; leave --device away")
+    if not 0 < args.seconds < math.inf:
+        raise InputError(f"seconds {args.seconds} is not a number above 0; pass --seconds 60")
+
+
+def _models(args: argparse.Namespace, console: Console) -> tuple[Job, Checkpoint]:
+    """A job on the model, which has it loaded, and the model that the others run."""
+    from chinchilla_lm.commands.job import Job
+    from chinchilla_lm.models.checkpoint import load
+    from chinchilla_lm.peers.table import LANGUAGE, TAGGING
+    from chinchilla_lm.recipe import make_recipe
+    from chinchilla_lm.runtime.packed import is_packed
+    from chinchilla_lm.runtime.unpacking import unpack_checkpoint
+
+    packed = is_packed(args.model)
+    if packed and args.against is None:
+        raise InputError(
+            f"other programs cannot run {args.model}, which is packed; pass --against ORIGINAL for them, or the "
+            "original in its place, which is packed here in each format"
+        )
+    if args.against is not None and is_packed(args.against):
+        raise InputError(f"other programs cannot run {args.against}, which is packed; pass the original to --against")
+    checkpoint = (unpack_checkpoint if packed else load)(args.model, task=args.task)
+    config = checkpoint.model.config
+    task = config.head.kind
+    if task not in (LANGUAGE, TAGGING) or (task == LANGUAGE and not config.causal):
+        raise InputError(f"peers race causal language models and taggers; this one is for {task}; leave --peers away")
+    if task == TAGGING and args.data is None:
+        raise InputError("a tagger is raced on its texts: data is missing; pass --data FOLDER")
+    original = checkpoint if args.against is None else load(args.against, task=args.task)
+    if args.against is not None:
+        _check_alike(args, config, original.model.config)
+    given = {"model": args.model, "task": task, "data": args.data, "test": args.test, "threads": args.threads}
+    job = Job(make_recipe({key: value for key, value in given.items() if value is not None}), console)
+    job.checkpoint = checkpoint
+    return job, original
+
+
+def _show(result: dict[str, Any], work: Work, folder: Path | None, console: Console) -> None:
+    """In the terminal and, where there is one, in a folder."""
+    from chinchilla_lm.peers import outcome
+    from chinchilla_lm.peers.leads import leads_table
+
+    names, cells = outcome.table(result["rows"])
+    others = "" if result["against"] is None else f" here, {result['against']} in the others"
+    title = f"{result['model']}{others}, {result['rounds']} rounds in turn: medians [quartiles]"
+    console.table(names, cells, title)
+    tables, notes = [outcome.markdown_table(names, cells)], _notes(result, work)
+    if result["leads"]:
+        names, cells = leads_table(result["leads"])
+        about = "how many times as fast as the fastest other: medians of ratios within rounds [quartiles]"
+        console.table(names, cells, f"\n{about}")
+        tables += [f"## {about[0].upper()}{about[1:]}", outcome.markdown_table(names, cells)]
+    for note in notes:
+        console.show(note)
+    if folder is not None:
+        write_atomic(folder / "bench.json", json_text(result, indent=1) + "\n")
+        write_atomic(folder / "bench.md", outcome.document(title, tables, notes))
+        write_atomic(folder / "bench.svg", outcome.chart(Path(result["model"]).name, result["rows"]))
+        console.show(f"written: {folder / 'bench.md'}, bench.json and bench.svg")
+
+
+def _notes(result: dict[str, Any], work: Work) -> list[str]:
     cpu, roof = result["machine"]["cpu"], result["roofline"]
+    commands = {row["engine"]: row["command"] for row in result["rows"] if "command" in row}
     notes = [
         f"{cpu['model']}, {cpu['usable_cores']} cores, {', '.join(cpu['instruction_sets'])}",
-        f"roof, measured: reads {roof['bandwidth_gb_s']:.1f} GB/s, products {roof['gemm_gflops']:,.0f} GFLOP/s",
+        f"roof, measured: reads {roof['bandwidth_gb_s']:.1f} GB/s, products {roof['gemm_gflops']:,.0f} GFLOP/s in "
+        f"{roof['gemm_dtype']}",
         "every engine in a process of its own, stopped while another is on turn; no prompt comes twice",
+        *(f"{engine}: {command}; it keeps its own time, of random tokens" for engine, command in commands.items()),
+        f"quality: {result['quality']}",
+        f"of GEMM: operations over the peak of {roof['gemm_dtype']}, for int8 and int4 too, which may go above 100 %",
     ]
-    if task == "language-modeling":
-        return [*notes, "of bandwidth: bytes of the weights x decode tokens/s over what the machine reads"]
-    return [*notes, "latency: texts alone, one after the other"]
+    if work.task != "language-modeling":
+        return [*notes, "p50 and p95: texts alone, one after the other"]
+    if any("metrics_of" in row for row in result["rows"]):
+        notes.append("* of llama.cpp on the same file, since llama-bench tells none")
+    return [
+        *notes,
+        "of bandwidth: bytes of weights that a token reads x decode tokens/s over what the machine reads; neither the "
+        "cache counts nor a table of embeddings that is only looked up (of other programs' files by its share of the "
+        "parameters)",
+        f"p50 and p95: single steps of decoding; first token: of a prompt of {work.tokens} tokens, median of rounds",
+    ]
 
 
-def _open(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """What comes of hours is not to be lost for a folder that cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +199,10 @@ def _check_alike(args: argparse.Namespace, ours: ModelConfig, theirs: ModelConfi
             )
 
 
-def _work(args: argparse.Namespace, job: Job, most: int) -> tuple[Work, Callable[..., dict[str, float]] | None]:
-    """What all are asked to do, and what judges a tagger's logits. most: positions of the others' model."""
+def _work(
+    args: argparse.Namespace, job: Job, most: int
+) -> tuple[Work, Callable[[list[NDArray[np.float32]]], dict[str, float]] | None, str]:
+    """What all are asked to do, what judges a tagger's logits, and on what. most: positions of the others' model."""
     from chinchilla_lm.peers.work import Work
 
     config = job.checkpoint.model.config
@@ -151,11 +217,8 @@ def _work(args: argparse.Namespace, job: Job, most: int) -> tuple[Work, Callable
                 f"{tokens} + {new} tokens: at least 1 + 2 are needed, and no more than the model's "
                 f"{positions} positions; pass others with --tokens and --new-tokens"
             )
-        windows: list[list[int]] = []
-        if args.data is not None:
-            encoded = job.encode(job.dataset.records("test"))
-            windows = [one.ids for one in encoded[: max(1, QUALITY_TOKENS // job.window)]]
-        return Work(config.head.kind, vocabulary, positions, tokens, new, windows=windows), None
+        windows, what = _windows(args, job)
+        return Work(config.head.kind, vocabulary, positions, tokens, new, windows=windows), None, what
     for flag in ("tokens", "new_tokens"):
         if getattr(args, flag) is not None:
             raise InputError(
@@ -181,4 +244,24 @@ def _work(args: argparse.Namespace, job: Job, most: int) -> tuple[Work, Callable
         sums = judge(lambda _: next(outputs)).measurement.sums
         return {"entity_f1": sums["entity_f1"].value}
 
-    return Work(config.head.kind, vocabulary, positions, texts=[one.ids for one in encoded]), judged
+    work = Work(config.head.kind, vocabulary, positions, texts=[one.ids for one in encoded])
+    return work, judged, f"entity F1 on {len(records):,} texts of {args.data}"
+
+
+def _windows(args: argparse.Namespace, job: Job) -> tuple[list[list[int]], str]:
+    """Windows to judge a language model on, and what they are of: the data, or a text that every Python has."""
+    from chinchilla_lm.data.records import Text
+
+    whose = f"{args.data}"
+    if args.data is not None:
+        records = job.dataset.records("test")
+    else:
+        try:
+            from pydoc_data.topics import topics
+        except ImportError:  # some systems put it into a package of its own
+            return [], "not measured: no --data was passed, and this Python has no pydoc_data"
+        # A token has some four characters, and more than one in every tokenizer of words.
+        records = [Text("topics", "topics", "\n\n".join(topics.values())[: 8 * QUALITY_TOKENS])]
+        whose = f"the language reference of Python {platform.python_version()}; pass --data for another text"
+    windows = [one.ids for one in job.encode(records)[: max(1, QUALITY_TOKENS // job.window)]]
+    return windows, f"perplexity on {sum(map(len, windows)):,} tokens of {whose}"

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"seconds {args.seconds} is not greater than 0; pass --seconds 5")
     from chinchilla_lm.runtime import machine
 
-    found = machine.describe()
+    found = machine.describe() | {"native": describe_engine()}
     bandwidth, gemm = _measure(args.seconds, console)
     models = machine.packaged_models()
     checks = make_checks(found, bandwidth, gemm, models)
@@ -95,12 +95,28 @@ def _show(found: dict[str, Any], bandwidth: float, gemm: dict[str, float], conso
     console.show("")
 
 
+def describe_engine() -> dict[str, Any]:
+    """The native engine: `kernels`, the sets that it could run here, best first (none where it is not installed);
+    `runs`, the one that it would run; `error`, why it would not."""
+    from chinchilla_lm.runtime.native import engine_module, instruction_set
+
+    module = engine_module()
+    if module is None:
+        return {"kernels": [], "runs": None, "error": None}
+    kernels = list(module.kernel_names())
+    try:
+        return {"kernels": kernels, "runs": instruction_set() or kernels[0], "error": None}
+    except InputError as error:
+        return {"kernels": kernels, "runs": None, "error": str(error)}
+
+
 def make_checks(
     found: dict[str, Any], bandwidth: float, gemm: dict[str, float], models: dict[str, str | None]
 ) -> list[Check]:
     """The verdict on `machine.describe()`, the read bandwidth (GB/s), GFLOP/s by dtype, and the packaged models."""
     return [
         _check_instructions(found["cpu"]),
+        _check_engine(found["native"]),
         _check_cores(found["cpu"]),
         _check_load(found),
         _check_memory(found),
@@ -118,6 +134,17 @@ def _check_instructions(cpu: dict[str, Any]) -> Check:
     if "AVX2" in sets or "NEON" in sets:
         return Check("instruction sets", True, ", ".join(sets))
     return Check("instruction sets", False, f"no AVX2 ({', '.join(sets)}): expect every figure to be far lower")
+
+
+def _check_engine(native: dict[str, Any]) -> Check:
+    if native["error"] is not None:
+        return Check("native engine", False, native["error"])
+    if not native["kernels"]:
+        remedy = "models run on torch, which is slower; install a C++ compiler and chinchilla-lm again"
+        return Check("native engine", False, f"not installed; {remedy}")
+    others = [name for name in native["kernels"] if name != native["runs"]]
+    could = f" (could also run {', '.join(others)})" if others else ""
+    return Check("native engine", native["runs"] != "portable", f"runs its {native['runs']} kernels{could}")
 
 
 def _check_cores(cpu: dict[str, Any]) -> Check:

@@ -1,20 +1,31 @@
-"""`chinchilla generate`: continue a text, piece by piece on standard output."""
+"""`chinchilla generate`: continue a text, piece by piece on standard output; or several, together."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.commands.inspect import add_device_arguments
 from chinchilla_lm.console import Console
 
+if TYPE_CHECKING:
+    from chinchilla_lm.runtime.generate import Generation
+    from chinchilla_lm.runtime.session import Session
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the prompt, and how to choose tokens."""
+    """The model, the prompts, and how to choose tokens."""
     parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="the text to continue; may be repeated: several are written together",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens to write (default 64)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
@@ -34,13 +45,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Write the text. Raises InputError for a model that writes none, and for settings out of range."""
-    from chinchilla_lm.runtime.loading import load
-
-    session = load(args.model, args.backend, args.device, args.dtype, args.threads)
+    """Write the texts. Raises InputError for a model that writes none, and for settings out of range."""
+    session = _load(args, console)
     begun = time.perf_counter()
-    generation = session.start(
-        args.prompt,
+    generations = [_start(session, prompt, args) for prompt in args.prompt]
+    texts = [""] * len(generations)
+    alone = len(generations) == 1
+    for index, piece in session.write(generations):
+        texts[index] += piece
+        if alone and not console.json_mode:
+            _write(piece)
+    seconds = time.perf_counter() - begun
+    results = [_result(text, generation) for text, generation in zip(texts, generations, strict=True)]
+    if alone:
+        if not console.json_mode:
+            _write("\n")
+        console.result(results[0] | {"seconds": seconds})
+        return 0
+    for prompt, text in zip(args.prompt, texts, strict=True):
+        console.say(f"--- {prompt}")
+        console.show(text)
+    console.result({"results": results, "seconds": seconds})
+    return 0
+
+
+def _load(args: argparse.Namespace, console: Console) -> Session:
+    from chinchilla_lm.runtime.loading import EngineWarning, load
+
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always", EngineWarning)
+        session = load(args.model, args.backend, args.device, args.dtype, args.threads)
+    for doubt in doubts:
+        console.warn(str(doubt.message))
+    return session
+
+
+def _start(session: Session, prompt: str, args: argparse.Namespace) -> Generation:
+    return session.start(
+        prompt,
         args.max_new_tokens,
         ignore_eos=args.ignore_eos,
         chat=args.chat,
@@ -52,22 +94,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         stop=args.stop,
         seed=args.seed,
     )
-    pieces: list[str] = []
-    for piece in generation:
-        pieces.append(piece)
-        if not console.json_mode:
-            _write(piece)
-    seconds = time.perf_counter() - begun
-    if not console.json_mode:
-        _write("\n")
-    found: dict[str, Any] = {
-        "text": "".join(pieces),
-        "tokens": len(generation.tokens),
-        "prompt_tokens": generation.prompt_tokens,
-        "seconds": seconds,
-    }
-    console.result(found)
-    return 0
+
+
+def _result(text: str, generation: Generation) -> dict[str, Any]:
+    return {"text": text, "tokens": len(generation.tokens), "prompt_tokens": generation.prompt_tokens}
 
 
 def _write(text: str) -> None:

@@ -10,8 +10,10 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 
 if TYPE_CHECKING:
+    from chinchilla_lm.models.batch import Batch
     from chinchilla_lm.models.checkpoint import Checkpoint
     from chinchilla_lm.models.transformer import Transformer
+    from chinchilla_lm.runtime.program import Program
     from chinchilla_lm.score.timing import LinkTimes
 
 TASKS = ("language-modeling", "token-classification", "text-classification", "ranking", "embedding")
@@ -24,7 +26,7 @@ _SHOWN_LABELS = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the shape of the timed batch, and whether to time at all."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument("model", metavar="MODEL", help="a folder (also a packed or a run's), a hub id or a GGUF file")
     parser.add_argument("--task", choices=TASKS, help="give the model this head (default: the one it was saved with)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences a timed batch (default 1)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens a sequence (default 128)")
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.threads is not None:
         set_threads(args.threads)
     shape = None if args.no_time else (args.batch, args.tokens)
-    console.result(inspect(args.model, console, task=args.task, shape=shape, device=args.device, dtype=args.dtype))
+    how = {"device": args.device, "dtype": args.dtype, "threads": args.threads}
+    console.result(inspect(args.model, console, task=args.task, shape=shape, **how))
     return 0
 
 
@@ -63,20 +66,33 @@ def inspect(
     shape: tuple[int, int | None] | None = (1, None),
     device: str = "auto",
     dtype: str = "auto",
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Show a model's chain and return it as plain values. shape: sequences and tokens (None: 128, or as
-    many as fit) to time; None: no timing.
+    many as fit) to time; None: no timing. threads: of the engine, in which a packed model is timed.
 
     Raises InputError for a model that cannot be read, or a shape that it cannot take.
     """
     from chinchilla_lm.models.checkpoint import load
+    from chinchilla_lm.runtime.packed import is_packed, read_packed
+    from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 
-    checkpoint = load(model, task=task)
+    program = read_packed(model)[0] if is_packed(model) else None
+    if program is not None and shape is not None:
+        _check_engine(device, dtype)
+    checkpoint = load(model, task=task) if program is None else unpack_checkpoint(model, task)
     found = describe(checkpoint) | {"model": model}
+    if program is not None:
+        found |= {"dtype": program.header["format"], "bytes": int(program.data.size)}
+        found["sizes"] = {name: {"parameters": one["parameters"]} for name, one in found["sizes"].items()}
     times = None
     if shape is not None:
         rows, tokens = shape[0], shape[1] or min(DEFAULT_TOKENS, checkpoint.model.config.max_positions)
-        times = _time(checkpoint.model, rows, tokens, device, dtype)
+        _check_shape(checkpoint.model, rows, tokens)
+        if program is None:
+            times = _time(checkpoint.model, rows, tokens, device, dtype)
+        else:
+            times = _time_packed(checkpoint.model, program, rows, tokens, threads)
         found["time"] = {"batch": rows, "tokens": tokens, **asdict(times)}
     _show(found, times, console)
     return found
@@ -126,22 +142,54 @@ def _link(model: Transformer, name: str) -> dict[str, Any]:
     return {"name": name, "parameters": size_of(model.link(name)).parameters, "dropped": None}
 
 
-def _time(model: Transformer, rows: int, tokens: int, device: str, dtype: str) -> LinkTimes:
-    from chinchilla_lm.models.batch import Batch
-    from chinchilla_lm.runtime.device import resolve_device
-    from chinchilla_lm.runtime.prepare import prepare
-    from chinchilla_lm.runtime.race import prompt
-    from chinchilla_lm.runtime.torch_backend import dtype_of
-    from chinchilla_lm.score.timing import time_links
-
+def _check_shape(model: Transformer, rows: int, tokens: int) -> None:
     if rows < 1 or not 1 <= tokens <= model.config.max_positions:
         raise InputError(
             f"a batch of {rows} times {tokens} tokens is not 1 or more times 1 to {model.config.max_positions}; "
             "pass other --batch and --tokens"
         )
+
+
+def _check_engine(device: str, dtype: str) -> None:
+    """A packed model is timed in the engine or not at all."""
+    from chinchilla_lm.runtime.native import engine_module
+
+    if device not in ("auto", "cpu"):
+        raise InputError(f"a packed model is timed on the CPU, not on {device}; leave --device away")
+    if dtype != "auto":
+        raise InputError(f"dtype {dtype} is not that of a packed model; leave --dtype away")
+    if engine_module() is None:
+        raise InputError("a packed model is timed in the native engine, which is not installed; pass --no-time")
+
+
+def _time(model: Transformer, rows: int, tokens: int, device: str, dtype: str) -> LinkTimes:
+    from chinchilla_lm.runtime.device import resolve_device
+    from chinchilla_lm.runtime.prepare import prepare
+    from chinchilla_lm.runtime.torch_backend import dtype_of
+    from chinchilla_lm.score.timing import time_links
+
     place = resolve_device(device)
     ready = prepare(model, place, dtype_of(dtype, place))
-    return time_links(ready, Batch(prompt(0, rows, tokens, model.config.vocab_size).to(place)), seconds=_SECONDS)
+    return time_links(ready, _batch(model, rows, tokens).to(place), seconds=_SECONDS)
+
+
+def _time_packed(model: Transformer, program: Program, rows: int, tokens: int, threads: int | None) -> LinkTimes:
+    """In the engine. model: the program's twin, which says what is what."""
+    from chinchilla_lm.runtime.cpu import usable_cores
+    from chinchilla_lm.runtime.served import NativeForward
+    from chinchilla_lm.score.timing import time_native_links
+
+    served = NativeForward(program, model.config.head.kind, threads or usable_cores())
+    return time_native_links(model, served, _batch(model, rows, tokens), seconds=_SECONDS)
+
+
+def _batch(model: Transformer, rows: int, tokens: int) -> Batch:
+    import torch
+
+    from chinchilla_lm.models.batch import Batch
+    from chinchilla_lm.runtime.shape import prompt
+
+    return Batch(torch.from_numpy(prompt(0, rows, tokens, model.config.vocab_size)))
 
 
 def _show(found: dict[str, Any], times: LinkTimes | None, console: Console) -> None:

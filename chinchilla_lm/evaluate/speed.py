@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.clock import Timing, speedup
+from chinchilla_lm.runtime.demand import Demand
 from chinchilla_lm.runtime.engines import Engine, EngineSpec
 from chinchilla_lm.runtime.footprint import Footprint
-from chinchilla_lm.runtime.race import Shape, race
-from chinchilla_lm.runtime.roofline import decode_bytes, pass_flops, size_of
+from chinchilla_lm.runtime.race import race
+from chinchilla_lm.runtime.shape import Shape
 
 # What was timed → what its ratio is called.
 RATIO_NAMES = {
@@ -39,12 +39,11 @@ class Roof:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row. model: the one that runs: it says what must be read and computed."""
+    """One row."""
 
     name: str
     spec: EngineSpec
     engine: Engine
-    model: Transformer
 
 
 def measure(
@@ -62,7 +61,9 @@ def measure(
     timings = list(race({str(i): entry.engine for i, entry in enumerate(entries)}, shape, seconds=seconds).values())
     rows = []
     for entry, timing, footprint in zip(entries, timings, footprints, strict=True):
-        rows.append(_row(entry, shape, timing, footprint) | {"roofline": _shares(entry.model, shape, timing, roof)})
+        rows.append(
+            _row(entry, shape, timing, footprint) | {"roofline": _shares(entry.engine.demand, shape, timing, roof)}
+        )
     ratios = [
         {"model": entries[ours].name, "engine": entries[ours].spec.engine, "over": entry.name}
         | {"over_engine": entry.spec.engine, "measure": RATIO_NAMES[part]}
@@ -75,7 +76,7 @@ def measure(
 
 
 def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | None) -> dict[str, Any]:
-    size = size_of(entry.model)
+    demand = entry.engine.demand
     whole = timing["request" if shape.new_tokens else "batch"]
     prefill = decode = None
     if shape.new_tokens:
@@ -85,7 +86,7 @@ def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | Non
     return {
         "model": entry.name,
         "engine": entry.spec.engine,
-        "format": entry.spec.dtype,
+        "format": entry.engine.form,
         "batch": shape.batch,
         "prompt_tokens": shape.tokens,
         "new_tokens": shape.new_tokens,
@@ -96,14 +97,14 @@ def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | Non
         "peak_mb": None if footprint is None else footprint.peak_mb,
         "load_s": None if footprint is None else footprint.load_s,
         "metrics": {},
-        "parameters": size.parameters,
-        "bytes": size.bytes,
+        "parameters": demand.parameters,
+        "bytes": demand.bytes,
     }
 
 
-def _shares(model: Transformer, shape: Shape, timing: Timings, roof: Roof) -> dict[str, float | None]:
+def _shares(demand: Demand, shape: Shape, timing: Timings, roof: Roof) -> dict[str, float | None]:
     """What must be read and computed, and the shares of the roof that this speed is."""
-    flops = pass_flops(model, shape.batch, shape.tokens)
+    flops = demand.pass_flops(shape.batch, shape.tokens)
     passed = _seconds(timing["prefill" if shape.new_tokens else "batch"])
     found: dict[str, float | None] = {
         "pass_gflop": flops / 1e9,
@@ -111,7 +112,7 @@ def _shares(model: Transformer, shape: Shape, timing: Timings, roof: Roof) -> di
     }
     if "decode" in timing:
         steps = shape.new_tokens - 1
-        read = decode_bytes(model, shape.batch, shape.tokens + (steps + 1) / 2)
+        read = demand.decode_bytes(shape.batch, shape.tokens + (steps + 1) / 2)
         speed = read * steps / _seconds(timing["decode"]) / 1e9
         found["decode_mb_per_step"] = read / 1e6
         found["bandwidth_share"] = None if roof.bandwidth_gb_s is None else speed / roof.bandwidth_gb_s

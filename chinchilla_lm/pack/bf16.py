@@ -13,7 +13,12 @@ STEP = 32
 def to_halves(values: Floats) -> NDArray[np.uint16]:
     """The bits of bfloat16 numbers, of the same shape."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    halves = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    halves = rounded.astype(np.uint16)
     nan = np.isnan(values)
     return np.where(nan, np.uint16(0x7FC0), halves) if nan.any() else halves
 

@@ -8,8 +8,11 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack import bf16, f32, int4, int8
-from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up, rows_of
 from chinchilla_lm.pack.sides import side_bytes
+
+# Weights that are packed at a time; measured on SmolLM2-135M: 2^16 … 2^20 take the same time, 2^14 half as much again.
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,14 @@ class Format:
     def bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a packed matrix, without any data."""
         return round_up(outputs, LANES) // LANES * self.panel(round_up(inputs, self.step))
+
+    def pack_into(self, matrix_NK: Floats, room: Bytes) -> None:
+        """Pack [N, K] into room [`bytes`], some panels at a time, so that what lies between stays in the cache."""
+        panels = rows_of(room, len(matrix_NK))
+        step = max(1, PIECE // (LANES * matrix_NK.shape[1]))
+        for first in range(0, len(panels), step):
+            rows = matrix_NK[first * LANES : (first + step) * LANES]
+            panels[first : first + step] = rows_of(self.pack(rows, **self.options), len(rows))
 
     def matches(self, part: Mapping[str, Any]) -> bool:
         """Whether a matrix in a program's header is of this format."""

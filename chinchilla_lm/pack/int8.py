@@ -1,4 +1,7 @@
-"""int8: w ≈ q · s, q in −127 … 127, with a float16 scale for each group of inputs of an output, or one a row.
+"""int8: w ≈ q · s, with a float16 scale for each group of inputs of an output, or one a row.
+
+q is in −127 … 127, never −128. Kernels rely on it: with AVX2 a weight takes the sign of its input, and 128 is no signed
+byte.
 
 The inputs of a product are rounded the same way when it is made, with a scale for each group of a token, or one a token
 (Dettmers et al. 2022, LLM.int8(), without its outliers in float16). One scale a token is not enough for a small
@@ -15,6 +18,7 @@ from chinchilla_lm.pack.sides import finite_half, from_side, side_bytes, to_side
 
 STEP = 64
 OFFSET = 128
+MOST = 127
 
 
 def pack(matrix_NK: Floats, group: int, asymmetric: bool = False) -> Bytes:
@@ -23,7 +27,7 @@ def pack(matrix_NK: Floats, group: int, asymmetric: bool = False) -> Bytes:
     padded = pad(np.asarray(matrix_NK, np.float32), STEP)
     outputs, inputs = padded.shape
     groups_NGJ = padded.reshape(outputs, -1, group or inputs)
-    peaks = np.abs(groups_NGJ).max(2) / np.float32(127.0)
+    peaks = np.abs(groups_NGJ).max(2) / np.float32(MOST)
     if group:
         halves = finite_half(peaks)
         side, scales = to_side(halves), halves.astype(np.float32)
@@ -31,8 +35,11 @@ def pack(matrix_NK: Floats, group: int, asymmetric: bool = False) -> Bytes:
         scales = peaks
         side = np.ascontiguousarray(peaks.reshape(-1, LANES)).view(np.uint8)
     safe = np.where(scales > 0, scales, np.float32(1.0))[..., None]
-    codes = (np.clip(np.rint(groups_NGJ / safe), -127, 127).astype(np.int16) + OFFSET).astype(np.uint8)
-    weights = to_panels(codes.reshape(outputs, inputs), 4)
+    steps = groups_NGJ / safe
+    np.rint(steps, out=steps)
+    np.clip(steps, -MOST, MOST, out=steps)  # a scale that was rounded down to float16 leads beyond
+    steps += OFFSET
+    weights = to_panels(steps.astype(np.uint8).reshape(outputs, inputs), 4)
     return np.concatenate((side, weights.reshape(len(weights), -1)), axis=1).reshape(-1)
 
 

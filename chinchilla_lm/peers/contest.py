@@ -29,10 +29,11 @@ class Entrant:
     threads: int = 0
     load_s: float = 0.0
     size: int = 0  # bytes of its weights, as it runs them
+    read: int = 0  # of these, what a step of decoding reads: all but tables that are only looked up
     peak_mb: float | None = None
     error: str | None = None
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of one token, step, pass or text; see Work
-    singles: list[float] = field(default_factory=list)
+    singles: list[float] = field(default_factory=list)  # of one text alone, or of one step of `decode`
     quality: dict[str, float] = field(default_factory=dict)
     logits: tuple[int, bytes] | None = None
 
@@ -150,9 +151,10 @@ def _measure(entrant: Entrant, measure: str, work: Work, prompts: Prompts, round
     if work.task == LANGUAGE:
         process.call("write", prompts=prompts(1, SHORT), new=4)  # awake again, not timed
         rows, tokens, new = work.prompt(measure)
-        first, rest = process.call("write", prompts=prompts(rows, tokens), new=new)
-        taken = first if measure == "prefill" else rest / (new - 1)
-        entrant.seconds.setdefault(measure, []).append(taken)
+        first, *steps = process.call("write", prompts=prompts(rows, tokens), new=new)
+        if measure == "decode":
+            entrant.singles += steps
+        entrant.seconds.setdefault(measure, []).append(first if measure == "prefill" else sum(steps) / len(steps))
         return
     some = [work.texts[(round_ * SINGLES + i) % len(work.texts)] for i in range(SINGLES)]
     process.call("single", texts=some[:5])
@@ -220,11 +222,12 @@ def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -
             rates = amount / np.array(entrant.seconds[measure])
             row[key] = float(np.median(rates))
             spread[key] = [float(value) for value in np.quantile(rates, [0.25, 0.75])]
-    alone = entrant.singles or entrant.seconds.get("decode", [])
-    row["latency_ms"] = {f"p{p}": 1e3 * float(np.percentile(alone, p)) for p in (50, 95)}
+    row["latency_ms"] = _percentiles(entrant.singles)
+    if work.task == LANGUAGE:
+        row["first_token_ms"] = _percentiles(entrant.seconds["prefill"])
     shares = {}
     if "decode_tokens_per_s" in row and roof.get("bandwidth_gb_s"):
-        shares["bandwidth_share"] = entrant.size * row["decode_tokens_per_s"] / 1e9 / roof["bandwidth_gb_s"]
+        shares["bandwidth_share"] = entrant.read * row["decode_tokens_per_s"] / 1e9 / roof["bandwidth_gb_s"]
     if roof.get("gemm_gflops"):
         passed = float(np.median(entrant.seconds["prefill" if work.task == LANGUAGE else "texts"]))
         shares["gemm_share"] = flops / 1e9 / passed / roof["gemm_gflops"]
@@ -235,6 +238,12 @@ def as_row(entrant: Entrant, work: Work, roof: dict[str, float], flops: float) -
         "peak_mb": entrant.peak_mb,
         "load_s": entrant.load_s,
         "bytes": entrant.size,
+        "decode_bytes": entrant.read if work.task == LANGUAGE else None,
         "metrics": entrant.quality,
         "roofline": shares,
     }
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    """`{"p50", "p95"}` in milliseconds."""
+    return {f"p{p}": 1e3 * float(np.percentile(seconds, p)) for p in (50, 95)}

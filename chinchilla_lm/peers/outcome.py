@@ -35,6 +35,7 @@ def _cells(row: Row) -> dict[str, str]:
         found[name] = "" if row.get(key) is None else f"{row[key]:,.0f}{spread}"
     latency = row.get("latency_ms", {})
     found["p50 ms"], found["p95 ms"] = (f"{latency[p]:.2f}" if p in latency else "" for p in ("p50", "p95"))
+    found["first token ms"] = f"{row['first_token_ms']['p50']:.1f}" if "first_token_ms" in row else ""
     shares = row.get("roofline", {})
     found["of bandwidth"], found["of GEMM"] = (
         f"{shares[key]:.0%}" if key in shares else "" for key in ("bandwidth_share", "gemm_share")
@@ -42,7 +43,7 @@ def _cells(row: Row) -> dict[str, str]:
     metrics = row.get("metrics", {})
     found |= {"perplexity": "", "entity F1": ""}
     if "perplexity" in metrics:
-        found["perplexity"] = f"{metrics['perplexity']:.3f}"
+        found["perplexity"] = f"{metrics['perplexity']:.3f}" + ("*" if "metrics_of" in row else "")
     if "entity_f1" in metrics:
         found["entity F1"] = f"{100 * metrics['entity_f1']:.2f}"
     for key, name, form in (
@@ -56,12 +57,15 @@ def _cells(row: Row) -> dict[str, str]:
     return found
 
 
-def markdown(title: str, rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """The table as a document."""
-    names, cells = table(rows)
-    rows_of = (names, ["---"] * len(names), *([cell.replace("|", "\\|") for cell in row] for row in cells))
-    lines = ["| " + " | ".join(row) + " |" for row in rows_of]
-    return "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), ""])
+def markdown_table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown has it."""
+    rows = (names, ["---"] * len(names), *([cell.replace("|", "\\|") for cell in row] for row in cells))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def document(title: str, tables: Sequence[str], notes: Sequence[str]) -> str:
+    """Tables and what is to be said of them, as Markdown."""
+    return "\n\n".join([f"# {title}", *tables, "\n".join(f"- {note}" for note in notes)]) + "\n"
 
 
 def chart(title: str, rows: Sequence[Row]) -> str:

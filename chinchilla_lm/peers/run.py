@@ -15,14 +15,19 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.peers.contest import Entrant, as_row, pilot, race, read_memory, read_quality
 from chinchilla_lm.peers.environment import interpreter
+from chinchilla_lm.peers.leads import leads
 from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.sources import Sources
-from chinchilla_lm.peers.table import LANGUAGE, OURS, PEERS, Peer
+from chinchilla_lm.peers.table import BUILD_OF_LLAMA, LANGUAGE, OURS, PEERS, Peer
 from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.cpu import usable_cores
+from chinchilla_lm.runtime.demand import looked_up_bytes
+from chinchilla_lm.runtime.packed import read_packed
+from chinchilla_lm.runtime.roofline import looked_up_share
 
-LLAMA_BENCH_FORMS = ("Q8_0", "Q4_0")
+# Its fastest at 8 and at 4 bits: which of the two is, depends on the build.
+LLAMA_BENCH_FORMS = ("Q8_0", "Q4_0", "Q4_1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ def compete(
         builds = [
             _build(command, form, field, work, console) for command in field.commands for form in LLAMA_BENCH_FORMS
         ]
+        _tell_apart(builds)
         if not any(entrant.process for entrant in entrants):
             raise InputError(f"nobody could be started: {entrants[0].error}; mend that first")
         rounds = race(entrants, builds, work, seconds, console)
@@ -68,20 +74,23 @@ def compete(
         if judge is not None:
             _judge(entrants, work, judge)
         rows = [as_row(one, work, roof, flops["ours" if one.engine == OURS else "theirs"]) for one in entrants]
-        rows += [build.row(roof) for build in builds]
+        rows += [_build_row(build, rows, looked_up_share(field.theirs.checkpoint.model), roof) for build in builds]
         if not any(row.get("seconds") for row in rows):
             raise InputError(f"nobody reached the end of the race: {entrants[0].error}; mend that first")
     finally:
         for entrant in entrants:
             if entrant.process is not None:
                 entrant.process.close()
-    return {"rounds": rounds, "rows": rows, "ratios": list(ratios(rows))}
+    found = list(ratios(rows))
+    return {"rounds": rounds, "rows": rows, "ratios": found, "leads": leads(rows, found)}
 
 
 def _started(name: str, field: Field, work: Work, console: Console) -> Iterator[Entrant]:
     """An entrant for each format of a peer, with its process on its best number of threads, stopped."""
     peer = PEERS[name]
     forms = peer.formats.get(work.task, ())
+    if name == OURS and field.ours.form is not None:
+        forms = (field.ours.form,)
     if not forms:
         yield Entrant(name, "-", error=f"has no way to run a model for {work.task}")
         return
@@ -110,6 +119,7 @@ def _started(name: str, field: Field, work: Work, console: Console) -> Iterator[
             choices = [field.threads] if field.threads else _choices()
             entrant.process, entrant.threads, entrant.load_s = pilot(start, work, choices)
             entrant.size = _size(path, peer, entrant.process)
+            entrant.read = entrant.size - _looked_up(name, path, field, entrant.size)
         except (PeerError, InputError) as error:
             entrant.fail(error)
         yield entrant
@@ -135,6 +145,31 @@ def _size(path: Path, peer: Peer, process: Process) -> int:
     return size
 
 
+def _tell_apart(builds: Sequence[LlamaBench]) -> None:
+    """Two builds with the same options are named by their whole commands."""
+    names = [{other.name for other in builds if other.text != build.text} for build in builds]
+    for build, others in zip(builds, names, strict=True):
+        if build.name in others:
+            build.name = f"{BUILD_OF_LLAMA} ({build.text})"
+
+
+def _looked_up(name: str, path: Path, field: Field, size: int) -> int:
+    """Bytes of tables that decoding only looks up: ours by its header, others' as if all weights had one format."""
+    if name == OURS:
+        return looked_up_bytes(read_packed(path)[0].header)
+    return round(size * looked_up_share(field.theirs.checkpoint.model))
+
+
+def _build_row(
+    build: LlamaBench, rows: Sequence[dict[str, Any]], looked_up: float, roof: dict[str, float]
+) -> dict[str, Any]:
+    """With the perplexity of llama.cpp on the same file, where that was in the race: a build of llama-bench tells
+    none."""
+    row = build.row(roof, looked_up)
+    same = [one for one in rows if (one["engine"], one["format"]) == ("llama.cpp", build.form) and one.get("metrics")]
+    return row | ({"metrics": same[0]["metrics"], "metrics_of": "llama.cpp"} if same and "seconds" in row else {})
+
+
 def _build(command: str, form: str, field: Field, work: Work, console: Console) -> LlamaBench:
     """A llama-bench with the file that llama.cpp races with, made where it does not."""
     build, name = LlamaBench(command, form, work), "llama.cpp"
@@ -155,7 +190,7 @@ def _build(command: str, form: str, field: Field, work: Work, console: Console) 
 def _converted(name: str, peer: Peer, python: str, form: str, field: Field, work: Work) -> Path:
     """The model as the peer reads it, in one format; made in a process of its own, whose memory is not the peer's."""
     source = (field.ours if name == OURS else field.theirs).of(peer.source)
-    if peer.source == "ready":
+    if peer.source == "ready" or (name == OURS and field.ours.form is not None):
         return Path(source)
     target = field.below / f"{name}-{form}"
     with Process(python, peer.worker) as process:

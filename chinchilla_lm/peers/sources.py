@@ -40,8 +40,9 @@ WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 class Sources:
     """Makes each form when it is first asked for, below a folder."""
 
-    def __init__(self, path: str, checkpoint: Checkpoint, below: Path) -> None:
-        self.path, self.checkpoint, self.below = path, checkpoint, below
+    def __init__(self, path: str, checkpoint: Checkpoint, below: Path, form: str | None = None) -> None:
+        """form: of a model that is packed already."""
+        self.path, self.checkpoint, self.below, self.form = path, checkpoint, below, form
 
     def of(self, kind: str) -> str:
         """`model`, `folder`, `ready` or `gguf`, as a path. Raises InputError where the model has no such form."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
-from chinchilla_lm.models.config import HeadKind
+from chinchilla_lm.models.config import HeadKind, ModelConfig
+from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 
 if TYPE_CHECKING:
     from chinchilla_lm.models.checkpoint import Checkpoint
 
 Pooling = Literal["first", "last", "mean"]
+# What a config of ours puts under the names of Hugging Face's; models/saving.py writes it.
+OWN_TYPE = "chinchilla"
 
 
 @dataclass
@@ -59,7 +62,10 @@ class Card:
 
     @classmethod
     def of_packed(cls, folder: Path, header: dict[str, Any], meta: dict[str, Any]) -> Card:
-        """The card in a program's header. Raises InputError where it is not one."""
+        """The card in a program's header.
+
+        Raises InputError where it is none, and where it, the program and config.json do not say the same.
+        """
         card = header.get("card")
         kinds = {"kind": str, "labels": list, "causal": bool, "vocabulary": int, "max_positions": int, "hidden": int}
         if not isinstance(card, dict) or any(type(card.get(key)) is not kind for key, kind in kinds.items()):
@@ -72,7 +78,63 @@ class Card:
         if not isinstance(hf_config, dict):
             raise InputError(f"{folder / 'config.json'} is not a dictionary; run chinchilla pack again")
         facts = {key: card[key] for key in kinds} | {"labels": tuple(card["labels"])}
-        return cls(**facts, meta=meta, hf_config=hf_config, source=folder, plain=True)
+        made = cls(**facts, meta=meta, hf_config=hf_config, source=folder, plain=True)
+        made._check(header, made._config())
+        return made
+
+    def _config(self) -> ModelConfig:
+        """What the folder's config says, read without torch; of an embedding, how it pools stands elsewhere."""
+        hf = self.hf_config
+        if hf.get("model_type") == OWN_TYPE:
+            hf = hf | {key: hf.get(f"{OWN_TYPE}_{key}") for key in ("model_type", "architectures")}
+        family = family_of(hf)
+        try:
+            config = family.read(hf, family.trained_head(hf))
+        except TypeError as error:  # a list where a name should be looked up
+            raise InputError(
+                f"config.json in {self.source} has an entry of a wrong type ({error}); run chinchilla pack again"
+            ) from error
+        if config.head.kind == "ranking" and self.kind == "text-classification":
+            return replace(config, head=replace(config.head, kind=self.kind))  # a config says the same of both
+        return config
+
+    def _check(self, header: dict[str, Any], config: ModelConfig) -> None:
+        """Refuse a card that is not that of its program, or not that of its config."""
+        head = header.get("head")
+        head = head if isinstance(head, dict) else {}
+        everywhere = self.kind in ("language-modeling", "token-classification")
+        pooling = head.get("pooling")
+        if self.kind != "embedding":
+            self._same("pooling", "none" if everywhere else config.head.pooling, "the program", pooling)
+            self._same("normalize", False, "the program", head.get("normalize"))
+        elif pooling not in get_args(Pooling):
+            raise self._unlike("pooling", " or ".join(get_args(Pooling)), "the program", pooling)
+        self._same("outputs", self._outputs(), "the program", _outputs_of(head.get("output")))
+        for name, said in (
+            ("hidden", config.hidden_size),
+            ("vocabulary", config.vocab_size),
+            ("max_positions", config.max_positions),
+            ("causal", config.causal),
+        ):
+            self._same(name, getattr(self, name), "the program", header.get(name))
+            self._same(name, getattr(self, name), "config.json", said)
+        self._same("task", self.kind, "config.json", config.head.kind)
+        self._same("labels", self.labels, "config.json", config.head.labels)
+
+    def _outputs(self) -> int | None:
+        """How many numbers the head's last matrix gives; None where there is none."""
+        sizes = {"language-modeling": self.vocabulary, "ranking": 1, "embedding": None}
+        return sizes.get(self.kind, len(self.labels))
+
+    def _same(self, name: str, mine: object, where: str, theirs: object) -> None:
+        if type(theirs) is not type(mine) or theirs != mine:  # 1 is not True
+            raise self._unlike(name, mine, where, theirs)
+
+    def _unlike(self, name: str, mine: object, where: str, theirs: object) -> InputError:
+        found, wanted = (f"{one!r:.60}" if not isinstance(one, str) else f"{one:.60}" for one in (theirs, mine))
+        return InputError(
+            f"{name} of {where} in {self.source} is {found}, not {wanted} as its card has it; run chinchilla pack again"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What a program's header holds of it."""
@@ -102,3 +164,7 @@ class Card:
     def legal_tags(self) -> bool:
         """Whether it was trained on BIO by us. Models from elsewhere may mean IOB1 by the same labels."""
         return self.meta.get("tags") == "BIO"
+
+
+def _outputs_of(matrix: object) -> object:
+    return matrix.get("outputs") if isinstance(matrix, dict) else matrix

@@ -8,6 +8,7 @@ D hidden features, N outputs, K inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,32 +21,37 @@ from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Norm
 from chinchilla_lm.models.rope import inverse_frequencies
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import to_halves
-from chinchilla_lm.pack.formats import FORMATS, Format, format_named
-from chinchilla_lm.pack.panels import LANES, Floats
-from chinchilla_lm.runtime.program import Data, Program
+from chinchilla_lm.pack.formats import FORMATS, PIECE, Format, format_named
+from chinchilla_lm.pack.panels import LANES, Bytes, Floats, round_up
+from chinchilla_lm.runtime.program import Draft, Parts, Program
 
 Part = dict[str, Any]
 
 
 def compile_model(model: Transformer, format_name: str) -> Program:
-    """The program of a model, its large matrices in one format.
+    """The program of a model, as `draft` has it, in memory."""
+    return draft(model, format_name).program()
+
+
+def draft(model: Transformer, format_name: str) -> Draft:
+    """The program of a model, its large matrices in one format; they are packed when its data is made.
 
     What is small beside them, or is looked up and not multiplied, is bfloat16 (float32 in a program of `f32`): the
     outputs of a classification head, embeddings that no decoder shares. So is the cache of keys and values, but with
     int8 and int4 weights it is int8, a scale for each key and each value. Raises InputError for an unknown
-    format, and for weights that are not finite numbers.
+    format; so does the making of the data for weights that are not finite numbers.
     """
-    return _Compiler(model, format_named(format_name)).program()
+    return _Compiler(model, format_named(format_name)).draft()
 
 
 class _Compiler:
     def __init__(self, model: Transformer, form: Format) -> None:
         self.model, self.config, self.form = model, model.config, form
         self.small = FORMATS["f32" if form.name == "f32" else "bf16"]
-        self.data = Data()
+        self.data = Parts()
         self.ropes = list(dict.fromkeys(self.config.ropes))
 
-    def program(self) -> Program:
+    def draft(self) -> Draft:
         config = self.config
         header = {
             "format": self.form.name,
@@ -59,7 +65,7 @@ class _Compiler:
             "operations": [self.operation(name, module) for name, module in self.model.links.items()],
             "head": self.head(),
         }
-        return Program(header, self.data.joined())
+        return Draft(header, self.data)
 
     def cache(self) -> str:
         """The format of keys and values. What is read once, by a bidirectional model, is not worth rounding further."""
@@ -110,14 +116,9 @@ class _Compiler:
         }
 
     def mlp(self, link: MLP) -> Part:
-        weight, bias = _numbers(link.up.weight, link.name), link.up.bias
-        added = None if bias is None else _numbers(bias, link.name)
-        if link.gated:
-            weight = _alternate(weight)
-            added = None if added is None else _alternate(added[:, None])[:, 0]
         return {
             "kind": "mlp",
-            "first": self.matrix(weight, added, self.form),
+            "first": self.alternating(link.up, link.name) if link.gated else self.linear(link.up, link.name),
             "second": self.linear(link.down, link.name),
             "gated": link.gated,
             "activation": self.config.activation,
@@ -142,23 +143,33 @@ class _Compiler:
 
     def linear(self, module: nn.Linear, where: str, form: Format | None = None) -> Part:
         bias = None if module.bias is None else _numbers(module.bias, where)
-        return self.matrix(_numbers(module.weight, where), bias, form or self.form)
+        shape = module.out_features, module.in_features
+        return self.matrix(shape, lambda: _numbers(module.weight, where), bias, form or self.form)
 
-    def matrix(self, weight_NK: Floats, bias_N: Floats | None, form: Format) -> Part:
-        outputs, inputs = weight_NK.shape
+    def alternating(self, module: nn.Linear, where: str) -> Part:
+        """Gate and up in one."""
+        bias = None if module.bias is None else _alternate(_numbers(module.bias, where)[:, None])[:, 0]
+        shape = 2 * round_up(module.out_features // 2, LANES), module.in_features
+        return self.matrix(shape, lambda: _alternate(_numbers(module.weight, where)), bias, self.form)
+
+    def matrix(
+        self, shape: tuple[int, int], weight_NK: Callable[[], Floats], bias_N: Floats | None, form: Format
+    ) -> Part:
+        outputs, inputs = shape
         return {
             "format": form.kind,
             "outputs": outputs,
             "inputs": inputs,
-            "offset": self.data.add(form.pack(weight_NK, **form.options)),
+            "offset": self.data.add(form.bytes(*shape), lambda room: form.pack_into(weight_NK(), room)),
             "bias": None if bias_N is None else self.data.vector(bias_N),
             **form.options,
         }
 
     def table(self, module: nn.Embedding, where: str) -> Part:
-        values = _numbers(module.weight, where)
-        offset = self.data.add(values if self.small.name == "f32" else to_halves(values))
-        return {"format": self.small.name, "rows": values.shape[0], "size": values.shape[1], "offset": offset}
+        width = 4 if self.small.name == "f32" else 2
+        rows, size = module.weight.shape
+        offset = self.data.add(rows * size * width, lambda room: _lay_rows(_numbers(module.weight, where), room))
+        return {"format": self.small.name, "rows": rows, "size": size, "offset": offset}
 
     def norm(self, module: Norm | nn.LayerNorm | None) -> Part | None:
         if module is None:
@@ -178,10 +189,21 @@ class _Compiler:
 
 def _numbers(tensor: torch.Tensor, where: str) -> Floats:
     """float32 on the CPU. Raises InputError where one is not finite: a rounded NaN would look like a number."""
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{where} has a weight that is NaN or infinite; restore the checkpoint")
     values: Floats = tensor.detach().to("cpu", torch.float32).numpy()
+    if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # NaN where one is, and no copy of the whole
+        raise InputError(f"{where} has a weight that is NaN or infinite; restore the checkpoint")
     return values
+
+
+def _lay_rows(values: Floats, room: Bytes) -> None:
+    """A table as it is looked up, row after row: float32, or bfloat16 where there is room for no more."""
+    if room.size == values.nbytes:
+        room.view(np.float32).reshape(values.shape)[:] = values
+        return
+    halves = room.view(np.uint16).reshape(values.shape)
+    step = max(1, PIECE // values.shape[1])
+    for row in range(0, len(values), step):
+        halves[row : row + step] = to_halves(values[row : row + step])
 
 
 def _alternate(both: Floats) -> Floats:

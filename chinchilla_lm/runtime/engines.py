@@ -1,7 +1,9 @@
-"""What can be raced in one process: a model on torch, and in the engine.
+"""What can be raced in one process: a model on torch (`runtime.torch_engine`), and in the engine.
 
-Every engine reads the same token ids at the same dtype and number of threads. `generate` reads the prompt, then feeds
-greedy tokens one at a time over its cache, and times the two phases apart, which a single call from outside could not.
+Every engine reads the same token ids. `generate` reads the prompt, then feeds greedy tokens one at a time over its
+cache, and times the two phases apart, which a single call from outside could not.
+
+A packed model needs no torch, so nothing here imports it before a model has to be packed.
 """
 
 from __future__ import annotations
@@ -9,29 +11,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models import checkpoint as checkpoints
-from chinchilla_lm.models.batch import Batch
-from chinchilla_lm.models.cache import KVCache
-from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.device import resolve_device
-from chinchilla_lm.runtime.prepare import prepare
-from chinchilla_lm.runtime.served import NativeForward
-from chinchilla_lm.runtime.torch_backend import DTYPES, TorchBackend, dtype_of, read
+from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.demand import Demand, ProgramDemand
+from chinchilla_lm.runtime.native import NativeModel, native_format
+from chinchilla_lm.runtime.packed import is_packed, read_packed
+from chinchilla_lm.runtime.program import Program
+from chinchilla_lm.runtime.shape import Ids
 
 TORCH, NATIVE = "chinchilla-torch", "chinchilla-native"
+Tokens = TypeVar("Tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What to open; plain values, so that another process can open the same.
 
-    path: a model as `checkpoint.load` takes it. task: None for the head that was saved.
+    path: a model as `checkpoint.load` takes it, or a packed one. dtype: float32, bfloat16 or auto; a packed model has
+    its own. task: None for the head that was saved. threads: of the engine, None for one a core; torch has its own.
     """
 
     engine: str
@@ -39,105 +41,85 @@ class EngineSpec:
     dtype: str
     device: str
     task: str | None = None
+    threads: int | None = None
 
 
 class Engine(Protocol):
-    """A loaded model that can be timed. Ids are int64 [B, T] on the CPU, below `vocabulary`."""
+    """A loaded model that can be timed. Ids are int64 [B, T], below `demand.vocabulary`. form: of its weights."""
 
-    vocabulary: int
-    model: Transformer  # prepared: what must be read and computed
+    form: str
 
-    def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
+    @property
+    def demand(self) -> Demand:
+        """What is run."""
+
+    def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:
         """Seconds until the first new token, and seconds of the `new_tokens` − 1 steps after it."""
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """What the head gives, on the CPU."""
+    def forward(self, ids: Ids) -> NDArray[Any]:
+        """What the head gives."""
 
 
 def open_engine(spec: EngineSpec) -> Engine:
     """Load the model. Raises InputError for an unknown engine or a model that cannot be read."""
     if spec.engine == TORCH:
+        from chinchilla_lm.runtime.torch_engine import TorchEngine
+
         return TorchEngine(spec)
     if spec.engine == NATIVE:
         return NativeEngine(spec)
     raise InputError(f"engine {spec.engine!r} is not one of {TORCH}, {NATIVE}; pass one of them")
 
 
-class TorchEngine:
-    """Our backend on torch. A head of random weights is as fast as a trained one, and so is accepted."""
-
-    def __init__(self, spec: EngineSpec) -> None:
-        device = resolve_device(spec.device)
-        checkpoint = checkpoints.load(spec.path, task=spec.task)
-        self.backend = TorchBackend.prepared(checkpoint.model, device, dtype_of(spec.dtype, device))
-        self.model = self.backend.model
-        self.vocabulary = self.model.config.vocab_size
-
-    @torch.inference_mode()
-    def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
-        """See Engine."""
-        model, device = self.backend.model, self.backend.device
-        ids = ids.to(device)
-
-        def begin() -> tuple[Tensor, KVCache]:
-            cache = KVCache(model, rows=ids.shape[0], capacity=ids.shape[1] + new_tokens)
-            return read(model, ids, cache), cache
-
-        return _phases(begin, lambda token, cache: (read(model, token, cache), cache), new_tokens, device)
-
-    @torch.inference_mode()
-    def forward(self, ids: Tensor) -> Tensor:
-        """See Engine."""
-        output: Tensor = self.backend.model(Batch(ids.to(self.backend.device)))
-        return output.cpu()
-
-
 class NativeEngine:
-    """Our engine, on as many threads as torch has."""
+    """Our engine. A model that is not packed is packed here, and let go of before anything runs."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        model = checkpoints.load(spec.path, task=spec.task).model
-        self.device = torch.device("cpu")
-        self.served = NativeForward.compiled(model, DTYPES[spec.dtype], torch.get_num_threads())
-        self.model = prepare(model, self.device, DTYPES[spec.dtype])
-        self.vocabulary = model.config.vocab_size
+        program, card = _program(spec)
+        self.model = NativeModel(program, spec.threads)
+        self.demand, self.form = ProgramDemand(program, card), str(program.header["format"])
+        self.everywhere = card.kind in ("language-modeling", "token-classification")
 
-    def generate(self, ids: Tensor, new_tokens: int) -> tuple[float, float]:
+    def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:
         """See Engine."""
-        engine = self.served.model
-        rows = list(ids.to(torch.int32).numpy())
-        caches = [engine.cache(len(row) + new_tokens) for row in rows]
+        rows = list(ids.astype(np.int32))
+        caches = [self.model.cache(len(row) + new_tokens) for row in rows]
 
-        def step(tokens: Tensor, _: Any) -> tuple[Tensor, Any]:
-            return torch.from_numpy(engine.run(list(tokens.to(torch.int32).numpy()), caches)), None
+        def step(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+            logits = self.model.run(list(tokens), caches)
+            return logits.argmax(-1).astype(np.int32)[:, None]
 
-        taken = _phases(lambda: step(ids, None), step, new_tokens, self.device)
-        engine.rest()
+        taken = phases(lambda: step(ids.astype(np.int32)), step, new_tokens, time.perf_counter)
+        self.model.rest()
         return taken
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Ids) -> NDArray[np.float32]:
         """See Engine."""
-        return self.served(Batch(ids))
+        found = self.model.run(list(ids.astype(np.int32)), everywhere=self.everywhere)
+        self.model.rest()
+        return found.reshape(*ids.shape, -1) if self.everywhere else found
 
 
-def _phases(
-    begin: Callable[[], tuple[Tensor, Any]],
-    step: Callable[[Tensor, Any], tuple[Tensor, Any]],
-    new_tokens: int,
-    device: torch.device,
+def _program(spec: EngineSpec) -> tuple[Program, Card]:
+    if is_packed(spec.path):
+        program, card = read_packed(spec.path)
+        if spec.task not in (None, card.kind):
+            raise InputError(f"{spec.path} is packed for {card.kind}, not {spec.task}; leave --task away")
+        return program, card
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.compile import compile_model
+
+    checkpoint = checkpoints.load(spec.path, task=spec.task)
+    return compile_model(checkpoint.model, native_format(spec.dtype)), Card.of(checkpoint)
+
+
+def phases(
+    begin: Callable[[], Tokens], step: Callable[[Tokens], Tokens], new_tokens: int, now: Callable[[], float]
 ) -> tuple[float, float]:
-    """Seconds of the first token and of the rest; logits are [B, V], tokens [B, 1]."""
-    started = _now(device)
-    logits, cache = begin()
-    token = logits.argmax(-1, keepdim=True)
-    first = _now(device)
+    """Seconds of begin(), which gives the first tokens, and of the `new_tokens` − 1 calls step(tokens) after it."""
+    started = now()
+    tokens = begin()
+    first = now()
     for _ in range(new_tokens - 1):
-        logits, cache = step(token, cache)
-        token = logits.argmax(-1, keepdim=True)
-    return first - started, _now(device) - first
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+        tokens = step(tokens)
+    return first - started, now() - first

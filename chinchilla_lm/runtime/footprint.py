@@ -1,8 +1,9 @@
 """Memory and load time of an engine, measured in a process of its own.
 
 Within one process, what one engine frees another takes over, and no figure belongs to anybody. So a fresh Python loads
-the model, does the work once, and tells the highest resident memory that it ever had: libraries, the float32 copy that
-a cast starts from, activations and cache included. Load time is from the path to a model that is ready, imports apart.
+the model as `load` does, does the work once, and tells the highest resident memory that it ever had: libraries, the
+float32 copy that a cast or packing starts from, activations and cache included. A packed model in the engine needs no
+torch, and so its process has none. Load time is from the path to a model that is ready, imports apart.
 
     python -m chinchilla_lm.runtime.footprint '{"engine": …}'
 """
@@ -18,11 +19,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from chinchilla_lm.errors import ContractError
-from chinchilla_lm.runtime.engines import EngineSpec, open_engine
-from chinchilla_lm.runtime.race import Shape, prompt
+from chinchilla_lm.runtime.engines import NATIVE, EngineSpec, open_engine
+from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.packed import is_packed
+from chinchilla_lm.runtime.shape import Shape, prompt
 
 _TIMEOUT_S = 1800.0  # a model that loads for longer than this is not one to race
 
@@ -35,10 +36,9 @@ class Footprint:
     load_s: float
 
 
-def measure_footprint(spec: EngineSpec, shape: Shape) -> Footprint:
-    """Load and work once in a new process, on as many threads as here. Raises ContractError where that process
-    fails."""
-    work = {"spec": asdict(spec), "shape": asdict(shape), "threads": torch.get_num_threads()}
+def measure_footprint(spec: EngineSpec, shape: Shape, threads: int) -> Footprint:
+    """Load and work once in a new process. threads: of torch, there. Raises ContractError where that process fails."""
+    work = {"spec": asdict(spec), "shape": asdict(shape), "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "chinchilla_lm.runtime.footprint", json.dumps(work)],
         capture_output=True,
@@ -56,16 +56,29 @@ def main(argument: str) -> None:
     """The new process: one JSON object on standard output."""
     work = json.loads(argument)
     spec, shape = EngineSpec(**work["spec"]), Shape(**work["shape"])
-    torch.set_num_threads(work["threads"])
+    _import_first(spec, work["threads"])
     begun = time.perf_counter()
     engine = open_engine(spec)
     load_s = time.perf_counter() - begun
-    ids = prompt(0, shape.batch, shape.tokens, engine.vocabulary)
+    ids = prompt(0, shape.batch, shape.tokens, engine.demand.vocabulary)
     if shape.new_tokens:
         engine.generate(ids, shape.new_tokens)
     else:
         engine.forward(ids)
     print(json.dumps(asdict(Footprint(peak_mb(), load_s))))
+
+
+def _import_first(spec: EngineSpec, threads: int) -> None:
+    """What opening a model would import, before its time is taken."""
+    if spec.engine == NATIVE and is_packed(spec.path):
+        engine_module()
+        return
+    import torch
+
+    import chinchilla_lm.runtime.compile
+    import chinchilla_lm.runtime.torch_engine  # noqa: F401
+
+    torch.set_num_threads(threads)
 
 
 def peak_mb() -> float | None:

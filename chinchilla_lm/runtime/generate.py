@@ -1,54 +1,130 @@
 """One token after another: the prompt in one pass, then single steps over a cache of keys and values.
 
-T positions, V vocabulary.
+Several texts are written together: each pass reads what is new of every text that still goes on, without padding, a
+prompt here and one token there. A text that ends leaves at once, and its cache with it. The last token of a text is
+never read.
+
+B texts, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.sampling import Sampler
 
-
-class Reader(Protocol):
-    """A model that has read a part of a text, and reads on."""
-
-    def read(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Read more tokens; logits [V] of what follows the last of them."""
+# Texts in a pass; others wait until one of these ends, for each holds a cache.
+MOST_TOGETHER = 32
 
 
-def generate(
-    reader: Reader,
-    ids: Sequence[int],
-    max_new_tokens: int,
-    sampler: Sampler,
-    stop_ids: Collection[int] = (),
-) -> Iterator[int]:
-    """Token ids one at a time, at most `max_new_tokens`; a stop id ends the sequence and is not given out.
+class Model(Protocol):
+    """A causal language model that reads texts on from where it left them."""
 
-    ids: the prompt. The last token drawn is never read, so the reader needs room for all others. Raises InputError for
-    an empty prompt, and when a logit is not a number.
+    def cache(self, capacity: int) -> Any:
+        """The keys and values of a text of at most `capacity` positions, nothing of it read yet."""
+
+    def read(self, ids: Sequence[Sequence[int]], caches: Sequence[Any]) -> NDArray[np.float32]:
+        """Read more tokens of each of B texts; logits [B, V] of what follows the last of them."""
+
+
+class Speller(Protocol):
+    """What makes text of tokens as they come; `text.Pieces` is one."""
+
+    def add(self, token: int) -> str:
+        """The text that is complete with this token."""
+
+    def finish(self) -> str:
+        """What was still waiting."""
+
+
+class Generation:
+    """A text that is being written: iterate over it for the pieces.
+
+    tokens: those drawn so far; a stop token is not among them. prompt_tokens: how many were read before. ended: whether
+    no more follow.
     """
-    if not ids:
-        raise InputError("the prompt has 0 tokens; at least 1 is needed; pass a text")
-    if max_new_tokens < 1:
-        raise InputError(f"max-new-tokens {max_new_tokens} is not 1 or more; pass --max-new-tokens 64")
-    return _steps(reader, list(ids), max_new_tokens, sampler, frozenset(stop_ids))
+
+    def __init__(
+        self,
+        model: Model,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        sampler: Sampler,
+        speller: Speller,
+        stop_ids: Collection[int] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
+        """ids: the prompt, at least one token. max_new_tokens: at least 1. stop_ids: tokens that end the text. stop:
+        texts that end it where they first appear, none of them empty; they are not given out."""
+        self.tokens: list[int] = []
+        self.prompt_tokens = len(ids)
+        self.ended = False
+        self._model, self._sampler, self._speller = model, sampler, speller
+        self._most, self._stop_ids, self._stop = int(max_new_tokens), frozenset(stop_ids), tuple(stop)
+        self._seen, self._unread = list(ids), list(ids)
+        self._cache: Any = None
+        self._held = ""  # the end of the text so far, as long as it may be the beginning of a stop text
+
+    def __iter__(self) -> Iterator[str]:
+        for _, piece in write(self._model, [self]):
+            yield piece
+
+    def unread(self) -> tuple[list[int], Any]:
+        """The tokens that the model has still to read, and the cache of those before them."""
+        if self._cache is None:
+            self._cache = self._model.cache(self.prompt_tokens + self._most - 1)
+        return self._unread, self._cache
+
+    def draw(self, logits_V: NDArray[np.float32]) -> str:
+        """Draw the next token, from logits [V] of what follows those read; the text to show for it, often empty.
+
+        Raises InputError where a logit is not a number.
+        """
+        token = self._sampler(logits_V, self._seen)
+        text = self._held
+        if token in self._stop_ids:
+            self.ended = True
+        else:
+            self.tokens.append(token)
+            self._seen.append(token)
+            self._unread = [token]
+            text += self._speller.add(token)
+            self.ended = len(self.tokens) == self._most
+        stopped, shown, self._held = self._cut(text + (self._speller.finish() if self.ended else ""))
+        if self.ended and not stopped:
+            shown += self._held
+        self.ended |= stopped
+        if self.ended:
+            self._cache = None
+        return shown
+
+    def _cut(self, text: str) -> tuple[bool, str, str]:
+        """Whether a stop text is in it, what may be shown, and what must be held back."""
+        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if places:
+            return True, text[: min(places)], ""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stop):
+                return False, text[:-size], text[-size:]
+        return False, text, ""
 
 
-def _steps(
-    reader: Reader, ids: list[int], max_new_tokens: int, sampler: Sampler, stop_ids: frozenset[int]
-) -> Iterator[int]:
-    seen = list(ids)
-    for _ in range(max_new_tokens):
-        token = sampler(reader.read(ids), seen)
-        if token in stop_ids:
+def write(model: Model, texts: Sequence[Generation]) -> Iterator[tuple[int, str]]:
+    """Write texts of one model together; pieces as they come, each behind the index of its text."""
+    waiting = iter([(index, text) for index, text in enumerate(texts) if not text.ended])
+    live: list[tuple[int, Generation]] = []
+    while True:
+        live = [(index, text) for index, text in live if not text.ended]
+        live += islice(waiting, MOST_TOGETHER - len(live))
+        if not live:
             return
-        yield token
-        ids = [token]
-        seen.append(token)
+        ids, caches = zip(*(text.unread() for _, text in live), strict=True)
+        for (index, text), logits_V in zip(live, model.read(ids, caches), strict=True):
+            if piece := text.draw(logits_V):
+                yield index, piece

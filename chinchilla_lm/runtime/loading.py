@@ -10,6 +10,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module, native_format
 from chinchilla_lm.runtime.packed import is_packed, read_packed
+from chinchilla_lm.runtime.sampling import check_whole
 from chinchilla_lm.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from chinchilla_lm.models.checkpoint import Checkpoint
 
 BACKENDS = ("auto", "native", "torch")
+
+
+class EngineWarning(UserWarning):
+    """There is no engine, so the model runs more slowly than it could."""
 
 
 def load(
@@ -34,12 +39,13 @@ def load(
     there and the device is the CPU. dtype: `auto` is bfloat16 where the device multiplies it natively, else float32; a
     packed model has its own. threads: of a native session, or of all of torch; None means every core (torch: as it is).
     task: needed where the checkpoint says none. Raises InputError for an unknown backend, device or dtype, for a model
-    that cannot be read, and for a task whose head would have random weights.
+    that cannot be read, and for a task whose head would have random weights. An EngineWarning says where `auto`
+    is torch for want of the engine.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads {threads} is not 1 or more; leave --threads away to use every core")
+    if threads is not None:
+        check_whole("threads", threads, 1, "leave --threads away to use every core")
     if backend == "native" and device not in ("auto", "cpu"):
         raise InputError(f"backend native runs on the CPU, not on {device}; pass --device cpu")
     packed = is_packed(path)
@@ -89,18 +95,20 @@ def native_session(checkpoint: Checkpoint, dtype: str = "auto", threads: int | N
 
 
 def engine_serves(device: str, packed: bool = False) -> bool:
-    """Whether `auto` means the engine; says so where it would, were it there."""
+    """Whether `auto` means the engine; an EngineWarning where it would, were it there."""
     if device not in ("auto", "cpu"):
         return False
-    if engine_module() is None:
-        warnings.warn(
-            "this installation has no native engine, so the model runs on torch, which is slower; "
-            "install a C++ compiler and chinchilla-lm again",
-            stacklevel=3,
-        )
-        return False
-    if packed or device == "cpu":
-        return True
-    from chinchilla_lm.runtime.device import resolve_device
+    if device == "auto" and not packed:
+        from chinchilla_lm.runtime.device import resolve_device
 
-    return resolve_device(device).type == "cpu"
+        if resolve_device(device).type != "cpu":
+            return False
+    if engine_module() is not None:
+        return True
+    warnings.warn(
+        "this installation has no native engine, so the model runs on torch, which is slower; "
+        "install a C++ compiler and chinchilla-lm again",
+        EngineWarning,
+        stacklevel=3,
+    )
+    return False

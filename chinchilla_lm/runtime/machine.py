@@ -58,8 +58,10 @@ PACKAGED_MODELS: dict[str, tuple[str, str]] = {
 _MIB = 1 << 20
 # A buffer to stream must not fit in any cache: four last-level caches, and no less than 256 MiB where none is known.
 _LEAST_BUFFER_BYTES = 256 * _MIB
-# GEMM sizes to try, largest first: from 2048 on, the edges of oneDNN's and MKL's tiles no longer show.
-_GEMM_SIZES = (2048, 1024, 512)
+# GEMM sizes to try, largest first: from 2048 on, the edges of oneDNN's and MKL's tiles no longer show. The smallest is
+# for CPUs without bfloat16, where its emulation does 1 GFLOP/s: four products of 512 would take most of a second before
+# any is timed.
+_GEMM_SIZES = (2048, 1024, 512, 256)
 _LEAST_REPEATS = 3
 
 

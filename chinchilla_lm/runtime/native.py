@@ -16,7 +16,9 @@ from chinchilla_lm.data.encoded import Encoded
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.cpu import NATIVE_BFLOAT16, cpu_flags, usable_cores
+from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.program import Program
+from chinchilla_lm.runtime.sampling import check_whole
 
 ISA_VARIABLE = "CHINCHILLA_ISA"
 # Windows a call: enough that threads rarely wait for the last one, little enough that results do not pile up.
@@ -56,19 +58,25 @@ class NativeModel:
 
     def __init__(self, program: Program, threads: int | None = None) -> None:
         """threads: None for one a core."""
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
-            raise InputError(f"threads {threads} is not in 1 … {MOST_THREADS}; leave it away for one a core")
+        if threads is not None:
+            check_whole("threads", threads, 1, "leave --threads away to use every core")
+            if threads > MOST_THREADS:
+                raise InputError(f"threads {threads} is not in 1 … {MOST_THREADS}; leave it away for one a core")
         module = engine_module()
         if module is None:
             raise InputError(
                 "this installation has no native engine; install a C++ compiler and chinchilla-lm again, "
                 "or pass --backend torch"
             )
+        keep_freed_memory()  # every pass gives new logits: 200 KB of a vocabulary of 49,152
         self._module, self.program = module, program
+        isa = instruction_set()  # an error of its own, which is not the program's
         try:
-            self._engine = module.Engine(program.header, program.data, threads or usable_cores(), instruction_set())
+            self._engine = module.Engine(program.header, program.data, threads or usable_cores(), isa)
         except ValueError as error:
             raise InputError(f"{program.path or 'program'}: {error}; run chinchilla pack again") from error
+        except RuntimeError as error:
+            raise InputError(f"threads {threads or usable_cores()}: {error}; ask for fewer") from error
 
     @property
     def isa(self) -> str:
@@ -152,20 +160,13 @@ class NativeBackend:
         """See session.Backend."""
         return self.model.run([np.array(ids, np.int32)], everywhere=True)
 
-    def reader(self, capacity: int) -> NativeReader:
-        """See session.Backend."""
-        return NativeReader(self.model, capacity)
+    def cache(self, capacity: int) -> Any:
+        """See generate.Model."""
+        return self.model.cache(capacity)
 
-
-class NativeReader:
-    """One text that a causal language model reads and goes on with."""
-
-    def __init__(self, model: NativeModel, capacity: int) -> None:
-        self._model, self.cache = model, model.cache(capacity)
-
-    def read(self, ids: Sequence[int]) -> Floats:
-        """See generate.Reader."""
-        return self._model.run([np.array(ids, np.int32)], [self.cache])[0]
+    def read(self, ids: Sequence[Sequence[int]], caches: Sequence[Any]) -> Floats:
+        """See generate.Model. All texts in one pass, without padding."""
+        return self.model.run([np.array(new, np.int32) for new in ids], caches)
 
 
 def _segments(window: Encoded) -> NDArray[np.int32]:

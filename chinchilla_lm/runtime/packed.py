@@ -26,7 +26,16 @@ def read_packed(path: str | Path) -> tuple[Program, Card]:
     """The program and what it is. Raises InputError for a damaged or incomplete folder."""
     folder = Path(path)
     program = read_program(folder / PROGRAM)
-    meta: Any = read_json(folder / META, "model description") if (folder / META).is_file() else {}
+    return program, Card.of_packed(folder, program.header, _read_meta(folder / META))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What a session asks of chinchilla.json, checked without torch, which `models.checkpoint` needs."""
+    meta: Any = read_json(path, "model description") if path.is_file() else {}
     if not isinstance(meta, dict):
-        raise InputError(f"{folder / META} is not a dictionary; run chinchilla pack again")
-    return program, Card.of_packed(folder, program.header, meta)
+        raise InputError(f"{path} is not a dictionary; run chinchilla pack again")
+    window = meta.get("window", {})
+    tokens = window.get("max_tokens") if isinstance(window, dict) else None
+    if not isinstance(window, dict) or (tokens is not None and (type(tokens) is not int or tokens < 1)):
+        raise InputError(f"{path}: window {window!r:.60} holds no max_tokens from 1; run chinchilla pack again")
+    return meta

@@ -10,9 +10,9 @@ from chinchilla_lm.files import building
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.runtime.card import Card
-from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.compile import draft
 from chinchilla_lm.runtime.packed import PROGRAM, is_packed
-from chinchilla_lm.runtime.program import Program, write_program
+from chinchilla_lm.runtime.program import Draft, write_program
 
 Size = tuple[str, int, int]
 
@@ -27,13 +27,13 @@ def write_packed(model: str | Path, form: str, folder: Path, task: str | None = 
     checkpoint = checkpoints.load(model, task=task)
     if checkpoint.fresh:
         raise InputError(f"{model} has no trained head for {task}; run chinchilla finetune first")
-    program = compile_model(checkpoint.model, form)
-    header = program.header | {"card": Card.of(checkpoint).to_dict()}
+    laid = draft(checkpoint.model, form)
+    header = laid.header | {"card": Card.of(checkpoint).to_dict()}
     with building(folder) as temporary:
         checkpoints.write_rest(checkpoint, temporary)
         _write_plain_tokenizer(checkpoint, temporary)
-        write_program(Program(header, program.data), temporary / PROGRAM)
-    return _sizes(program.header)
+        write_program(Draft(header, laid.parts), temporary / PROGRAM)
+    return _sizes(laid.header)
 
 
 def _write_plain_tokenizer(checkpoint: checkpoints.Checkpoint, folder: Path) -> None:

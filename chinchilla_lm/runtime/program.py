@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text
-from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats, round_up
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
 
 MAGIC = b"chprog1\n"
 VERSION = 1
@@ -34,6 +35,7 @@ START = len(MAGIC) + 8 + 32
 MOST_HEADER = 64 << 20  # bytes; a model of 200 blocks has some 200 kB
 
 Header = dict[str, Any]
+Fill = Callable[[Bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,54 +43,105 @@ class Program:
     """header: as in the file, without the data's hash; data: uint8 [bytes], beginning on 64 bytes; path: its file."""
 
     header: Header
-    data: NDArray[np.uint8]
+    data: Bytes
     path: Path | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return int(self.data.size)
 
-class Data:
-    """Bytes that are put together part by part, each on 64 bytes."""
+    def blocks(self) -> Iterator[Bytes]:
+        """The data in order."""
+        yield self.data
+
+
+class Parts:
+    """The data of a program that is laid out: each part has its place before its bytes are made.
+
+    They are made one after another, straight into their place, so that a large model is never there packed twice.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, NDArray[np.uint8]]] = []
+        self._parts: list[tuple[int, int, Fill]] = []
         self.size = 0
 
-    def add(self, part: NDArray[Any]) -> int:
-        """Where the part is put."""
-        flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+    def add(self, size: int, fill: Fill) -> int:
+        """Where a part will be, on 64 bytes. fill: writes all of the bytes [size] that it is given."""
         offset = self.size
-        self._parts.append((offset, flat))
-        self.size = round_up(offset + flat.size, ALIGNMENT)
+        self._parts.append((offset, size, fill))
+        self.size = round_up(offset + size, ALIGNMENT)
         return offset
 
     def vector(self, values: Floats) -> int:
         """Floats, padded with zeros to whole panels."""
-        return self.add(np.pad(np.asarray(values, np.float32), (0, -len(values) % LANES)))
+        padded = np.pad(np.asarray(values, np.float32), (0, -len(values) % LANES))
+        return self.add(padded.nbytes, lambda room: np.copyto(room, padded.view(np.uint8)))
 
-    def joined(self) -> NDArray[np.uint8]:
+    def made(self) -> Bytes:
         """All of it, beginning on 64 bytes."""
         room = np.zeros(self.size + ALIGNMENT, np.uint8)
         start = -room.ctypes.data % ALIGNMENT
         made = room[start : start + self.size]
-        for offset, part in self._parts:
-            made[offset : offset + part.size] = part
+        for offset, size, fill in self._parts:
+            fill(made[offset : offset + size])
         return made
 
+    def blocks(self) -> Iterator[Bytes]:
+        """The same bytes in order, a part at a time with the zeros behind it."""
+        for _, size, fill in self._parts:
+            block = np.zeros(round_up(size, ALIGNMENT), np.uint8)
+            fill(block[:size])
+            yield block
 
-def write_program(program: Program, path: str | Path) -> None:
-    """Write a program into a folder that is being built. Raises InputError where the disk refuses."""
-    header = program.header | {
-        "version": VERSION,
-        "bytes": int(program.data.size),
-        "sha256": hashlib.sha256(program.data.data).hexdigest(),
-    }
-    text = json_text(header).encode("utf-8")
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A program whose data is still to be made."""
+
+    header: Header
+    parts: Parts
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return self.parts.size
+
+    def blocks(self) -> Iterator[Bytes]:
+        """The data in order."""
+        return self.parts.blocks()
+
+    def program(self) -> Program:
+        """With its data in memory."""
+        return Program(self.header, self.parts.made())
+
+
+def write_program(program: Program | Draft, path: str | Path) -> None:
+    """Write a program into a folder that is being built; the data of a draft is made as it is written.
+
+    Raises InputError where the disk refuses, and what the making of the data raises.
+    """
+    header = program.header | {"version": VERSION, "bytes": program.size}
+    digest = hashlib.sha256()
+    # The header stands first but holds the hash of the data: its room is left, for a hash is always as long.
+    room = len(_head(header, digest.hexdigest()))
     try:
         with open(path, "wb") as file:
-            file.write(MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text)
-            file.write(bytes(-(START + len(text)) % PAGE))
-            file.write(program.data.data)
+            file.seek(room)
+            for block in program.blocks():
+                digest.update(block.data)
+                file.write(block.data)
+            file.seek(0)
+            file.write(_head(header, digest.hexdigest()))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free room or pass another -o") from error
+
+
+def _head(header: Header, sha256: str) -> bytes:
+    """All that stands before the data."""
+    text = json_text(header | {"sha256": sha256}).encode("utf-8")
+    head = MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text
+    return head + bytes(-len(head) % PAGE)
 
 
 def read_program(path: str | Path) -> Program:

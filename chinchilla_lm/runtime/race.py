@@ -8,45 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from chinchilla_lm.runtime.clock import Timing, interleave
 from chinchilla_lm.runtime.engines import Engine
+from chinchilla_lm.runtime.shape import Shape, prompt
 
-# Ids below this stand for padding and the like in most vocabularies; RoBERTa's positions depend on where padding is.
-_FIRST_WORD = 5
 WARMUP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Texts a batch, tokens a text, and tokens to write: 0 for a model that only reads."""
-
-    batch: int
-    tokens: int
-    new_tokens: int
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """What is timed, the names of one engine's timings."""
-        if self.new_tokens == 0:
-            return ("batch", "single")
-        return ("prefill", "decode", "request") if self.new_tokens > 1 else ("prefill", "request")
-
-
-def prompt(number: int, batch: int, tokens: int, vocabulary: int) -> Tensor:
-    """Random token ids, int64 [B, T]; the same number gives the same ids."""
-    generator = torch.Generator().manual_seed(number)
-    return torch.randint(min(_FIRST_WORD, vocabulary - 1), vocabulary, (batch, tokens), generator=generator)
 
 
 def race(engines: Mapping[str, Engine], shape: Shape, *, seconds: float) -> dict[str, dict[str, Timing]]:
     """Timings by engine and measure, all from one interleaved run of about `seconds`; rounds of all are paired."""
-    vocabulary = min(engine.vocabulary for engine in engines.values())
+    vocabulary = min(engine.demand.vocabulary for engine in engines.values())
     rows = {"request": shape.batch} if shape.new_tokens else {"batch": shape.batch, "single": 1}
     runs = {
         (name, measure): _Run(engine, shape, batch, vocabulary)

@@ -17,6 +17,7 @@ from torch import nn
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.layers import Attention
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.runtime.demand import pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,24 @@ def size_of(module: nn.Module) -> Size:
     """The size of a module or a whole model."""
     weights = list(module.parameters())
     return Size(sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights))
+
+
+class ModelDemand:
+    """What a model in torch is and needs; see demand.Demand."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._model, config, size = model, model.config, size_of(model)
+        self.kind, self.causal = config.head.kind, config.causal
+        self.positions, self.vocabulary = config.max_positions, config.vocab_size
+        self.parameters, self.bytes = size.parameters, size.bytes
+
+    def pass_flops(self, rows: int, tokens: int) -> float:
+        """Those of a pass, see pass_flops."""
+        return pass_flops(self._model, rows, tokens)
+
+    def decode_bytes(self, rows: int, seen: float) -> float:
+        """Those of a step, see decode_bytes."""
+        return decode_bytes(self._model, rows, seen)
 
 
 def decode_bytes(model: Transformer, rows: int, seen: float) -> float:
@@ -49,12 +68,18 @@ def decode_bytes(model: Transformer, rows: int, seen: float) -> float:
     return links + head + looked_up + cached
 
 
+def looked_up_share(model: Transformer) -> float:
+    """Share of the parameters that decoding only looks up: embedding tables that are not the decoder's matrix too."""
+    parts = [*(model.link(name) for name in model.link_names), model.head, *([model.norm] if model.norm else [])]
+    return 1 - sum(size_of(part).parameters for part in parts) / size_of(model).parameters
+
+
 def pass_flops(model: Transformer, rows: int, tokens: int) -> float:
     """Floating-point operations (a product and its sum are two) of one pass over `rows` texts of `tokens` tokens."""
     config = model.config
     per_token = sum(_matrix_flops(model.link(name)) for name in model.link_names)
-    pairs = sum(_pairs(config, model.link(name), tokens) for name in model.link_names)
-    attention = 4 * config.num_heads * config.head_dim * pairs
+    compared = sum(_pairs(config, model.link(name), tokens) for name in model.link_names)
+    attention = 4 * config.num_heads * config.head_dim * compared
     sequence = config.head.kind not in ("language-modeling", "token-classification")
     last_only = config.causal and config.head.kind == "language-modeling"
     head = _matrix_flops(model.head) * (1 if sequence or last_only else tokens)
@@ -69,6 +94,4 @@ def _pairs(config: ModelConfig, link: nn.Module, tokens: int) -> int:
     """Pairs of positions, query and key, that one attention link compares; 0 for an MLP."""
     if not isinstance(link, Attention):
         return 0
-    window = min(link.window or tokens, tokens)
-    behind = window * tokens - window * (window - 1) // 2  # position t sees min(t + 1, window), itself included
-    return behind if config.causal else 2 * behind - tokens
+    return pairs(tokens, link.window or 0, config.causal)

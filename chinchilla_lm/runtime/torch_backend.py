@@ -24,6 +24,7 @@ from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.device import resolve_dtype
 from chinchilla_lm.runtime.prepare import prepare
+from chinchilla_lm.runtime.sampling import check_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # Positions a batch, padding included: enough to fill the cores, little enough for the activations of a long text.
@@ -64,25 +65,22 @@ class TorchBackend:
         found: NDArray[np.float32] = self.forward(Batch(torch.tensor([list(ids)])))[0].numpy()
         return found
 
-    def reader(self, capacity: int) -> TorchReader:
-        """A text of at most `capacity` positions."""
-        return TorchReader(self.model, capacity)
-
-
-class TorchReader:
-    """One text that a causal language model reads and goes on with."""
-
-    def __init__(self, model: Transformer, capacity: int) -> None:
-        self.model = model
-        with torch.inference_mode():
-            self.cache = KVCache(model, rows=1, capacity=capacity)
+    @torch.inference_mode()
+    def cache(self, capacity: int) -> KVCache:
+        """See generate.Model."""
+        return KVCache(self.model, rows=1, capacity=capacity)
 
     @torch.inference_mode()
-    def read(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See generate.Reader. Raises InputError for more than the capacity."""
-        device = self.model.embedding.tokens.weight.device
-        logits = read(self.model, torch.tensor([list(ids)], device=device), self.cache)
-        found: NDArray[np.float32] = logits[0].float().cpu().numpy()
+    def read(self, ids: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> NDArray[np.float32]:
+        """See generate.Model. One text after another: together they would need padding, and masks against it.
+
+        Raises InputError for more than a cache has room for.
+        """
+        rows = [
+            read(self.model, torch.tensor([list(new)], device=self.device), cache).float().cpu()
+            for new, cache in zip(ids, caches, strict=True)
+        ]
+        found: NDArray[np.float32] = torch.cat(rows).numpy()
         return found
 
 
@@ -96,14 +94,8 @@ def read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
 
 def set_threads(threads: int) -> None:
     """Set torch's CPU threads, for the whole process. Raises InputError for fewer than one."""
-    check_threads(threads)
+    check_whole("threads", threads, 1, "leave --threads away to use every core")
     torch.set_num_threads(threads)
-
-
-def check_threads(threads: int) -> None:
-    """Raise InputError for fewer than one."""
-    if threads < 1:
-        raise InputError(f"threads {threads} is not 1 or more; leave --threads away to use every core")
 
 
 def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

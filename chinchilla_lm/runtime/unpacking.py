@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.files import read_json
 from chinchilla_lm.models.checkpoint import Checkpoint, describe
 from chinchilla_lm.models.filling import skeleton
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import from_halves
 from chinchilla_lm.pack.formats import FORMATS
-from chinchilla_lm.pack.panels import LANES, Floats
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats
 from chinchilla_lm.runtime.packed import PROGRAM, read_packed
 from chinchilla_lm.runtime.program import Program
 
@@ -31,13 +30,13 @@ def unpack_checkpoint(path: str | Path, task: str | None = None) -> Checkpoint:
     """The torch twin of a packed model's folder. Raises InputError for a damaged one, or one for another task."""
     program, card = read_packed(path)
     located = locate(path)
-    about = describe(located, read_json(located.folder / "config.json", "model config"), task)
-    if not about.trained or about.config.head.kind != card.kind:
+    if task not in (None, card.kind):
         raise InputError(f"this packed model is for {card.kind}, not {task}; load another one")
+    about = describe(located, card.hf_config, card.kind)
     model = skeleton(about.config, about.dropped)
     try:
         state = _State(program, model).tensors()
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a part of another type
         raise InputError(
             f"the program in {path} does not fit its config ({error}); run chinchilla pack again"
         ) from error
@@ -57,6 +56,7 @@ class _State:
     def tensors(self) -> dict[str, Tensor]:
         """By name, each of the shape that the model has there."""
         header = self.program.header
+        self._same_head(header["head"])
         self._embedding(header["embedding"])
         for operation in header["operations"]:
             self._operation(operation)
@@ -68,6 +68,14 @@ class _State:
             if self.found[name].shape != like.shape:
                 raise ValueError(f"{name} is {tuple(self.found[name].shape)}, not {tuple(like.shape)}")
         return {name: self.found[name] for name in wanted}
+
+    def _same_head(self, part: dict[str, Any]) -> None:
+        """The model pools as its config says: so must the program."""
+        head = self.model.config.head
+        pools = head.kind not in ("language-modeling", "token-classification")
+        wanted = (head.pooling if pools else "none", head.kind == "embedding" and head.normalize)
+        if (part["pooling"], part["normalize"]) != wanted:
+            raise ValueError(f"pooling is {part['pooling']!r} and normalize {part['normalize']!r}, not {wanted}")
 
     def _embedding(self, part: dict[str, Any]) -> None:
         for name in ("tokens", "positions", "segments"):
@@ -137,8 +145,8 @@ class _State:
         return self._bytes(offset, 4 * count).view(np.float32)
 
     def _bytes(self, offset: int, count: int) -> NDArray[np.uint8]:
-        if not 0 <= offset <= offset + count <= self.program.data.size:
-            raise ValueError(f"{count} bytes at {offset} are outside the program")
+        if not 0 <= offset <= offset + count <= self.program.data.size or offset % ALIGNMENT:
+            raise ValueError(f"{count} bytes at {offset} are outside the program, or not on {ALIGNMENT} bytes")
         return self.program.data[offset : offset + count]
 
     def _put(self, name: str, values: Floats) -> None:

@@ -8,9 +8,10 @@ from chinchilla_lm.cli import main
 from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.layers import Link
 from chinchilla_lm.models.transformer import NormFate
-from chinchilla_lm.runtime import engines
+from chinchilla_lm.runtime import torch_engine
 from chinchilla_lm.runtime.footprint import Footprint
 from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.shorten.surgery import without
 
 KEYS = {
@@ -43,7 +44,7 @@ def link_clock(monkeypatch):
 
     forward = Link.forward
     monkeypatch.setattr(Link, "forward", counted)
-    monkeypatch.setattr(engines, "_now", look)
+    monkeypatch.setattr(torch_engine, "_now", look)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_short_model_against_its_original(capsys, model_folder, short_folder, 
         assert roofline["bandwidth_share"] == pytest.approx(4 * roofline["decode_mb_per_step"] / 1e3 / decode / 10.0)
         assert roofline["gemm_share"] == pytest.approx(roofline["pass_gflop"] / prefill / 100.0)
     assert found["rows"][0]["parameters"] > found["rows"][1]["parameters"]
-    assert found["roofline"] == {"bandwidth_gb_s": 10.0, "gemm_gflops": 100.0}
+    assert found["roofline"] == {"bandwidth_gb_s": 10.0, "gemm_gflops": 100.0, "gemm_dtype": "float32"}
     assert "versions" in found["machine"]
     ratios = {ratio["measure"]: ratio for ratio in found["ratios"]}
     assert set(ratios) == {"prefill", "decode", "request"}
@@ -97,6 +98,29 @@ def test_the_engine_is_raced_where_it_is_there(kind, capsys, model_folder):
     assert all(row["sequences_per_s"] > 0 for row in found["rows"])
 
 
+@pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
+def test_packed_models_are_raced_alone_and_against_others(capsys, model_folder, tmp_path):
+    folder, packed, out = str(model_folder()), str(tmp_path / "packed"), tmp_path / "out"
+    write_packed(folder, "int4", tmp_path / "packed")
+    short = ["--tokens", "16", "--new-tokens", "4", "--seconds", "0.1", "--json"]
+    for model, against, formats in (
+        (packed, [], ["int4"]),
+        (packed, ["--against", folder, "--no-memory", "--dtype", "float32"], ["f32", "int4"]),
+        (folder, ["--against", packed, "--no-memory", "--dtype", "float32"], ["int4", "f32"]),
+    ):
+        assert main(["bench", model, *against, *short, "-o", str(out)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [row["format"] for row in found["rows"]] == formats
+        assert all(row["decode_tokens_per_s"] > 0 for row in found["rows"])
+        assert json.loads((out / "bench.json").read_text(encoding="utf-8"))["rows"] == found["rows"]
+        assert "| int4 |" in (out / "bench.md").read_text(encoding="utf-8")
+        if not against:
+            assert found["rows"][0]["peak_mb"] is None or found["rows"][0]["peak_mb"] < 100
+            assert found["rows"][0]["load_s"] < 2.0
+    assert main(["bench", packed, "--dtype", "float32"]) == 2
+    assert "dtype float32 is not that of a packed model" in capsys.readouterr().err
+
+
 def test_a_model_against_itself_is_as_fast(capsys, model_folder, link_clock):
     folder = str(model_folder())
     words = ["--against", folder, "--backend", "torch", "--tokens", "16", "--new-tokens", "4", "--no-memory"]
@@ -106,7 +130,9 @@ def test_a_model_against_itself_is_as_fast(capsys, model_folder, link_clock):
 
 
 def test_a_tagger_is_timed_by_the_batch_and_alone(capsys, model_folder, monkeypatch):
-    monkeypatch.setattr("chinchilla_lm.runtime.footprint.measure_footprint", lambda spec, shape: Footprint(123.0, 4.5))
+    monkeypatch.setattr(
+        "chinchilla_lm.runtime.footprint.measure_footprint", lambda spec, shape, threads: Footprint(123.0, 4.5)
+    )
     folder = str(model_folder("bert", "token-classification"))
     found = answer(capsys, folder, "--against", folder, "--tokens", "12", "--batch", "4")
     for row in found["rows"]:

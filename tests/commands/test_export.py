@@ -8,6 +8,7 @@ from chinchilla_lm.cli import main
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.transformer import NormFate
+from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.shorten.surgery import without
 
 DROPPED: dict[str, NormFate] = {"0.attn": "lose", "0.mlp": "lose", "2.attn": "lose"}
@@ -58,6 +59,13 @@ def test_force_does_not_replace_what_is_no_model(capsys, model_folder, tmp_path)
     assert main(["export", str(model_folder()), "--to", "hf", "-o", str(tmp_path), "--force"]) == 2
     assert "not ours to replace" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_packed_model_is_refused(capsys, model_folder, tmp_path):
+    write_packed(model_folder(), "int8", tmp_path / "packed")
+    assert main(["export", str(tmp_path / "packed"), "--to", "hf", "-o", str(tmp_path / "stock")]) == 2
+    assert "is packed, its weights rounded" in capsys.readouterr().err
+    assert not (tmp_path / "stock").exists()
 
 
 def test_an_unknown_format_is_refused_with_those_there_are(capsys, model_folder, tmp_path):

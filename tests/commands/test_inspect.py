@@ -6,6 +6,8 @@ import transformers
 
 from chinchilla_lm.cli import main
 from chinchilla_lm.models.checkpoint import load, save
+from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.shorten.surgery import without
 
 
@@ -94,6 +96,22 @@ def test_a_bare_norm_is_named(capsys, model_folder, tmp_path):
 def test_a_shape_that_cannot_be_is_refused(capsys, model_folder, arguments, message):
     assert main(["inspect", str(model_folder()), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
+def test_a_packed_model_is_shown_as_it_is_and_timed_in_the_engine(capsys, short_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("chinchilla_lm.commands.inspect._SECONDS", 0.1)
+    write_packed(short_folder, "int8", tmp_path / "packed")
+    plain, packed = (answer(capsys, str(one), "--no-time") for one in (short_folder, tmp_path / "packed"))
+    assert packed["parameters"] == plain["parameters"]
+    assert packed["blocks"] == plain["blocks"]
+    assert packed["dtype"] == "int8"
+    assert packed["bytes"] < 0.6 * plain["bytes"]
+    time = answer(capsys, str(tmp_path / "packed"), "--tokens", "8", "--threads", "1")["time"]
+    assert set(time["link_us"]) == {"0.mlp", "1.attn", "1.mlp", "2.attn"}
+    for words, message in ((["--dtype", "float32"], "dtype float32"), (["--device", "cuda"], "not on cuda")):
+        assert main(["inspect", str(tmp_path / "packed"), *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys, tmp_path):

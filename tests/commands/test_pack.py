@@ -12,7 +12,7 @@ from chinchilla_lm.cli import main
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.runtime.native import NativeBackend, engine_module
-from chinchilla_lm.runtime.program import PAGE, read_program
+from chinchilla_lm.runtime.program import PAGE, read_program, write_program
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
@@ -177,6 +177,148 @@ def test_a_header_that_lies_is_refused(packed, change):
     rewritten(path, change)
     with pytest.raises(InputError, match=r"run chinchilla pack again"):
         load(path.parent, "native")
+
+
+KINDS = ["language-modeling", "token-classification", "text-classification", "ranking", "embedding"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["llama-gqa", "bert", "gpt2", "distilbert", "roberta"])
+def test_every_head_has_a_card_that_fits(packed, name, kind):
+    folder = packed("int8", name, kind)
+    assert {load(folder, backend).card.kind for backend in ("native", "torch")} == {kind}
+
+
+def test_a_shortened_model_has_a_card_that_fits(model_folder, tmp_path):
+    """Its config is our own, not that of its family."""
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.packing import write_packed
+    from chinchilla_lm.shorten.surgery import without
+
+    whole = checkpoints.load(model_folder("bert", "token-classification"))
+    checkpoints.save(whole.with_model(without(whole.model, {"1.mlp": "keep"}, share=True)), tmp_path / "short")
+    write_packed(tmp_path / "short", "int8", tmp_path / "packed")
+    for backend in ("native", "torch"):
+        assert load(tmp_path / "packed", backend).labels == whole.model.config.head.labels
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("language-modeling", lambda h: h["card"].update(max_positions=10**9), "max_positions of the program"),
+        ("language-modeling", lambda h: h["card"].update(hidden=31), "hidden of the program .* is 32, not 31"),
+        ("language-modeling", lambda h: h["card"].update(causal=False), "causal"),
+        ("language-modeling", lambda h: h.update(causal=1), "causal of the program .* is 1, not True"),
+        ("language-modeling", lambda h: h["card"].update(labels=["O"]), "labels of config.json"),
+        (
+            "language-modeling",
+            lambda h: h["head"].update(pooling="mean"),
+            "pooling of the program .* is mean, not none",
+        ),
+        ("language-modeling", lambda h: h["head"].update(pooling=["none"]), "pooling"),
+        ("language-modeling", lambda h: h["head"].update(normalize=True), "normalize"),
+        ("language-modeling", lambda h: h["card"].update(kind="embedding"), "pooling"),
+        ("language-modeling", lambda h: h["head"]["output"].update(outputs=64), "outputs of the program"),
+        ("language-modeling", lambda h: [one.update(max_positions=10**9) for one in (h, h["card"])], "config.json"),
+        ("language-modeling", lambda h: [one.update(hidden=16) for one in (h, h["card"])], "config.json"),
+        ("token-classification", lambda h: h["card"].update(labels=["O"]), "outputs of the program .* is 3, not 1"),
+        ("token-classification", lambda h: h["card"]["labels"].reverse(), "labels of config.json"),
+        ("token-classification", lambda h: h["card"].update(kind="text-classification"), "pooling"),
+        ("text-classification", lambda h: h["card"].update(kind="token-classification"), "pooling"),
+        ("text-classification", lambda h: h["card"].update(kind="ranking"), "outputs of the program .* is 3, not 1"),
+        ("text-classification", lambda h: h["head"].update(pooling="last"), "pooling"),
+        ("ranking", lambda h: h["card"].update(labels=[]), "labels of config.json"),
+        ("embedding", lambda h: h["head"].update(pooling="none"), "first or last or mean"),
+        ("embedding", lambda h: h["head"].update(output=h["operations"][0]["second"]), "outputs of the program"),
+    ],
+)
+def test_a_card_that_lies_is_refused(packed, kind, change, said):
+    path = packed("f32", "llama-gqa" if kind == "language-modeling" else "bert", kind) / "program.bin"
+    rewritten(path, change)
+    for backend in ("native", "torch"):
+        with pytest.raises(InputError, match=said) as refused:
+            load(path.parent, backend)
+        assert str(refused.value).endswith("run chinchilla pack again")
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h["operations"][0].update(name=5),
+        lambda h: h["operations"][0].update(first=["f32"]),
+        lambda h: h["operations"].append("norm"),
+        lambda h: h["operations"].pop(),
+        lambda h: h["head"].update(output={"outputs": h["card"]["vocabulary"]}),
+        lambda h: h["embedding"]["tokens"].update(rows=2**70),
+        lambda h: h["embedding"]["tokens"].update(offset=h["embedding"]["tokens"]["offset"] + 4),
+        lambda h: _links(h)["first"].update(outputs=2.5),
+    ],
+)
+def test_the_torch_twin_of_a_header_that_lies_is_refused(packed, change):
+    path = packed() / "program.bin"
+    rewritten(path, change)
+    with pytest.raises(InputError, match=r"does not fit its config.*run chinchilla pack again"):
+        load(path.parent, "torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", {"vocab_size": 7}, "vocabulary of config.json .* is 7, not"),
+        ("config.json", {"architectures": ["BertModel"]}, "task of config.json"),
+        ("config.json", {"id2label": {"0": "O", "1": "B-X"}}, "labels of config.json"),
+        ("config.json", {"hidden_act": []}, "config.json"),
+        ("chinchilla.json", {"version": 1, "window": 5}, "window 5"),
+        ("chinchilla.json", {"version": 1, "window": {"max_tokens": "8"}}, "max_tokens"),
+    ],
+)
+def test_files_beside_the_program_that_lie_are_refused(packed, name, change, said):
+    folder = packed("f32", "bert", "token-classification")
+    before = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps(before | change))
+    for backend in ("native", "torch"):
+        with pytest.raises(InputError, match=said):
+            load(folder, backend)
+
+
+def test_a_twin_that_would_pool_in_another_way_is_refused(packed):
+    folder = packed("f32", "bert", "embedding")
+    (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Transformer", "path": ""}]))
+    with pytest.raises(InputError, match="normalize True, not"):
+        load(folder, "torch")
+
+
+def test_a_program_is_the_same_in_memory_and_in_its_file(packed, model_folder):
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.compile import compile_model
+
+    for form in ("f32", "bf16", "int8", "int4"):
+        file = read_program(packed(form) / "program.bin")
+        made = compile_model(checkpoints.load(model_folder()).model, form)
+        assert (made.data == file.data).all()
+        assert made.data.ctypes.data % 64 == 0
+        assert file.header == file.header | made.header
+
+
+def test_packing_holds_no_second_copy(model_folder, tmp_path, monkeypatch):
+    """Beyond the model there is the program alone, and where it is written at once not even that."""
+    import tracemalloc
+
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.compile import draft
+
+    for module in ("pack.formats", "runtime.compile"):
+        monkeypatch.setattr(f"chinchilla_lm.{module}.PIECE", 1 << 8)
+    laid = draft(checkpoints.load(model_folder()).model, "f32")
+    peaks = []
+    for make in (laid.program, lambda: write_program(laid, tmp_path / "program.bin")):
+        tracemalloc.start()
+        make()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 1.5 * laid.size
+    assert peaks[1] < 0.7 * laid.size
 
 
 def test_an_instruction_set_can_be_forced(packed, monkeypatch):

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,18 @@ import pytest
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.runtime.native import NativeModel, engine_module
+from chinchilla_lm.runtime.packed import PROGRAM
+from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.runtime.program import MAGIC, START, Program, read_program, write_program
 from tests.models.tiny import VOCAB, saved
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
+# Products of two of them leave 32 bits, or 64, or come back to a small number.
+LARGE = [2**13, 2**16, 2**16 + 1, 2**20, 2**26 + 1, 2**27 + 1, 2**28 - 1, 2**28]
+SIZES = ("heads", "kv_heads", "head_dim", "outputs", "inputs", "rows", "size", "window", "group", "position_offset")
 CASES = 150 * int(os.environ.get("CHINCHILLA_FUZZ", "1"))
 VALUES: list[Any] = [
     *(
@@ -42,6 +50,7 @@ VALUES: list[Any] = [
         64,
         65,
         4096,
+        *LARGE,
         2**31 - 1,
         -(2**31),
         2**31,
@@ -111,11 +120,50 @@ def changed(header: dict[str, Any], drawn: random.Random) -> dict[str, Any]:
     return header
 
 
+def enlarged(header: dict[str, Any], drawn: random.Random) -> dict[str, Any]:
+    """Two to four sizes of one part are large at once."""
+    header = copy.deepcopy(header)
+    parts = [part for path in places(header) if isinstance(part := at(header, path), dict) and sizes_in(part)]
+    part = drawn.choice(parts)
+    names = sizes_in(part)
+    for key in drawn.sample(names, min(len(names), drawn.randint(2, 4))):
+        part[key] = drawn.choice(LARGE)
+    if drawn.random() < 0.5 and part.get("rope") is not None:
+        part["rope"] = None  # which would else hold the size of a head
+    return header
+
+
+def sizes_in(part: dict[str, Any]) -> list[str]:
+    return [key for key in SIZES if isinstance(part.get(key), int)]
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def assert_exact(header: dict[str, Any]) -> None:
+    """What the engine took must fit together in numbers of any length too, before it is run."""
+    for part in header["operations"]:
+        if part["kind"] == "attention":
+            heads, kv_heads, size = part["heads"], part["kv_heads"], part["head_dim"]
+            assert part["second"]["inputs"] == heads * size
+            assert part["first"]["outputs"] == (heads + 2 * kv_heads) * size
+        elif part["kind"] == "mlp":
+            inner = part["second"]["inputs"]
+            assert part["first"]["outputs"] == (2 * -(-inner // 16) * 16 if part["gated"] else inner)
+
+
 def try_out(program: Program, seed: object) -> bool:
     """Run a few tokens through a program; whether the engine took it."""
     print(f"seed {seed}", file=sys.stderr)
     try:
         model = NativeModel(program, 2)
+    except (InputError, MemoryError):
+        return False
+    assert_exact(program.header)
+    try:
         ids = np.array([1, 2, 3, 4, 5], np.int32)
         out = model.run([ids, ids[:2]], everywhere=True)
     except (InputError, MemoryError):
@@ -135,6 +183,25 @@ def test_changed_headers(program: Program):
     assert taken < CASES
 
 
+def test_several_large_sizes_at_once(program: Program):
+    for seed in range(CASES):
+        try_out(Program(enlarged(program.header, random.Random(seed)), program.data), seed)
+
+
+def test_sizes_whose_products_come_back_to_small_numbers(program: Program):
+    """32 · (2^27 + 1) = 2^32 + 32: with 32 bits, large heads look like the small ones whose weights are there."""
+    header = copy.deepcopy(program.header)
+    part = next(one for one in header["operations"] if one["kind"] == "attention")
+    inputs, large = part["second"]["inputs"], 2**32 + part["second"]["inputs"]
+    heads = next(heads for heads in range(2 * inputs, 1 << 20, 2) if large % heads == 0)
+    part |= {"heads": heads, "kv_heads": heads // 2, "head_dim": large // heads}
+    part |= {"rope": None, "query_norm": None, "key_norm": None}
+    part["first"]["outputs"] = 2 * inputs
+    assert ((part["heads"] + 2 * part["kv_heads"]) * part["head_dim"] - part["first"]["outputs"]) % 2**32 == 0
+    with pytest.raises(InputError, match=r"(qkv|out): is \d+ × \d+, not"):
+        NativeModel(Program(header, program.data), 2)
+
+
 def test_weights_of_random_bytes(program: Program):
     for seed in range(max(3, CASES // 50)):
         drawn = np.random.default_rng(seed)
@@ -147,6 +214,74 @@ def test_weights_of_random_bytes(program: Program):
 def test_less_data_than_the_header_says(program: Program):
     for seed, cut in enumerate((64, 128, program.data.size // 128 * 64, program.data.size)):
         assert not try_out(Program(program.header, program.data[: program.data.size - cut]), seed)
+
+
+@pytest.fixture(scope="module", params=[("llama-gqa", "language-modeling"), ("bert", "token-classification")])
+def packed(request: pytest.FixtureRequest, model_folder: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("fuzz") / "packed"
+    write_packed(model_folder(*request.param), "int8", folder)
+    return folder
+
+
+def damaged(header: dict[str, Any], drawn: random.Random) -> dict[str, Any]:
+    """Changes that are mostly in what the card says, and in what it says again."""
+    if drawn.random() < 0.3:
+        return changed(header, drawn)
+    header = copy.deepcopy(header)
+    parts = [header["card"], header["card"], header["head"], header["embedding"], header, header["operations"][0]]
+    for _ in range(drawn.randint(1, 2)):
+        part = drawn.choice(parts)
+        key = drawn.choice(list(part))
+        value = part[key]
+        if drawn.random() < 0.3 and type(value) is int:
+            part[key] = value + drawn.choice([-1, 1, 16])
+        elif drawn.random() < 0.3 and isinstance(value, list):
+            part[key] = drawn.choice([value[:-1], value + value[:1], value[::-1]])
+        else:
+            part[key] = drawn.choice([*VALUES, "none", "mean", "last", "language-modeling", "embedding", 10**9])
+    return header
+
+
+def answer(folder: Path, backend: str) -> bool:
+    """Whether a model can be loaded; if so its answers have the right shape."""
+    try:
+        session = load(folder, backend, dtype="float32" if backend == "torch" else "auto", threads=1)
+        if session.card.kind == "language-modeling":
+            assert session.logits([1, 2, 3]).shape == (3, session.card.vocabulary)
+            session.generate("Once upon", 3, ignore_eos=True)
+        elif session.card.kind == "token-classification":
+            session.entities(["Angela Merkel met Siemens."])
+    except (InputError, MemoryError):
+        return False
+    return True
+
+
+def test_headers_and_cards_that_lie(packed: Path, tmp_path: Path):
+    whole = read_program(packed / PROGRAM)
+    clean = {key: value for key, value in whole.header.items() if key not in ("bytes", "sha256", "version")}
+    assert all(answer(packed, backend) for backend in ("native", "torch"))
+    folder = shutil.copytree(packed, tmp_path / "lies")
+    for seed in range(CASES):
+        header = damaged(clean, random.Random(seed))
+        print(f"seed {seed}", file=sys.stderr)
+        write_program(Program(header, whole.data), folder / PROGRAM)
+        for backend in ("native", "torch"):
+            answer(folder, backend)
+
+
+# Of config.json, torch sessions give some to the tokenizer of transformers, which has errors of its own.
+@pytest.mark.parametrize(("name", "backends"), [("config.json", ["native"]), ("chinchilla.json", ["native", "torch"])])
+def test_other_files_that_lie(packed: Path, tmp_path: Path, name: str, backends: list[str]):
+    folder = shutil.copytree(packed, tmp_path / "lies")
+    file = folder / name
+    whole = (
+        json.loads(file.read_text()) if file.exists() else {"version": 1, "window": {"max_tokens": 8}, "tags": "BIO"}
+    )
+    for seed in range(CASES // 3):
+        print(f"seed {seed}", file=sys.stderr)
+        file.write_text(json.dumps(changed(whole, random.Random(seed))))
+        for backend in backends:
+            answer(folder, backend)
 
 
 def test_damaged_files(program: Program, tmp_path: Path):

@@ -66,6 +66,31 @@ def test_q4_1_comes_back_as_it_was():
     np.testing.assert_allclose(meant, original, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["int8", "int8-row"])
+def test_int8_never_holds_minus_128(name):
+    """Kernels rely on it. Scales that float16 rounds down, or cannot hold, would lead there."""
+    random = np.random.default_rng(5)
+    original = weights(48, 256) * np.float32(10.0) ** random.integers(-9, 9, (48, 1)).astype(np.float32)
+    original[0], original[1], original[2] = -1.0, -1e-6, -1e9
+    original[3, ::2] = -np.abs(original[3]).max()
+    form = FORMATS[name]
+    panels = form.pack(original, **form.options).reshape(3, -1)
+    codes = panels[:, panels.shape[1] - 16 * 256 :].astype(int) - 128
+    assert (codes.min(), codes.max()) == (-127, 127)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (830, 545), (70, 5000)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_packing_in_pieces_gives_the_same_bytes(name, shape, monkeypatch):
+    form, original = FORMATS[name], weights(*shape)
+    whole = form.pack(original, **form.options)
+    for piece in (1, 16 * shape[1] * 3, 1 << 30):
+        monkeypatch.setattr("chinchilla_lm.pack.formats.PIECE", piece)
+        room = np.full(form.bytes(*shape), 255, np.uint8)
+        form.pack_into(original, room)
+        assert (room == whole).all()
+
+
 def test_zeros_stay_zeros():
     for form in FORMATS.values():
         packed = form.pack(np.zeros((5, 70), np.float32), **form.options)

@@ -1,6 +1,9 @@
 import time
+from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +12,9 @@ from chinchilla_lm.runtime.clock import speedup
 from chinchilla_lm.runtime.engines import NATIVE, TORCH, EngineSpec, open_engine
 from chinchilla_lm.runtime.footprint import measure_footprint, peak_mb
 from chinchilla_lm.runtime.native import engine_module
-from chinchilla_lm.runtime.race import WARMUP, Shape, prompt, race
+from chinchilla_lm.runtime.packing import write_packed
+from chinchilla_lm.runtime.race import WARMUP, race
+from chinchilla_lm.runtime.shape import Ids, Shape, prompt
 
 NEEDS_ENGINE = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
@@ -17,21 +22,22 @@ NEEDS_ENGINE = pytest.mark.skipif(engine_module() is None, reason="the engine is
 class Sleeper:
     """An engine of a known speed that remembers what it was given."""
 
-    vocabulary = 50
-    model: Any = None
+    form = "none"
+
+    demand: Any = SimpleNamespace(vocabulary=50)
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.seen: list[torch.Tensor] = []
+        self.seen: list[Ids] = []
 
-    def generate(self, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:
         self.seen.append(ids)
         return self.seconds, self.seconds * (new_tokens - 1)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: Ids) -> Any:
         self.seen.append(ids)
         time.sleep(self.seconds * len(ids))
-        return torch.nn.functional.one_hot(ids, 50)
+        return np.eye(50)[ids]
 
 
 def test_phases_are_those_that_the_engine_timed():
@@ -50,7 +56,7 @@ def test_every_engine_sees_the_same_prompts_and_none_twice():
     found = race(engines, Shape(2, 7, 3), seconds=0.01)
     rounds = len(found["a"]["request"].seconds)
     assert len(engines["a"].seen) == rounds + WARMUP
-    assert all(torch.equal(x, y) for x, y in zip(engines["a"].seen, engines["b"].seen, strict=True))
+    assert all(np.array_equal(x, y) for x, y in zip(engines["a"].seen, engines["b"].seen, strict=True))
     assert len({tuple(ids.flatten().tolist()) for ids in engines["a"].seen}) == rounds + WARMUP
     assert all(ids.shape == (2, 7) for ids in engines["a"].seen)
 
@@ -65,8 +71,35 @@ def test_reading_is_timed_by_the_batch_and_alone():
 @pytest.mark.parametrize("engine", [TORCH, pytest.param(NATIVE, marks=NEEDS_ENGINE)])
 def test_both_engines_time_their_work(model_folder, engine):
     found = open_engine(EngineSpec(engine, str(model_folder()), "float32", "cpu"))
-    assert min(found.generate(prompt(1, 2, 9, found.vocabulary), 4)) > 0.0
-    assert found.forward(prompt(1, 2, 9, found.vocabulary)).shape == (2, 9, found.vocabulary)
+    ids = prompt(1, 2, 9, found.demand.vocabulary)
+    assert min(found.generate(ids, 4)) > 0.0
+    assert found.forward(ids).shape == (2, 9, found.demand.vocabulary)
+
+
+@pytest.fixture
+def packed(model_folder, tmp_path: Path) -> str:
+    write_packed(model_folder(), "int8", tmp_path / "packed")
+    return str(tmp_path / "packed")
+
+
+@NEEDS_ENGINE
+def test_a_packed_model_gives_what_its_twin_in_torch_gives(packed: str):
+    ours, twin = (open_engine(EngineSpec(engine, packed, "float32", "cpu")) for engine in (NATIVE, TORCH))
+    assert (ours.form, twin.form) == ("int8", "float32")
+    assert ours.demand.vocabulary == twin.demand.vocabulary
+    ids = prompt(1, 2, 9, twin.demand.vocabulary)
+    # The twin does not round the inputs of products.
+    assert np.corrcoef(ours.forward(ids).ravel(), twin.forward(ids).ravel())[0, 1] > 0.99
+    with pytest.raises(InputError, match="is packed for language-modeling, not ranking; leave --task away"):
+        open_engine(EngineSpec(NATIVE, packed, "auto", "cpu", "ranking"))
+
+
+@NEEDS_ENGINE
+def test_a_packed_model_is_measured_without_torch(packed: str):
+    """Libraries of torch alone take more than what is allowed here."""
+    found = measure_footprint(EngineSpec(NATIVE, packed, "auto", "cpu"), Shape(1, 8, 3), 1)
+    assert found.peak_mb is None or found.peak_mb < 100
+    assert 0.0 < found.load_s < 2.0
 
 
 def test_an_unknown_engine_is_refused():
@@ -77,7 +110,7 @@ def test_an_unknown_engine_is_refused():
 def test_a_footprint_is_that_of_its_own_process(model_folder):
     ballast = torch.ones(150_000_000)  # 600 MB here, which the other process must not be charged with
     own = peak_mb()
-    found = measure_footprint(EngineSpec(TORCH, str(model_folder()), "float32", "cpu"), Shape(1, 8, 3))
+    found = measure_footprint(EngineSpec(TORCH, str(model_folder()), "float32", "cpu"), Shape(1, 8, 3), 1)
     assert own is None or own > 600
     assert found.peak_mb is None or 50 < found.peak_mb < (own or 0) - 300
     assert 0.0 < found.load_s < 60.0
@@ -86,4 +119,4 @@ def test_a_footprint_is_that_of_its_own_process(model_folder):
 
 def test_a_process_that_fails_is_told_of(tmp_path):
     with pytest.raises(ContractError, match=r"cannot load .*: .*(missing|holds no config)"):
-        measure_footprint(EngineSpec(TORCH, str(tmp_path), "float32", "cpu"), Shape(1, 8, 3))
+        measure_footprint(EngineSpec(TORCH, str(tmp_path), "float32", "cpu"), Shape(1, 8, 3), 1)

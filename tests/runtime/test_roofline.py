@@ -6,7 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import HeadConfig
-from chinchilla_lm.runtime.roofline import decode_bytes, pass_flops, size_of
+from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.demand import ProgramDemand, looked_up_bytes
+from chinchilla_lm.runtime.roofline import ModelDemand, decode_bytes, looked_up_share, pass_flops, size_of
 from chinchilla_lm.runtime.torch_backend import read
 
 TAGS = HeadConfig("token-classification", labels=("O", "B-X"))
@@ -59,3 +62,53 @@ def test_a_shared_weight_counts_once(tiny_config, tiny_model):
     size = size_of(model)
     assert size.parameters == sum({id(w): w.numel() for w in model.parameters()}.values())
     assert size.bytes == 2 * size.parameters
+
+
+def demand_of(model, form: str) -> ProgramDemand:
+    config = model.config
+    card = Card(
+        kind=config.head.kind,
+        labels=config.head.labels,
+        causal=config.causal,
+        vocabulary=config.vocab_size,
+        max_positions=config.max_positions,
+        hidden=config.hidden_size,
+        meta={},
+        hf_config={},
+        source=None,
+    )
+    return ProgramDemand(compile_model(model, form), card)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"head": HeadConfig("language-modeling", bias=True, tied=False), "windows": (4, None, 1), "qkv_bias": True},
+        {"causal": False, "head": TAGS, "norm": "layernorm", "mlp_bias": True, "intermediate_size": 40},
+        {"gated": False, "positions": "learned"},
+        {"qk_norm": True, "intermediate_size": 40},
+    ],
+)
+def test_a_program_needs_what_its_model_does(tiny_config, tiny_model, changes):
+    """Two counts of the same work, one of modules in torch, one of a header. The program pads its vectors to 16."""
+    model = tiny_model(tiny_config(**changes), {"0.attn": "lose", "1.mlp": "keep"}, torch.float32)
+    of_model, of_program = ModelDemand(model), demand_of(model, "f32")
+    for what in ("kind", "causal", "positions", "vocabulary", "parameters"):
+        assert getattr(of_program, what) == getattr(of_model, what), what
+    assert of_program.pass_flops(3, 11) == of_model.pass_flops(3, 11)
+    assert of_program.bytes == pytest.approx(of_model.bytes, rel=0.2)
+    assert of_program.decode_bytes(2, 9) == pytest.approx(of_model.decode_bytes(2, 9), rel=0.2)
+    grown = [one.decode_bytes(2, 9) - one.decode_bytes(2, 3) for one in (of_program, of_model)]
+    assert grown[0] == pytest.approx(grown[1])
+
+
+def test_a_table_that_is_only_looked_up_is_not_read(tiny_config, tiny_model):
+    tied = tiny_model(tiny_config(), dtype=torch.float32)
+    assert looked_up_share(tied) == 0
+    assert looked_up_bytes(compile_model(tied, "int8").header) == 0
+    apart = tiny_model(tiny_config(head=HeadConfig("language-modeling", bias=False, tied=False)), dtype=torch.float32)
+    assert looked_up_share(apart) == pytest.approx(97 * 32 / size_of(apart).parameters)
+    assert looked_up_bytes(compile_model(apart, "int8").header) == 2 * 97 * 32
+    of_program = demand_of(apart, "int8")
+    assert of_program.decode_bytes(1, 0) == of_program.bytes - 2 * 96 * 32

@@ -14,10 +14,13 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.runtime import loading
 from chinchilla_lm.runtime.card import Card
-from chinchilla_lm.runtime.loading import torch_session
+from chinchilla_lm.runtime.loading import EngineWarning, torch_session
+from chinchilla_lm.runtime.native import engine_module
 from chinchilla_lm.runtime.session import Backend, Session
 from chinchilla_lm.runtime.torch_backend import TorchBackend
 from tests.models.tiny import build
+
+NEEDS_ENGINE = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
 
 def load(folder, backend="torch", **options):
@@ -65,10 +68,10 @@ def test_greedy_text_is_that_of_transformers(model_folder, language):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"chat": True}, {"temperature": 1.5, "seed": 3}, {"temperature": 1.0, "top_k": 9}]
+    "options",
+    [{}, {"chat": True}, {"temperature": 1.5, "seed": 3}, {"temperature": 1.0, "top_k": 9, "seed": 1}],
 )
 def test_the_stream_is_the_text_in_pieces(language, options):
-    options = {"seed": 1} | options
     pieces = list(language.generate("Munich is", max_new_tokens=40, stream=True, ignore_eos=True, **options))
     assert "".join(pieces) == language.generate("Munich is", max_new_tokens=40, ignore_eos=True, **options)
     assert len(pieces) > 5
@@ -84,6 +87,40 @@ def test_the_text_ends_where_the_generation_config_says(model_folder, language, 
     "".join(short)
     assert short.tokens == full.tokens[: full.tokens.index(stop)]
     assert short.prompt_tokens == full.prompt_tokens
+
+
+PROMPTS = ["Once upon a time", "good", "the quick brown fox met Angela Merkel", "is it", "Munich"]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.3, "top_p": 0.9, "seed": 4}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=NEEDS_ENGINE), "torch"])
+def test_a_list_of_prompts_gives_each_the_text_that_it_has_alone(model_folder, monkeypatch, backend, options):
+    session = load(model_folder(), backend, dtype="float32", threads=2)
+    free = [session.start(prompt, 24, ignore_eos=True, **options) for prompt in PROMPTS]
+    texts = ["".join(one) for one in free]
+    assert len(set(texts)) == len(texts)
+    # Ends that come early in one text, late in another, and in others not at all.
+    monkeypatch.setattr("chinchilla_lm.runtime.session.stop_ids", lambda *_: frozenset({free[1].tokens[9]}))
+    options = options | {"stop": (texts[2][8:11], texts[3][2:4])}
+    alone = [session.start(prompt, 24, **options) for prompt in PROMPTS]
+    wanted = ["".join(one) for one in alone]
+    assert len({len(one.tokens) for one in alone}) > 2
+    together = [session.start(prompt, 24, **options) for prompt in PROMPTS]
+    found = [""] * len(PROMPTS)
+    for row, piece in session.write(together):
+        found[row] += piece
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    assert found == wanted == session.generate(PROMPTS, 24, **options)
+    pieces = list(session.generate(tuple(PROMPTS), 24, stream=True, **options))
+    assert ["".join(piece for row, piece in pieces if row == index) for index in range(len(PROMPTS))] == wanted
+    assert session.generate([], 24) == []
+
+
+def test_the_same_prompt_twice_has_one_text_with_a_seed_and_two_without(language):
+    same, other = language.generate(["good", "good"], 20, temperature=1.5, seed=3)
+    assert same == other
+    same, other = language.generate(["good", "good"], 20, temperature=1.5)
+    assert same != other
 
 
 def test_an_answer_starts_a_text_and_a_continuation_goes_on_with_one(language, monkeypatch):
@@ -109,6 +146,18 @@ def test_chat_puts_the_prompt_into_the_template(language):
         (lambda s: s.generate("good", max_new_tokens=64), "65 tokens are more than the model's 64 positions; 2 are"),
         (lambda s: s.generate("good", max_new_tokens=0), "max-new-tokens 0"),
         (lambda s: s.generate(""), "0 tokens"),
+        (lambda s: s.generate("good", max_new_tokens=4.5), "max-new-tokens 4.5 is not a whole number; pass"),
+        (lambda s: s.generate("good", max_new_tokens="4"), "max-new-tokens '4' is not a whole number; pass"),
+        (lambda s: s.generate("good", temperature=1.0, seed=1.5), "seed 1.5 is not a whole number; pass"),
+        (lambda s: s.generate("good", temperature=1.0, top_k=2.5), "top-k 2.5 is not a whole number; leave"),
+        (lambda s: s.generate("good", seed=1), "seed 1 has no effect on greedy choice; add"),
+        (lambda s: s.generate(None), "prompt None is neither a text nor a list of texts; pass"),
+        (lambda s: s.generate(["good", None]), "prompt None is not a text; pass"),
+        (lambda s: s.generate("good \ud800"), r"prompt has '\\ud800' at character 5, half of a surrogate pair"),
+        (lambda s: s.generate("good", stop=[1]), r"stop \[1\] is not a list of texts, none of them empty; pass"),
+        (lambda s: s.generate("good", stop="end"), "stop 'end' is not a list of texts"),
+        (lambda s: s.generate("good", stop=[""]), "stop .* is not a list of texts"),
+        (lambda s: s.generate("good", stop=None), "stop None is not a list of texts"),
         (
             lambda s: s.entities(["good"]),
             "entities needs a model for token-classification, this one is for language-model",
@@ -149,7 +198,10 @@ class Tagger(Backend):
     def logits(self, ids):
         raise NotImplementedError
 
-    def reader(self, capacity):
+    def cache(self, capacity):
+        raise NotImplementedError
+
+    def read(self, ids, caches):
         raise NotImplementedError
 
 
@@ -270,12 +322,45 @@ def test_sessions_share_no_state_with_each_other_or_with_their_checkpoint(model_
         ({"device": "abacus"}, "device 'abacus' is not one of"),
         ({"dtype": "int3"}, "dtype 'int3' is not one of auto, float32, bfloat16"),
         ({"threads": 0}, "threads 0 is not 1 or more"),
+        ({"threads": 2.5}, "threads 2.5 is not a whole number; leave --threads away"),
         ({"task": "text-classification"}, "no head for text-classification|no trained head"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(model_folder, options, message):
     with pytest.raises(InputError, match=message):
         load(model_folder(), **options)
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    for module in ("loading", "native"):
+        monkeypatch.setattr(f"chinchilla_lm.runtime.{module}.engine_module", lambda: None)
+
+
+def test_without_the_engine_auto_is_torch_and_says_so(model_folder, no_engine):
+    with pytest.warns(EngineWarning, match=r"no native engine, .* slower; install a C\+\+ compiler") as told:
+        session = load(model_folder(), "auto", device="cpu", dtype="float32")
+    assert session.backend == "torch"
+    assert session.generate("good", 4, ignore_eos=True)
+    assert len(told) == 1
+    with pytest.raises(InputError, match=r"no native engine; install a C\+\+ compiler .* or pass --backend torch"):
+        load(model_folder(), "native")
+
+
+def test_without_the_engine_nothing_is_said_where_it_would_not_run(model_folder, no_engine, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(model_folder(), "torch").backend == "torch"
+        monkeypatch.setattr("chinchilla_lm.runtime.device.resolve_device", lambda name: torch.device("cuda"))
+        assert not loading.engine_serves("auto")
+        assert not loading.engine_serves("cuda")
+
+
+@NEEDS_ENGINE
+def test_an_instruction_set_that_is_none_is_not_the_programs_fault(model_folder, monkeypatch):
+    monkeypatch.setenv("CHINCHILLA_ISA", "abacus")
+    with pytest.raises(InputError, match=r"^CHINCHILLA_ISA=abacus is not one of .*, or leave it away$"):
+        load(model_folder(), "native", dtype="float32")
 
 
 def test_threads_are_set_for_the_process(model_folder):

@@ -1,5 +1,6 @@
 """CTranslate2 on language models."""
 
+import itertools
 import os
 import time
 
@@ -34,8 +35,9 @@ class Worker:
             callback=lambda step: times.append(time.perf_counter()) and False,
             **options,
         )
-        first = times[len(prompts) - 1]
-        return [first - begun, time.perf_counter() - first]
+        # Called back for each prompt of each step; what comes behind the last step is the last step's.
+        ends = [begun, *times[len(prompts) - 1 :: len(prompts)][: new - 1], time.perf_counter()]
+        return [after - before for before, after in itertools.pairwise(ends)]
 
     def nats(self, windows):
         found = []

@@ -7,6 +7,7 @@ the worker, so that the way there and back costs nobody.
 import base64
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import traceback
 # convert(source, target, form, sample)  the model's Hugging Face folder → what this program reads, once
 # load(path, form, threads, task, room)  → seconds, imports apart; room: positions of all that is read together, at most
 # weights()                              → bytes of the weights as they are run, where the file has another dtype
-# write(prompts, new)                    → seconds until the first new token of all, seconds of the new - 1 steps after
+# write(prompts, new)                    → seconds until the first new token of all, then those of each step after it
 # nats(windows)                          → negative log-likelihood of each window's tokens after the first, summed
 # label(texts)                           → seconds of a pass over all, and the logits of every token
 # single(texts)                          → seconds of each text alone
@@ -62,13 +63,14 @@ def peak_mb():
 
 
 def phases(begin, step, new):
-    """Seconds of begin(), which gives the first tokens, and of the new - 1 calls step(tokens) after it."""
-    started = time.perf_counter()
+    """Seconds of begin(), which gives the first tokens, then of each of the new - 1 calls step(tokens) after it."""
+    looks = [time.perf_counter()]
     tokens = begin()
-    first = time.perf_counter()
+    looks.append(time.perf_counter())
     for _ in range(new - 1):
         tokens = step(tokens)
-    return [first - started, time.perf_counter() - first]
+        looks.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(looks)]
 
 
 def each(texts, run):
