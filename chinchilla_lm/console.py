@@ -11,11 +11,13 @@ On a terminal progress is one live line; elsewhere (a log, a pipe) a plain line 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -67,6 +69,15 @@ class Console:
     def warn(self, text: str) -> None:
         """A request ignored or a doubt about the figures: standard error, always."""
         _print(f"warning: {text}", sys.stderr)
+
+    @contextlib.contextmanager
+    def warned(self, kind: type[Warning]) -> Iterator[None]:
+        """What is warned of meanwhile as lines of its own, and every warning of a kind."""
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", kind)
+            yield
+        for one in found:
+            self.warn(str(one.message))
 
     def result(self, value: Any) -> None:
         """The verb's one JSON object on standard output in JSON mode, nothing otherwise; NaN and infinities: null."""

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     # torch knows no quota of a container: on more threads than that it would be slow, and the roof too low.
     set_threads(min(torch.get_num_threads(), usable_cores()) if args.threads is None else args.threads)
     device = resolve_device(args.device)
-    entries, ours = _entries(args, device)
+    entries, ours = _entries(args, device, console)
     shape = _shape(args, entries, console)
     dtype = _peak_dtype(entries[ours].engine.form)
     roof = _roof(device, dtype, console)
@@ -97,17 +97,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _entries(args: argparse.Namespace, device: torch.device) -> tuple[list[Entry], int]:
+def _entries(args: argparse.Namespace, device: torch.device, console: Console) -> tuple[list[Entry], int]:
     """The original, if there is one, and the model; and which of them is the model."""
     from chinchilla_lm.evaluate.speed import Entry
     from chinchilla_lm.runtime.engines import NATIVE, TORCH, EngineSpec, open_engine
-    from chinchilla_lm.runtime.loading import engine_serves
+    from chinchilla_lm.runtime.loading import EngineWarning, engine_serves
     from chinchilla_lm.runtime.packed import is_packed
     from chinchilla_lm.runtime.torch_backend import dtype_of
 
     if args.backend == "native" and device.type != "cpu":
         raise InputError(f"backend native runs on the CPU, not on {device}; pass --device cpu")
-    native = args.backend == "native" or (args.backend == "auto" and engine_serves(str(device)))
+    with console.warned(EngineWarning):
+        native = args.backend == "native" or (args.backend == "auto" and engine_serves(str(device)))
     names = ([] if args.against is None else [args.against]) + [args.model]
     if native and args.dtype != "auto" and all(is_packed(name) for name in names):
         raise InputError(f"dtype {args.dtype} is not that of a packed model; leave --dtype away")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.commands.inspect import add_device_arguments
@@ -72,12 +71,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _load(args: argparse.Namespace, console: Console) -> Session:
     from chinchilla_lm.runtime.loading import EngineWarning, load
 
-    with warnings.catch_warnings(record=True) as doubts:
-        warnings.simplefilter("always", EngineWarning)
-        session = load(args.model, args.backend, args.device, args.dtype, args.threads)
-    for doubt in doubts:
-        console.warn(str(doubt.message))
-    return session
+    with console.warned(EngineWarning):
+        return load(args.model, args.backend, args.device, args.dtype, args.threads)
 
 
 def _start(session: Session, prompt: str, args: argparse.Namespace) -> Generation:

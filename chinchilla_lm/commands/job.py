@@ -3,7 +3,6 @@ for."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -27,8 +26,9 @@ from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime.clock import Timing, interleave
+from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
-from chinchilla_lm.runtime.loading import engine_serves, native_session, torch_session
+from chinchilla_lm.runtime.loading import EngineWarning, engine_serves, native_session, torch_session
 from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.packed import is_packed, read_packed
 from chinchilla_lm.runtime.prepare import prepare
@@ -61,7 +61,9 @@ class Job:
             torch.set_num_threads(recipe.threads)
         if recipe.backend == "native" and self.device.type != "cpu":
             raise InputError(f"backend native runs on the CPU, not on {self.device}; pass --device cpu")
-        native = recipe.backend == "native" or (recipe.backend == "auto" and engine_serves(str(self.device)))
+        with console.warned(EngineWarning):
+            native = recipe.backend == "native" or (recipe.backend == "auto" and engine_serves(str(self.device)))
+        self.threads = recipe.threads or usable_cores()  # of the engine
         self.backend: Literal["native", "torch"] = "native" if native else "torch"
 
     @cached_property
@@ -168,11 +170,8 @@ class Job:
 
     def encode(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows of token ids with their targets; says what had to be cut."""
-        with warnings.catch_warnings(record=True) as cuts:
-            warnings.simplefilter("always", DataWarning)
+        with self.console.warned(DataWarning):
             windows = self._encode(records)
-        for cut in cuts:
-            self.console.warn(str(cut.message))
         highest, known = max((max(one.ids) for one in windows), default=0), self.checkpoint.model.config.vocab_size
         if highest >= known:
             raise InputError(
@@ -263,14 +262,14 @@ class Job:
         if self.backend == "torch":
             return self.ready(model)
         if is_packed(self.source) and model is self.checkpoint.model:
-            return NativeForward(read_packed(self.source)[0], model.config.head.kind, torch.get_num_threads())
-        return NativeForward.compiled(model, self.dtype, torch.get_num_threads())
+            return NativeForward(read_packed(self.source)[0], model.config.head.kind, self.threads)
+        return NativeForward.compiled(model, self.dtype, self.threads)
 
     def session(self, checkpoint: Checkpoint) -> Session:
         """The same as a session, of a model in memory."""
         if self.backend == "torch":
             return torch_session(checkpoint, self.device, self.dtype)
-        return native_session(checkpoint, str(self.dtype).removeprefix("torch."), torch.get_num_threads())
+        return native_session(checkpoint, str(self.dtype).removeprefix("torch."), self.threads)
 
     def time(self, served: Mapping[str, Served], seconds: float) -> dict[str, Timing]:
         """Passes over the timed batch, in turn."""
