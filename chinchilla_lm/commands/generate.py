@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.result(results[0] | {"seconds": seconds})
         return 0
     for prompt, text in zip(args.prompt, texts, strict=True):
-        console.say(f"--- {prompt}")
+        console.show(f"--- {prompt}")
         console.show(text)
     console.result({"results": results, "seconds": seconds})
     return 0

@@ -87,7 +87,9 @@ def inspect(
         found["sizes"] = {name: {"parameters": one["parameters"]} for name, one in found["sizes"].items()}
     times = None
     if shape is not None:
-        rows, tokens = shape[0], shape[1] or min(DEFAULT_TOKENS, checkpoint.model.config.max_positions)
+        rows, tokens = shape
+        if tokens is None:
+            tokens = min(DEFAULT_TOKENS, checkpoint.model.config.max_positions)
         _check_shape(checkpoint.model, rows, tokens)
         if program is None:
             times = _time(checkpoint.model, rows, tokens, device, dtype)

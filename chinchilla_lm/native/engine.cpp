@@ -57,8 +57,19 @@ Engine::Engine(Program program, int threads, const char* isa)
     : program_(std::move(program)), k_(kernels_of(isa)), team_(std::clamp(threads, 1, kMostThreads)) {
     if (!k_) refuse("the instruction set " + std::string(isa ? isa : "portable") + " does not run here");
     program_.check();
+    make_passes();
+}
+
+void Engine::make_passes() {
     together_ = std::make_unique<Pass>(program_, *k_, team_.size());
     for (int i = 0; i < team_.size(); ++i) alone_.push_back(std::make_unique<Pass>(program_, *k_, 1));
+}
+
+void Engine::forked() {
+    together_.release();
+    for (auto& pass : alone_) pass.release();
+    alone_.clear();
+    make_passes();
 }
 
 Engine::~Engine() = default;

@@ -76,6 +76,8 @@ public:
     // Seconds of each operation since they were last asked for, and as the last one of all else. Where threads took
     // sequences through all layers on their own, a thread's time counts by its share of them.
     std::vector<double> take_seconds();
+    // In a forked child: what a pass in the parent was at is forgotten, as it may be half changed, and its memory with it.
+    void forked();
     // The threads sleep until the next run, instead of waiting for it awake: other work wants the cores.
     void rest() { team_.rest(); }
 
@@ -89,6 +91,7 @@ public:
     std::size_t output_rows(std::span<const int> counts, Want want) const;
 
 private:
+    void make_passes();
     std::vector<Sequence> sequences_of(std::span<const std::int32_t> ids, const std::int32_t* segments,
                                        std::span<const int> counts, std::span<Cache* const> caches) const;
     void run_pass(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,

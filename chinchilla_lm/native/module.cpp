@@ -7,13 +7,18 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <stdexcept>
+#include <thread>
 
 #include "engine.h"
 #include "reading.h"
@@ -52,6 +57,8 @@ struct Runner {
     nb::object data;  // keeps the bytes that the program points into
     Engine engine;
     std::mutex turn;
+    std::atomic<std::thread::id> owner{};  // whose turn it is
+    pid_t process = getpid();
 
     Runner(const nb::dict& header, const Bytes& bytes, int threads, const std::optional<std::string>& isa)
         : data(nb::cast(bytes)), engine(read_program(header, span_of(bytes)), threads, isa ? isa->c_str() : nullptr) {}
@@ -59,8 +66,22 @@ struct Runner {
     // What f(engine) gives, when nobody else is at it; other Python threads go on meanwhile.
     template <class F>
     auto alone(F&& f) {
+        if (process != getpid()) {  // forked: whoever had the turn there is not here
+            new (&turn) std::mutex;
+            owner = std::thread::id();
+            engine.forked();
+            process = getpid();
+        }
+        if (owner == std::this_thread::get_id()) {
+            throw std::runtime_error("the session is at work in this very thread; a signal handler cannot use it");
+        }
         const nb::gil_scoped_release released;
         const std::lock_guard<std::mutex> mine(turn);
+        struct Mark {
+            std::atomic<std::thread::id>& owner;
+            explicit Mark(std::atomic<std::thread::id>& owner) : owner(owner) { owner = std::this_thread::get_id(); }
+            ~Mark() { owner = std::thread::id(); }
+        } mark(owner);
         return f(engine);
     }
 };

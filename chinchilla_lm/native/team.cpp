@@ -94,6 +94,8 @@ void Team::run(const std::function<void(int, int)>& job) {
     if (process_ != getpid()) {
         workers_.release();
         process_ = 0;
+        barrier_.open(members_);  // somebody may have been waiting there
+        end_.open(members_);
         start();
     }
     const Clock::time_point begin = Clock::now();

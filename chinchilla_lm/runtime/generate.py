@@ -66,13 +66,20 @@ class Generation:
         self.ended = False
         self._model, self._sampler, self._speller = model, sampler, speller
         self._most, self._stop_ids, self._stop = int(max_new_tokens), frozenset(stop_ids), tuple(stop)
-        self._seen, self._unread = list(ids), list(ids)
+        self._seen, self._unread = set(ids), list(ids)
+        self._logits_V: NDArray[np.float32] | None = None  # of what follows all that was read, until it is drawn
         self._cache: Any = None
+        self._shown = ""  # drawn, and not yet given out
         self._held = ""  # the end of the text so far, as long as it may be the beginning of a stop text
 
     def __iter__(self) -> Iterator[str]:
         for _, piece in write(self._model, [self]):
             yield piece
+
+    @property
+    def reads(self) -> bool:
+        """Whether the model has something to read before the next token can be drawn."""
+        return self._logits_V is None
 
     def unread(self) -> tuple[list[int], Any]:
         """The tokens that the model has still to read, and the cache of those before them."""
@@ -80,18 +87,21 @@ class Generation:
             self._cache = self._model.cache(self.prompt_tokens + self._most - 1)
         return self._unread, self._cache
 
-    def draw(self, logits_V: NDArray[np.float32]) -> str:
-        """Draw the next token, from logits [V] of what follows those read; the text to show for it, often empty.
+    def follow(self, logits_V: NDArray[np.float32]) -> None:
+        """Take the logits [V] of what follows what was unread, which is read now."""
+        self._logits_V = logits_V
 
-        Raises InputError where a logit is not a number.
-        """
-        token = self._sampler(logits_V, self._seen)
+    def draw(self) -> None:
+        """Draw the next token from them. Raises InputError where a logit is not a number; then nothing has changed."""
+        assert self._logits_V is not None
+        token = self._sampler(self._logits_V, self._seen)
+        self._logits_V = None
         text = self._held
         if token in self._stop_ids:
             self.ended = True
         else:
             self.tokens.append(token)
-            self._seen.append(token)
+            self._seen.add(token)
             self._unread = [token]
             text += self._speller.add(token)
             self.ended = len(self.tokens) == self._most
@@ -101,6 +111,11 @@ class Generation:
         self.ended |= stopped
         if self.ended:
             self._cache = None
+        self._shown += shown
+
+    def take(self) -> str:
+        """The text that has not been given out yet."""
+        shown, self._shown = self._shown, ""
         return shown
 
     def _cut(self, text: str) -> tuple[bool, str, str]:
@@ -116,15 +131,30 @@ class Generation:
 
 
 def write(model: Model, texts: Sequence[Generation]) -> Iterator[tuple[int, str]]:
-    """Write texts of one model together; pieces as they come, each behind the index of its text."""
-    waiting = iter([(index, text) for index, text in enumerate(texts) if not text.ended])
+    """Write texts of one model together; pieces as they come, each behind the index of its text.
+
+    Where it is left before the end, or something is raised, another call goes on from there.
+    """
+    every = list(enumerate(texts))
+    waiting = iter([(index, text) for index, text in every if not text.ended])
+    yield from _pieces(every)
     live: list[tuple[int, Generation]] = []
     while True:
         live = [(index, text) for index, text in live if not text.ended]
         live += islice(waiting, MOST_TOGETHER - len(live))
         if not live:
             return
-        ids, caches = zip(*(text.unread() for _, text in live), strict=True)
-        for (index, text), logits_V in zip(live, model.read(ids, caches), strict=True):
-            if piece := text.draw(logits_V):
-                yield index, piece
+        reading = [text for _, text in live if text.reads]
+        if reading:
+            ids, caches = zip(*(text.unread() for text in reading), strict=True)
+            for text, logits_V in zip(reading, model.read(ids, caches), strict=True):
+                text.follow(logits_V)
+        for _, text in live:
+            text.draw()
+        yield from _pieces(live)
+
+
+def _pieces(texts: Sequence[tuple[int, Generation]]) -> Iterator[tuple[int, str]]:
+    for index, text in texts:
+        if piece := text.take():
+            yield index, piece

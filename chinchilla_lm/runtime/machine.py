@@ -58,10 +58,10 @@ PACKAGED_MODELS: dict[str, tuple[str, str]] = {
 _MIB = 1 << 20
 # A buffer to stream must not fit in any cache: four last-level caches, and no less than 256 MiB where none is known.
 _LEAST_BUFFER_BYTES = 256 * _MIB
-# GEMM sizes to try, largest first: from 2048 on, the edges of oneDNN's and MKL's tiles no longer show. The smallest is
+# GEMM sizes to try, smallest first: from 2048 on, the edges of oneDNN's and MKL's tiles no longer show. The smallest is
 # for CPUs without bfloat16, where its emulation does 1 GFLOP/s: four products of 512 would take most of a second before
 # any is timed.
-_GEMM_SIZES = (2048, 1024, 512, 256)
+_GEMM_SIZES = (256, 512, 1024, 2048)
 _LEAST_REPEATS = 3
 
 
@@ -186,13 +186,18 @@ def measure_gemm(dtype: str = "float32", seconds: float = 1.5) -> float:
 
 
 def _gemm_size(dtype: torch.dtype, seconds: float) -> int:
-    """The largest size of which three products fit in the time, judged from the fastest of the smallest size.
+    """The largest size of which three products fit in the time.
 
-    The fastest, not the median: the first calls also start torch's threads, which can take a hundred times as long.
+    Each is judged from the size before it, not from the smallest, most of whose time is not the product's; and from the
+    fastest, not the median: the first calls also start torch's threads, which can take a hundred times as long.
     """
-    small = _GEMM_SIZES[-1]
-    one = min(_times(_product(small, dtype), seconds / 20))
-    return next((n for n in _GEMM_SIZES if _LEAST_REPEATS * one * (n / small) ** 3 <= seconds), small)
+    n, *larger = _GEMM_SIZES
+    for next_n in larger:
+        one = min(_times(_product(n, dtype), seconds / 20))
+        if _LEAST_REPEATS * one * (next_n / n) ** 3 > seconds:
+            break
+        n = next_n
+    return n
 
 
 def _product(n: int, dtype: torch.dtype) -> Callable[[], Any]:

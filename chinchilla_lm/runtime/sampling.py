@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Sampler:
         self._divisor = min(max(float(temperature), float(_FLOAT32.tiny)), float(_FLOAT32.max))
         self._random = np.random.default_rng(seed)
 
-    def __call__(self, logits_V: Floats, seen: Sequence[int] = ()) -> int:
+    def __call__(self, logits_V: Floats, seen: Collection[int] = ()) -> int:
         """The next token's id, from logits [V] and the tokens so far. Raises InputError where a logit is no number."""
         best = int(logits_V.argmax())  # NaN, if there is one
         if not math.isfinite(logits_V[best]):
@@ -129,9 +129,9 @@ class Sampler:
         count = min(int(np.searchsorted(sums, wanted)) + 1, len(likely))
         return likely[count - 1], count
 
-    def _penalised(self, logits_V: Floats, seen: Sequence[int]) -> Floats:
+    def _penalised(self, logits_V: Floats, seen: Collection[int]) -> Floats:
         changed_V = logits_V.copy()
-        tokens = np.asarray(seen)
+        tokens = np.fromiter(seen, np.intp, len(seen))
         values = logits_V[tokens].astype(np.float64)
         with np.errstate(over="ignore"):
             values = np.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)

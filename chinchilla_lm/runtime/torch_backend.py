@@ -74,12 +74,18 @@ class TorchBackend:
     def read(self, ids: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> NDArray[np.float32]:
         """See generate.Model. One text after another: together they would need padding, and masks against it.
 
-        Raises InputError for more than a cache has room for.
+        Raises InputError for more than a cache has room for; whatever is raised, no cache has grown.
         """
-        rows = [
-            read(self.model, torch.tensor([list(new)], device=self.device), cache).float().cpu()
-            for new, cache in zip(ids, caches, strict=True)
-        ]
+        before = [cache.length for cache in caches]
+        try:
+            rows = [
+                read(self.model, torch.tensor([list(new)], device=self.device), cache).float().cpu()
+                for new, cache in zip(ids, caches, strict=True)
+            ]
+        except BaseException:
+            for cache, length in zip(caches, before, strict=True):
+                cache.length = length
+            raise
         found: NDArray[np.float32] = torch.cat(rows).numpy()
         return found
 

@@ -39,10 +39,10 @@ def test_several_prompts_are_written_together(capsys, model_folder):
         text = session.generate(prompt, 9, ignore_eos=True)
         assert result == {"text": text, "tokens": 9, "prompt_tokens": count}
     texts = [result["text"] for result in found["results"]]
-    assert main(["generate", folder, *arguments]) == 0
-    assert capsys.readouterr().out == "".join(f"--- {p}\n{text}\n" for p, text in zip(prompts, texts, strict=True))
-    assert main(["generate", folder, *arguments, "--quiet"]) == 0
-    assert capsys.readouterr().out == "".join(f"{text}\n" for text in texts)
+    for quiet in ([], ["--quiet"]):
+        assert main(["generate", folder, *arguments, *quiet]) == 0
+        expected = "".join(f"--- {p}\n{text}\n" for p, text in zip(prompts, texts, strict=True))
+        assert capsys.readouterr().out == expected
 
 
 def test_a_very_low_temperature_is_greedy_without_a_word(capsys, model_folder):

@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 
 # What this CPU does not have is emulated, so that every kernel is tested.
 lacks=ALL
-grep -qs avx512_bf16 /proc/cpuinfo && lacks=TILES
+grep -qs avx512_bf16 /proc/cpuinfo && grep -qs avx_vnni /proc/cpuinfo && lacks=TILES
 
 check() {  # sanitizers, libraries to load first, pytest's arguments
     local kinds=$1 libraries=$2 build=$work/$1 copy=$work/$1-copy

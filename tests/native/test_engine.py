@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -301,6 +302,57 @@ def test_a_session_goes_on_behind_a_fork(tmp_path: Path):
         os._exit(0 if np.array_equal(native.run(texts()), expected) else 3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert np.array_equal(native.run(texts()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_of_a_session_at_work_has_a_session(tmp_path: Path):
+    native = NativeModel(compile_model(long_reader(tmp_path), "f32"), 3)
+    expected = native.run(texts())
+    (text,) = texts((1000,))
+    done = threading.Event()
+
+    def read_on() -> None:
+        while not done.is_set():
+            native.run([text], [native.cache(1024)])
+
+    reader = threading.Thread(target=read_on)
+    reader.start()
+    codes = []
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                os._exit(0 if np.array_equal(native.run(texts()), expected) else 3)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    finally:
+        done.set()
+        reader.join()
+    assert codes == [0] * 5
+
+
+def test_a_signal_handler_cannot_use_the_session_that_it_interrupts(tmp_path: Path):
+    native = NativeModel(compile_model(long_reader(tmp_path), "f32"), 2)
+    (text,) = texts((1000,))
+    cache = native.cache(1024)
+    said: list[str] = []
+
+    def ask(*_: object) -> None:
+        try:
+            said.append(f"length {cache.length}")
+        except RuntimeError as error:
+            said.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, ask)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for _ in range(30):
+            native.run([text], [cache])
+            cache.rewind(0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert any("signal handler" in one for one in said)
 
 
 LIMITED = """

@@ -188,6 +188,47 @@ def test_texts_written_together_are_those_written_alone(tiny_config, tiny_model,
         )
 
 
+@pytest.mark.parametrize("most", [2, 32])
+def test_writing_goes_on_where_it_was_left(tiny_config, tiny_model, monkeypatch, most):
+    """After a consumer that left, a draw that failed and a pass that was interrupted, nothing is read twice or lost."""
+    monkeypatch.setattr(generating, "MOST_TOGETHER", most)
+    model = tiny_model(tiny_config())
+    backend = TorchBackend(model)
+    prompts = [PROMPT, PROMPT[:2], PROMPT[1:5]]
+    expected = ["".join(start(backend, 9, prompt=prompt)) for prompt in prompts]
+    failing = Sampler()
+    texts = [start(backend, 9, failing if i == 1 else None, prompt=prompt) for i, prompt in enumerate(prompts)]
+    got = ["", "", ""]
+    calls = {"draw": 0, "read": 0}
+
+    def draw(logits_V, seen=()):
+        calls["draw"] += 1
+        if calls["draw"] % 4 == 2:
+            raise KeyboardInterrupt
+        return Sampler()(logits_V, seen)
+
+    def reading(model, ids, cache):
+        calls["read"] += 1
+        if calls["read"] % 7 == 3:
+            raise KeyboardInterrupt
+        return read(model, ids, cache)
+
+    texts[1]._sampler = draw
+    monkeypatch.setattr("chinchilla_lm.runtime.torch_backend.read", reading)
+    for turn in range(100):
+        try:
+            for count, (index, piece) in enumerate(generating.write(backend, texts)):
+                got[index] += piece
+                if count == turn % 5:
+                    break
+            else:
+                break
+        except KeyboardInterrupt:
+            continue
+    assert got == expected
+    assert calls["draw"] > 9
+
+
 def test_nan_is_an_error_and_not_a_token(tiny_config, tiny_model):
     model = tiny_model(tiny_config())
     with torch.no_grad():
