@@ -196,16 +196,15 @@ def test_writing_goes_on_where_it_was_left(tiny_config, tiny_model, monkeypatch,
     backend = TorchBackend(model)
     prompts = [PROMPT, PROMPT[:2], PROMPT[1:5]]
     expected = ["".join(start(backend, 9, prompt=prompt)) for prompt in prompts]
-    failing = Sampler()
-    texts = [start(backend, 9, failing if i == 1 else None, prompt=prompt) for i, prompt in enumerate(prompts)]
     got = ["", "", ""]
     calls = {"draw": 0, "read": 0}
 
-    def draw(logits_V, seen=()):
-        calls["draw"] += 1
-        if calls["draw"] % 4 == 2:
-            raise KeyboardInterrupt
-        return Sampler()(logits_V, seen)
+    class Failing(Sampler):
+        def __call__(self, logits_V, seen=()):
+            calls["draw"] += 1
+            if calls["draw"] % 4 == 2:
+                raise KeyboardInterrupt
+            return super().__call__(logits_V, seen)
 
     def reading(model, ids, cache):
         calls["read"] += 1
@@ -213,7 +212,8 @@ def test_writing_goes_on_where_it_was_left(tiny_config, tiny_model, monkeypatch,
             raise KeyboardInterrupt
         return read(model, ids, cache)
 
-    texts[1]._sampler = draw
+    samplers = [Sampler(), Failing(), Sampler()]
+    texts = [start(backend, 9, sampler, prompt=prompt) for sampler, prompt in zip(samplers, prompts, strict=True)]
     monkeypatch.setattr("chinchilla_lm.runtime.torch_backend.read", reading)
     for turn in range(100):
         try:
