@@ -18,11 +18,13 @@ namespace {
 constexpr int kLooks = 4096;
 constexpr auto kPatience = std::chrono::milliseconds(2);
 
-// How long a team goes on with a member less: twice as long each time that trying again fails. A pass much longer than
-// the system's time slices, between which it takes turns anyway, says nothing.
+// How long a team goes on with a member less: twice as long each time that trying again fails. In a pass much longer than
+// the system's time slices these take turns anyway, so there most of it must be lost: where cores are fought for, a token
+// takes as long as its barriers times a slice.
 constexpr auto kLeastPause = std::chrono::milliseconds(8);
 constexpr auto kMostPause = std::chrono::milliseconds(512);
 constexpr auto kShortPass = std::chrono::milliseconds(40);
+constexpr int kLongPause = 8;  // after a long pass, in times as long as it took: trying again is dear there
 
 void pause() {
 #if defined(__x86_64__)
@@ -119,15 +121,16 @@ void Team::run(const std::function<void(int, int)>& job) {
 // they are faster if l > 1 / n.
 void Team::adapt(Clock::duration took) {
     const Clock::duration lost = barrier_.take_lost();
-    if (members_ == 1 || took > kShortPass) return;
-    if (lost * members_ <= took * (members_ - 1)) {
-        pause_ = std::max<Clock::duration>(pause_ / 2, kLeastPause);
+    if (members_ == 1) return;
+    const bool is_long = took > kShortPass;
+    if (is_long ? lost * 4 <= took * 3 * (members_ - 1) : lost * members_ <= took * (members_ - 1)) {
+        if (!is_long) pause_ = std::max<Clock::duration>(pause_ / 2, kLeastPause);
         return;
     }
     --members_;
     barrier_.open(members_);
     end_.open(members_);
-    again_ = Clock::now() + pause_;
+    again_ = Clock::now() + (is_long ? std::max<Clock::duration>(pause_, took * kLongPause) : pause_);
     pause_ = std::min<Clock::duration>(pause_ * 2, kMostPause);
 }
 
