@@ -20,7 +20,7 @@ check() {  # sanitizers, libraries to load first, pytest's arguments
     echo "== $kinds"
     cmake -S "$root" -B "$build" -DPython_EXECUTABLE="$python" -DCMAKE_BUILD_TYPE=RelWithDebInfo \
         -DCHINCHILLA_SANITIZE="$kinds" -DCHINCHILLA_EMULATE="$lacks" >"$work/log" 2>&1 &&
-        cmake --build "$build" --parallel >"$work/log" 2>&1 || { tail -50 "$work/log"; exit 1; }
+        cmake --build "$build" --parallel "$(nproc)" >"$work/log" 2>&1 || { tail -50 "$work/log"; exit 1; }
     mkdir -p "$copy"
     cp -r "$root/chinchilla_lm" "$root/tests" "$root/pyproject.toml" "$copy"
     rm -f "$copy"/chinchilla_lm/native/_engine*
