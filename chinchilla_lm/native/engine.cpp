@@ -139,7 +139,9 @@ void Engine::run(std::span<const std::int32_t> ids, const std::int32_t* segments
     if (caches.empty() && counts.size() > 1 && (team_.size() == 1 || rows >= team_.size() * kLeastAlone)) {
         return run_tiles(ids, segments, sequences, want, output, stride);
     }
-    if (!caches.empty() && program_.head.pooling == Pooling::none) {
+    // A sequence without a cache cannot be cut, nor can one whose positions are pooled.
+    const bool cut = !caches.empty() && std::find(caches.begin(), caches.end(), nullptr) == caches.end();
+    if (cut && program_.head.pooling == Pooling::none) {
         return run_pieces(ids, segments, sequences, want, output, stride, breathe);
     }
     std::vector<int> wanted;
