@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class ContractError(RuntimeError):
     """What was asked cannot be had on this machine with this model: exit status 1."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What another library's exception says, cut to 200 characters; its name where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

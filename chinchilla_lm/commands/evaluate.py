@@ -52,7 +52,7 @@ def evaluate(
 
     job = Job(recipe, console)
     judge = job.judge(split)
-    judged = judge(job.serve(job.checkpoint.model))
+    judged = judge(job.served())
     result: dict[str, Any] = {
         "task": recipe.task,
         "split": split,
@@ -69,7 +69,7 @@ def evaluate(
                 f"{against} takes {other.window} tokens, less than the windows of {job.window}; "
                 f"pass --max-tokens {other.window}"
             )
-        original = other.judge(split)(other.serve(other.checkpoint.model))
+        original = other.judge(split)(other.served())
         metric = recipe.metric or original.primary.name
         if metric not in original.measurement.sums:
             known = ", ".join(original.measurement.sums)

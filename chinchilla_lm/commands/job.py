@@ -25,6 +25,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.clock import Timing, interleave
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
@@ -32,6 +33,7 @@ from chinchilla_lm.runtime.loading import EngineWarning, engine_serves, native_s
 from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.packed import is_packed, read_packed
 from chinchilla_lm.runtime.prepare import prepare
+from chinchilla_lm.runtime.program import Program
 from chinchilla_lm.runtime.served import NativeForward
 from chinchilla_lm.runtime.session import Session
 from chinchilla_lm.runtime.unpacking import unpack_checkpoint
@@ -108,7 +110,9 @@ class Job:
     def checkpoint(self) -> Checkpoint:
         """The model in float32, with a head for the task. Raises InputError where it has none and may not get one."""
         if is_packed(self.source) and not self.new_head:
-            return unpack_checkpoint(self.source, self.recipe.task)
+            twin = unpack_checkpoint(self.source, self.recipe.task)
+            self._check_causal(twin.model.config.causal)
+            return twin
         labels = list(self.dataset.labels) if self.new_head else None
         torch.manual_seed(self.recipe.seed)  # of a new head's weights
         checkpoint = load(
@@ -118,11 +122,37 @@ class Job:
             bidirectional=True if self._wants_bidirectional() else None,
             device=str(self.device),
         )
-        if self.recipe.task == "language-modeling" and not checkpoint.model.config.causal:
-            raise InputError(f"{self.source} is a masked language model, which has no perplexity; pass a causal one")
+        self._check_causal(checkpoint.model.config.causal)
         if checkpoint.fresh and not self.new_head:
             raise InputError(f"{self.source} has no trained head for {self.recipe.task}; run chinchilla finetune first")
         return checkpoint
+
+    def _check_causal(self, causal: bool) -> None:
+        if self.recipe.task == "language-modeling" and not causal:
+            raise InputError(f"{self.source} is a masked language model, which has no perplexity; pass a causal one")
+
+    @cached_property
+    def _packed(self) -> tuple[Program, Card] | None:
+        """A packed model that the engine runs: its program, and what it is. None where the model is a transformer.
+
+        Raises InputError for a damaged one, or one for another task.
+        """
+        if self.backend == "torch" or self.new_head or not is_packed(self.source):
+            return None
+        program, card = read_packed(self.source)
+        if card.kind != self.recipe.task:
+            raise InputError(f"this packed model is for {card.kind}, not {self.recipe.task}; load another one")
+        self._check_causal(card.causal)
+        # With transformers' tokenizer, as the model that it came from has: the two must be judged on the same windows.
+        return program, replace(card, plain=False)
+
+    @cached_property
+    def card(self) -> Card:
+        """What is known of the model besides its weights, which a packed one that the engine runs keeps packed."""
+        if self._packed is not None:
+            return self._packed[1]
+        _ = self.checkpoint.tokenizer  # read once, for the card too
+        return Card.of(self.checkpoint)
 
     def _wants_bidirectional(self) -> bool:
         """As the recipe says of a new head; else a tagger has to see what follows a word."""
@@ -133,7 +163,7 @@ class Job:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The model's labels. Raises InputError where the data has one that the model lacks."""
-        known = self.checkpoint.model.config.head.labels
+        known = self.card.labels
         unknown = [label for label in self.dataset.labels if label not in known]
         if self.recipe.task.endswith("classification") and unknown:
             raise InputError(
@@ -145,19 +175,19 @@ class Job:
     @property
     def legal_tags(self) -> bool:
         """Whether a tagger's answers have to be legal BIO: what it learns here, or has learnt, is BIO."""
-        return self.new_head or self.checkpoint.legal_tags
+        return self.new_head or self.card.legal_tags
 
     @cached_property
     def window(self) -> int:
         """Longest window in tokens: what was asked, or what the model was trained with, within what it can take."""
         if self.recipe.max_tokens is not None:
             return self._within_positions("--max-tokens", self.recipe.max_tokens)
-        trained = self.checkpoint.meta.get("window", {}).get("max_tokens")
-        return min(int(trained or DEFAULT_WINDOW), self.checkpoint.model.config.max_positions)
+        trained = self.card.meta.get("window", {}).get("max_tokens")
+        return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
     def _within_positions(self, flag: str, tokens: int) -> int:
         """A number of tokens that was asked for, or as many as the model takes, with a warning."""
-        positions = self.checkpoint.model.config.max_positions
+        positions = self.card.max_positions
         if tokens > positions:
             self.console.warn(f"{flag} {tokens} is above the model's {positions} positions; {positions} are taken")
         return min(tokens, positions)
@@ -165,14 +195,14 @@ class Job:
     @property
     def context(self) -> Literal["sentence", "document"]:
         """What the model sees of a document at a time: as it was trained, else as the recipe says."""
-        trained = None if self.new_head else self.checkpoint.meta.get("window", {}).get("context")
+        trained = None if self.new_head else self.card.meta.get("window", {}).get("context")
         return "document" if (trained or self.recipe.context) == "document" else "sentence"
 
     def encode(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows of token ids with their targets; says what had to be cut."""
         with self.console.warned(DataWarning):
             windows = self._encode(records)
-        highest, known = max((max(one.ids) for one in windows), default=0), self.checkpoint.model.config.vocab_size
+        highest, known = max((max(one.ids) for one in windows), default=0), self.card.vocabulary
         if highest >= known:
             raise InputError(
                 f"the tokenizer gives token id {highest}, the model knows 0 … {known - 1}; use the model's own"
@@ -180,7 +210,7 @@ class Job:
         return windows
 
     def _encode(self, records: Sequence[Any]) -> list[Encoded]:
-        tokenizer, task = self.checkpoint.tokenizer, self.recipe.task
+        tokenizer, task = self.card.tokenizer, self.recipe.task
         if task == "language-modeling":
             windows = encode_text(records, tokenizer, self.window)
             return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
@@ -195,7 +225,7 @@ class Job:
 
     def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
         """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
-        pad = self.checkpoint.pad_id
+        pad = self.card.pad_id
         made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad)
         return [batch.to(self.device) for batch in made]
 
@@ -257,12 +287,22 @@ class Job:
         """The model as torch serves it: norms folded, in the recipe's dtype, on its device."""
         return prepare(model, self.device, self.dtype)
 
+    def served(self) -> Served:
+        """The job's own model as the recipe's backend serves it, in the recipe's dtype; a packed one as it was packed.
+
+        Of a packed model that the engine runs, no transformer is made.
+        """
+        if self._packed is None:
+            return self.serve(self.checkpoint.model)
+        program, card = self._packed
+        return NativeForward(program, card.kind, self.threads)
+
     def serve(self, model: Transformer) -> Served:
-        """The model as the recipe's backend serves it, in the recipe's dtype; a packed one as it was packed."""
+        """The same of a model in memory: the job's own, or one that was made of it."""
         if self.backend == "torch":
             return self.ready(model)
-        if is_packed(self.source) and model is self.checkpoint.model:
-            return NativeForward(read_packed(self.source)[0], model.config.head.kind, self.threads)
+        if self._packed is not None and model is self.checkpoint.model:
+            return self.served()
         return NativeForward.compiled(model, self.dtype, self.threads)
 
     def session(self, checkpoint: Checkpoint) -> Session:
@@ -296,7 +336,7 @@ class Job:
     def timed_batch(self) -> Batch:
         """Random token ids of the asked shape; the time does not depend on which."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        ids = torch.randint(self.checkpoint.model.config.vocab_size, self.shape, generator=generator)
+        ids = torch.randint(self.card.vocabulary, self.shape, generator=generator)
         return Batch(ids.to(self.device))
 
     @staticmethod

@@ -68,7 +68,7 @@ class Stages:
     @cached_property
     def _served(self) -> Served:
         """The original as it would be served."""
-        return self.job.serve(self.job.checkpoint.model)
+        return self.job.served()
 
     @cached_property
     def measure(self) -> Measure:

@@ -128,10 +128,11 @@ class Judge:
         counts = np.zeros(len(self.encoded), dtype=np.int64)
         for batch in self.batches:
             assert batch.targets is not None
-            logits = _checked(forward(batch.batch))
+            outputs = forward(batch.batch)
             for row, window in enumerate(batch.rows):
+                logits = _checked(outputs[row])  # a batch of 4,096 tokens has 0.8 GB of a vocabulary of 49,152
                 targets = batch.targets[row].to(logits.device)
-                nats[window] = float(F.cross_entropy(logits[row], targets, ignore_index=IGNORED, reduction="sum"))
+                nats[window] = float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
                 counts[window] = int((targets != IGNORED).sum())
         documents = [self.records[encoded.owners[0][0]].document for encoded in self.encoded]
         measurement = measure_text(nats.tolist(), counts.tolist(), [e.bytes for e in self.encoded], documents)

@@ -58,9 +58,9 @@ def fill(
             fresh.append(weight.ours)
         else:
             tensor = assemble(weight, shapes[weight.ours], source, names)
-        # A clone, because what a file mapping holds is read-only in spirit and aligned by chance.
         converted = tensor.to(device=device, dtype=dtype)
-        state[weight.ours] = converted.clone() if converted is tensor else converted
+        # A clone of what a file mapping holds, which is read-only in spirit and aligned by chance.
+        state[weight.ours] = converted.clone() if converted is tensor and source.mapped else converted
     if config.head.tied:
         state[OUTPUT] = state[EMBEDDING]
     missing = sorted(set(shapes) - set(state))

@@ -62,6 +62,8 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 class GgufSource:
     """A GGUF file as a source of tensors with Hugging Face names; `config` is what its config.json would be."""
 
+    mapped = False
+
     def __init__(self, file: GgufFile) -> None:
         self._file = file
         self._architecture = str(file.metadata.get("general.architecture"))

@@ -27,6 +27,9 @@ DEFAULT_ALIGNMENT = 32
 SCALARS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "s", "a", "<u8", "<i8", "<f8"]))
 STRING, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
+# Weights that are dequantised at a time, so that what lies between stays in the cache; measured on SmolLM2-135M: 2^16
+# and 2^17 take the same time, 2^15 and 2^18 about a fifth more.
+PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +163,24 @@ class GgufFile:
 
     def read(self, name: str) -> Tensor:
         """A tensor's values in float32."""
-        from gguf import GGMLQuantizationType
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 
         info = self.tensors[name]
         kind = GGMLQuantizationType(info.code)
-        raw = np.frombuffer(self._data[info.start : info.start + info.size], np.uint8)
+        block, size = GGML_QUANT_SIZES[kind]
+        step, end = PIECE // block * size, info.start + info.size
+        values, done = np.empty(prod(info.shape), np.float32), 0
         try:
-            values = dequantize(raw.reshape(*info.shape[:-1], -1), kind)
+            for start in range(info.start, end, step):
+                raw = np.frombuffer(self._data[start : min(start + step, end)], np.uint8)
+                # As one row: of many rows, gguf takes 16 at a time, with a dozen calls into numpy for every 16.
+                piece = dequantize(raw[None], kind)[0]
+                values[done : done + piece.size] = piece
+                done += piece.size
         except NotImplementedError as error:
             raise InputError(f"tensor {name} of {self.path} is {kind.name}, which cannot be read; use Q8_0") from error
-        return torch.from_numpy(np.array(values, np.float32)).reshape(info.shape)
+        return torch.from_numpy(values).reshape(info.shape)
 
 
 @contextmanager

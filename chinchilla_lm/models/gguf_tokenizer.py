@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from chinchilla_lm.errors import InputError
+from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.models.gguf_file import open_file
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
@@ -58,8 +58,9 @@ def read_tokenizer(path: Path) -> Any:
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """One line for whatever a tokenizer library says in many."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"the tokenizer in {path} cannot be read ({reason}); pass a folder with tokenizer.json")
+    return InputError(
+        f"the tokenizer in {path} cannot be read ({in_one_line(error)}); pass a folder with tokenizer.json"
+    )
 
 
 def _by_transformers(path: Path) -> Any:
@@ -67,7 +68,7 @@ def _by_transformers(path: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # the libraries raise nothing narrower
         raise unreadable(path, error) from error
 
 

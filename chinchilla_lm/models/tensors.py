@@ -24,7 +24,9 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 class TensorSource(Protocol):
-    """Where tensors come from, by their Hugging Face names."""
+    """Where tensors come from, by their Hugging Face names. mapped: what is read may lie in the file, not in memory."""
+
+    mapped: bool
 
     @property
     def names(self) -> set[str]:
@@ -42,6 +44,8 @@ class TensorSource(Protocol):
 
 class SafetensorsSource:
     """The weights of a Hugging Face folder. Opened on entry, closed on exit."""
+
+    mapped = True
 
     def __init__(self, files: dict[Path, Any], places: dict[str, Path]) -> None:
         self._files, self._places = files, places

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from chinchilla_lm.errors import InputError
+from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.files import json_text, read_json
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
@@ -42,10 +42,9 @@ def load_tokenizer(source: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, use_fast=True, trust_remote_code=False, local_files_only=True, **known
         )
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the libraries raise nothing narrower for files that are damaged
         raise InputError(
-            f"the tokenizer in {source} cannot be loaded ({first}); copy the model's files again"
+            f"the tokenizer in {source} cannot be loaded ({in_one_line(error)}); copy the model's files again"
         ) from error
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {source} is not a fast one; save it with tokenizer.json")

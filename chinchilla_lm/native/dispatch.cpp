@@ -11,6 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(CHINCHILLA_DOTPROD) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace chinchilla {
 
@@ -21,6 +24,9 @@ namespace avxvnni { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
 namespace amx { extern const Kernels kernels; }
+#endif
+#if defined(CHINCHILLA_DOTPROD)
+namespace dotprod { extern const Kernels kernels; }
 #endif
 
 namespace {
@@ -71,6 +77,18 @@ bool amx_runs() {
 #endif
 #endif
 
+#if defined(CHINCHILLA_DOTPROD)
+bool dotprod_runs() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    return true;  // all of Apple's
+#else
+    return false;
+#endif
+}
+#endif
+
 // Best first. What is emulated is never the best: it is slow, and for tests.
 const Offer* offers() {
     static const Offer all[] = {
@@ -84,6 +102,9 @@ const Offer* offers() {
 #endif
 #if defined(CHINCHILLA_X86)
         {&avx2::kernels, avx2_runs()},
+#endif
+#if defined(CHINCHILLA_DOTPROD)
+        {&dotprod::kernels, dotprod_runs()},
 #endif
         {&portable::kernels, true},
 #if defined(CHINCHILLA_EMULATED_ALL)

@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifndef CHINCHILLA_ISA
@@ -18,6 +20,7 @@
 namespace chinchilla::CHINCHILLA_ISA {
 
 #include "lanes.h"
+#include "bytes.h"
 #include "products.h"
 #include "rows.h"
 #if defined(CHINCHILLA_TILES)

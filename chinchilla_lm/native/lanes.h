@@ -1,4 +1,4 @@
-// Vectors as wide as the instruction set, and the four primitives in which the sets differ. Included into a namespace of
+// Vectors as wide as the instruction set, and the primitives in which the sets differ. Included into a namespace of
 // its own by each build of kernels.cpp: what is inline here must not be shared between instruction sets.
 //
 // GCC's vector types compile on every architecture; only the dot products need intrinsics to be fast.
@@ -120,63 +120,6 @@ INLINE T in_place(T sum) {
     return sum;
 }
 
-// Products of bytes: four of a lane of weights, which are stored as value + kOffset, with the four of a lane of inputs,
-// -127 … 127. Exact. What a product sees of the weights is still too large by kOver.
-constexpr int kOffset = 128;
-
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-// maddubs adds pairs of products in 16 bits, where 255 · 127 · 2 has no room but 128 · 127 · 2 does. So the weights are
-// signed and take the sign of the inputs, which come as magnitudes.
-constexpr int kOver = 0;
-struct ByteInputs {
-    __m256i value, magnitude;
-};
-INLINE ByteInputs spread_bytes(const void* from) {
-    const __m256i value = _mm256_set1_epi32(load<std::int32_t>(from));
-    return {value, _mm256_abs_epi8(value)};
-}
-INLINE vi byte_weights(vi w) { return w ^ splat(static_cast<std::int32_t>(0x80808080U)); }
-INLINE vi dot_bytes(vi acc, vi w, const ByteInputs& x) {
-    const __m256i pairs = _mm256_maddubs_epi16(x.magnitude, _mm256_sign_epi8((__m256i)w, x.value));
-    return in_place(acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-#else
-constexpr int kOver = kOffset;
-using ByteInputs = vi;
-INLINE ByteInputs spread_bytes(const void* from) { return splat(load<std::int32_t>(from)); }
-INLINE vi byte_weights(vi w) { return w; }
-INLINE vi dot_bytes(vi acc, vi w, vi x) {
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
-#elif defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)x);
-#else
-    for (int shift = 0; shift < 32; shift += 8) {
-        acc += (vi)(((vu)w >> shift) & 0xffU) * ((vi)((vu)x << (24 - shift)) >> 24);
-    }
-    return acc;
-#endif
-}
-#endif
-
-// The same of weights of 0 … 15, up to kNibbleDots of them: begun from a sum, added, and ended as that sum and theirs.
-constexpr int kNibbleDots = 8;
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-// Meanwhile in 16 bits, which have room for 8 · 15 · 127 · 2.
-using NibbleInputs = __m256i;
-INLINE NibbleInputs spread_for_nibbles(const void* from) { return _mm256_set1_epi32(load<std::int32_t>(from)); }
-INLINE vi begin_nibbles(vi) { return vi{}; }
-INLINE vi dot_nibbles(vi acc, vi w, NibbleInputs x) {
-    return in_place((vi)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)w, x)));
-}
-INLINE vi end_nibbles(vi sum, vi acc) { return sum + (vi)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1)); }
-#else
-INLINE ByteInputs spread_for_nibbles(const void* from) { return spread_bytes(from); }
-INLINE vi begin_nibbles(vi sum) { return sum; }
-INLINE vi dot_nibbles(vi acc, vi w, vi x) { return dot_bytes(acc, w, x); }
-INLINE vi end_nibbles(vi, vi acc) { return acc; }
-#endif
-
 // acc + Σ of 2: a lane of weights and one of inputs hold two bfloat16 each.
 #if defined(__AVX512BF16__)
 using HalfInputs = vi;
@@ -203,6 +146,8 @@ INLINE vf dot_bf16(vf acc, vi w, const HalfInputs& x) {
 INLINE vf load_f16(const void* from) { return (vf)_mm512_cvtph_ps(load<__m256i>(from)); }
 #elif defined(__F16C__)
 INLINE vf load_f16(const void* from) { return (vf)_mm256_cvtph_ps(load<__m128i>(from)); }
+#elif defined(__aarch64__)
+INLINE vf load_f16(const void* from) { return (vf)vcvt_f32_f16(load<float16x4_t>(from)); }
 #else
 INLINE vf load_f16(const void* from) {
     vf value;

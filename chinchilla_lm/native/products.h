@@ -17,6 +17,7 @@ constexpr int kAheadMany = 16384;  // the same of several rows, which walk the w
 struct F32 {
     using Sum = vf;
     using Inputs = vi;
+    using Weights = vi;
     INLINE Inputs spread(const std::byte* from) { return splat(load<std::int32_t>(from)); }
     INLINE vi weights(vi w) { return w; }
     INLINE vf dot(vf sum, vi w, vi x) { return sum + (vf)w * (vf)x; }
@@ -25,6 +26,7 @@ struct F32 {
 struct Bf16 {
     using Sum = vf;
     using Inputs = HalfInputs;
+    using Weights = vi;
     INLINE Inputs spread(const std::byte* from) { return spread_halves(from); }
     INLINE vi weights(vi w) { return w; }
     INLINE vf dot(vf sum, vi w, const Inputs& x) { return dot_bf16(sum, w, x); }
@@ -33,9 +35,10 @@ struct Bf16 {
 struct Int8 {
     using Sum = vi;
     using Inputs = ByteInputs;
+    using Weights = ByteWeights;
     INLINE Inputs spread(const std::byte* from) { return spread_bytes(from); }
-    INLINE vi weights(vi w) { return byte_weights(w); }
-    INLINE vi dot(vi sum, vi w, const Inputs& x) { return dot_bytes(sum, w, x); }
+    INLINE ByteWeights weights(vi w) { return byte_weights(w); }
+    INLINE vi dot(vi sum, const ByteWeights& w, const Inputs& x) { return dot_bytes(sum, w, x); }
 };
 
 // The part of a panel's step that fills vector i of N panels.
@@ -60,7 +63,7 @@ INLINE void sum_steps(const std::byte* x, std::size_t x_stride, const std::byte*
         for (int i = 0; i < N * V; ++i) sums[0][i] = (chains[0][i] + chains[1][i]) + (chains[2][i] + chains[3][i]);
     } else {
         for (int step = 0; step < steps; ++step) {
-            vi weights[N * V];
+            typename P::Weights weights[N * V];
             for (int n = 0; n < N; ++n) __builtin_prefetch(w + (n + N) * w_stride + 64 * step);
             for (int i = 0; i < N * V; ++i) weights[i] = P::weights(weights_of(w, w_stride, i, step));
             for (int m = 0; m < M; ++m) {
@@ -120,17 +123,47 @@ struct Parts {
         : side(w.side()), weights(panel + side * (w.asymmetric ? 2 : 1)) {}
 };
 
-// A group's Σ q x, q as it is stored (int4) or too large by kOver (int8), added to what `sums` hold.
-template <bool Four, int M, int N>
+// Σ q x of 4 · kNibbleDots inputs, q as it is stored, added to begin(m, i), which is asked for twice.
+template <int M, int N, class Ask, class Begin>
+INLINE void sum_nibbles(const std::byte* x, std::size_t x_stride, const std::byte* w, std::size_t w_stride, Ask&& ask,
+                        Begin&& begin, vi (&sums)[M][N * V]) {
+    vi some[M][N * V];
+    for (int m = 0; m < M; ++m) {
+        for (int i = 0; i < N * V; ++i) some[m][i] = begin_nibbles(begin(m, i));
+    }
+#pragma GCC unroll 4
+    for (int step = 0; step < kNibbleDots / 2; ++step, w += 64) {
+        ask(w);
+        for (int i = 0; i < N * V; ++i) {
+            const vi both = weights_of(w, w_stride, i, 0);
+            const vi first = both & 0x0f0f0f0f, second = (vi)((vu)both >> 4) & 0x0f0f0f0f;
+            for (int m = 0; m < M; ++m) {
+                some[m][i] = dot_nibbles(some[m][i], first, spread_for_nibbles(x + m * x_stride + 8 * step));
+            }
+            for (int m = 0; m < M; ++m) {
+                some[m][i] = dot_nibbles(some[m][i], second, spread_for_nibbles(x + m * x_stride + 8 * step + 4));
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        for (int i = 0; i < N * V; ++i) sums[m][i] = end_nibbles(begin(m, i), some[m][i]);
+    }
+}
+
+// A group's Σ q x, q as it is stored (int4) or too large by kOver (int8), added to begin(m).
+template <bool Four, int M, int N, class Begin>
 INLINE void sum_group(const std::byte* x, std::size_t x_stride, const std::byte* w, std::size_t w_stride, int inputs,
-                      vi (&sums)[M][N * V]) {
+                      Begin&& begin, vi (&sums)[M][N * V]) {
     const auto ask = [&](const std::byte* at) {
         for (int n = 0; n < N; ++n) __builtin_prefetch(M == 1 ? at + kAhead : at + (n + N) * w_stride);
     };
     if constexpr (!Four) {
+        for (int m = 0; m < M; ++m) {
+            for (int i = 0; i < N * V; ++i) sums[m][i] = begin(m);
+        }
         for (int k = 0; k < inputs; k += 4, w += 64) {
             ask(w);
-            vi weights[N * V];
+            ByteWeights weights[N * V];
             for (int i = 0; i < N * V; ++i) weights[i] = byte_weights(weights_of(w, w_stride, i, 0));
             for (int m = 0; m < M; ++m) {
                 const ByteInputs of_row = spread_bytes(x + m * x_stride + k);
@@ -139,34 +172,17 @@ INLINE void sum_group(const std::byte* x, std::size_t x_stride, const std::byte*
         }
         return;
     }
-    for (int k = 0; k < inputs; k += 4 * kNibbleDots, x += 4 * kNibbleDots) {
-        vi some[M][N * V];
-        for (int m = 0; m < M; ++m) {
-            for (int i = 0; i < N * V; ++i) some[m][i] = begin_nibbles(sums[m][i]);
-        }
-#pragma GCC unroll 4
-        for (int step = 0; step < kNibbleDots / 2; ++step, w += 64) {
-            ask(w);
-            for (int i = 0; i < N * V; ++i) {
-                const vi both = weights_of(w, w_stride, i, 0);
-                const vi first = both & 0x0f0f0f0f, second = (vi)((vu)both >> 4) & 0x0f0f0f0f;
-                for (int m = 0; m < M; ++m) {
-                    some[m][i] = dot_nibbles(some[m][i], first, spread_for_nibbles(x + m * x_stride + 8 * step));
-                }
-                for (int m = 0; m < M; ++m) {
-                    some[m][i] = dot_nibbles(some[m][i], second, spread_for_nibbles(x + m * x_stride + 8 * step + 4));
-                }
-            }
-        }
-        for (int m = 0; m < M; ++m) {
-            for (int i = 0; i < N * V; ++i) sums[m][i] = end_nibbles(sums[m][i], some[m][i]);
-        }
+    constexpr int kStep = 4 * kNibbleDots;
+    sum_nibbles<M, N>(x, x_stride, w, w_stride, ask, [&](int m, int) { return begin(m); }, sums);
+    for (int k = kStep; k < inputs; k += kStep) {
+        x += kStep, w += 8 * kStep;
+        sum_nibbles<M, N>(x, x_stride, w, w_stride, ask, [&](int m, int i) { return sums[m][i]; }, sums);
     }
 }
 
 // Group by group: Σ q x in integers, times the scales of the group's weights and of its inputs. What q is too large by,
 // the sum of the inputs takes back; where there are minima instead, that sum is multiplied by them.
-template <bool Four, int M, int N>
+template <bool Four, bool Minima, int M, int N>
 static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, const Place& to) {
     constexpr int kTooLarge = Four ? 8 : kOver;
     const std::size_t stride = w.pitch ? w.pitch : w.stride();
@@ -181,26 +197,23 @@ static void grouped_tile(const Matrix& w, const Input& in, int row, int panel, c
     vf totals[M][N * V] = {};
     for (int g = 0; g < groups; ++g) {
         vi sums[M][N * V];
-        for (int m = 0; m < M; ++m) {
-            const vi begin = splat(w.asymmetric ? 0 : -kTooLarge * sums_of_x[m * groups + g]);
-            for (int i = 0; i < N * V; ++i) sums[m][i] = begin;
-        }
-        sum_group<Four, M, N>(x, in.stride, weights, stride, w.group, sums);
+        const auto begin = [&](int m) { return Minima ? vi{} : splat(sums_of_x[m * groups + g]) * -kTooLarge; };
+        sum_group<Four, M, N>(x, in.stride, weights, stride, w.group, begin, sums);
         weights += static_cast<std::size_t>(w.group) * (Four ? 8 : 16);
         x += w.group;
         for (int n = 0; n < N; ++n) {
             const std::byte* ahead = data + g * 32 + (M == 1 ? kAhead : (n + N) * stride);
             __builtin_prefetch(ahead);
-            if (w.asymmetric) __builtin_prefetch(ahead + parts.side);
+            if (Minima) __builtin_prefetch(ahead + parts.side);
         }
         for (int i = 0; i < N * V; ++i) {
             const std::byte* side = data + (i / V) * stride + g * 32 + (i % V) * 2 * L;
-            const vf scales = w.unscaled ? splat(1.0F) : load_f16(side);
+            const vf scales = !Four && w.unscaled ? splat(1.0F) : load_f16(side);
             for (int m = 0; m < M; ++m) {
                 const vf of_x = splat(scales_of_x[m * groups + g]);
                 totals[m][i] += __builtin_convertvector(sums[m][i], vf) * (scales * of_x);
             }
-            if (!w.asymmetric) continue;
+            if (!Minima) continue;
             const vf minima = load_f16(side + parts.side);
             for (int m = 0; m < M; ++m) {
                 totals[m][i] += minima * splat(totals_of_x[m * groups + g]);
@@ -224,20 +237,24 @@ INLINE void columns(int row, int rows, Place to, T&& tile) {
     }
 }
 
-// N panels for all rows. A tile with groups has two sums in place of one, so its rows are half as many.
+// N panels for all rows, as many rows at once as the registers have room for.
 template <int N>
 static void column(const Matrix& w, const Input& in, int row, int rows, int panel, const Place& to) {
-    constexpr int kPlain = kMany ? 8 : 6, kHalves = kMany ? 8 : 4, kGrouped = kMany ? 6 : 4;
+    constexpr int kFloats = kMany ? 8 : 6, kHalves = kMany ? 8 : 4;
+    constexpr int kBytes = kMany ? 8 : kOver ? 6 : 4;  // fewer where weights take two registers
+    constexpr int kGrouped = kMany ? 6 : 4;            // a tile with groups has two sums in place of one
     if (w.format == Format::f32) {
-        columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<F32, M, N>(w, in, r, panel, p); });
+        columns<N, kFloats>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<F32, M, N>(w, in, r, panel, p); });
     } else if (w.format == Format::bf16) {
         columns<N, kHalves>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<Bf16, M, N>(w, in, r, panel, p); });
-    } else if (w.format == Format::int4) {
-        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<true, M, N>(w, in, r, panel, p); });
-    } else if (w.group) {
-        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<false, M, N>(w, in, r, panel, p); });
+    } else if (!w.group) {
+        columns<N, kBytes>(row, rows, to, [&]<int M>(int r, const Place& p) { int8_tile<M, N>(w, in, r, panel, p); });
+    } else if (w.format == Format::int8) {
+        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<false, false, M, N>(w, in, r, panel, p); });
+    } else if (w.asymmetric) {
+        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<true, true, M, N>(w, in, r, panel, p); });
     } else {
-        columns<N, kPlain>(row, rows, to, [&]<int M>(int r, const Place& p) { int8_tile<M, N>(w, in, r, panel, p); });
+        columns<N, kGrouped>(row, rows, to, [&]<int M>(int r, const Place& p) { grouped_tile<true, false, M, N>(w, in, r, panel, p); });
     }
 }
 

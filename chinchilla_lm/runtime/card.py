@@ -88,12 +88,7 @@ class Card:
         if hf.get("model_type") == OWN_TYPE:
             hf = hf | {key: hf.get(f"{OWN_TYPE}_{key}") for key in ("model_type", "architectures")}
         family = family_of(hf)
-        try:
-            config = family.read(hf, family.trained_head(hf))
-        except TypeError as error:  # a list where a name should be looked up
-            raise InputError(
-                f"config.json in {self.source} has an entry of a wrong type ({error}); run chinchilla pack again"
-            ) from error
+        config = family.read(hf, family.trained_head(hf))
         if config.head.kind == "ranking" and self.kind == "text-classification":
             return replace(config, head=replace(config.head, kind=self.kind))  # a config says the same of both
         return config

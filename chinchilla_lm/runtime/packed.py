@@ -15,6 +15,7 @@ from chinchilla_lm.runtime.program import Program, read_program
 
 PROGRAM = "program.bin"
 META = "chinchilla.json"
+META_VERSION = 1  # models/checkpoint.py writes it
 
 
 def is_packed(path: str | Path) -> bool:
@@ -30,12 +31,25 @@ def read_packed(path: str | Path) -> tuple[Program, Card]:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    """What a session asks of chinchilla.json, checked without torch, which `models.checkpoint` needs."""
-    meta: Any = read_json(path, "model description") if path.is_file() else {}
+    """What is asked of chinchilla.json, checked as `models.checkpoint` does, which needs torch."""
+    if not path.is_file():
+        return {}
+    meta: Any = read_json(path, "model description")
     if not isinstance(meta, dict):
         raise InputError(f"{path} is not a dictionary; run chinchilla pack again")
+    if meta.get("version") != META_VERSION:
+        raise InputError(
+            f"{path} has version {meta.get('version')!r:.60}, not {META_VERSION}; "
+            "update chinchilla-lm or run chinchilla pack again"
+        )
+    if meta.get("tags") not in (None, "BIO"):
+        raise InputError(f"{path}: tags {meta['tags']!r:.60} is not BIO; run chinchilla pack again")
     window = meta.get("window", {})
     tokens = window.get("max_tokens") if isinstance(window, dict) else None
     if not isinstance(window, dict) or (tokens is not None and (type(tokens) is not int or tokens < 1)):
         raise InputError(f"{path}: window {window!r:.60} holds no max_tokens from 1; run chinchilla pack again")
+    if window.get("context") not in (None, "sentence", "document"):
+        raise InputError(
+            f"{path}: context {window['context']!r:.60} is not sentence or document; run chinchilla pack again"
+        )
     return meta

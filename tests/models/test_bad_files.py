@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load, save
+from chinchilla_lm.models.tokenizer import load_tokenizer
 from tests.models.tiny import LABELS, saved
 
 WEIGHTS = "model.safetensors"
@@ -157,6 +159,25 @@ def test_no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{]")
     with pytest.raises(InputError, match="tokenizer"):
         _ = load(folder).tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", {"vocab_size": [3]}, r"'vocab_size': TypeError: .* expected int, got list \(value: \[3\]\)"),
+        ("config.json", {"bos_token_id": "x"}, "Field 'bos_token_id' with value 'x' doesn't match"),
+        ("tokenizer_config.json", {"padding_side": "up"}, "current value: up"),
+        ("tokenizer.json", {"model": {}}, "ModelUntagged"),
+        ("tokenizer.json", {"version": 3}, "integer `3`, expected a string"),
+    ],
+)
+def test_damaged_tokenizers(model_folder: Any, tmp_path: Path, name: str, change: dict[str, Any], said: str) -> None:
+    folder = shutil.copytree(model_folder("bert"), tmp_path / "model")
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"tokenizer in .* cannot be loaded \(.*{said}.*\); copy") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +151,11 @@ def test_older_configs_mean_the_same(tmp_path: Path) -> None:
         ("llama-gqa", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ("llama-gqa", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama-gqa", {"hidden_act": "quick_gelu"}, "quick_gelu"),
+        ("llama-gqa", {"hidden_act": ["silu"]}, r"hidden_act \['silu'\] is not one of"),
+        ("llama-gqa", {"rope_parameters": {"rope_type": ["linear"]}}, r"rope_type \['linear'\] is not one of"),
+        ("llama-gqa", {"rms_norm_eps": 10**400}, "rms_norm_eps 10+ is not a finite number"),
+        ("gemma3", {"rope_parameters": ["default"]}, r"rope_parameters \['default'\] is not a dictionary"),
+        ("gemma3", {"rope_parameters": {"full_attention": 3}}, "full_attention 3 is not a dictionary"),
         ("llama-gqa", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ("llama-gqa", {"num_hidden_layers": "3"}, "num_hidden_layers"),
         ("llama-gqa", {"hidden_size": -1}, "hidden_size"),
@@ -176,6 +184,47 @@ def test_what_cannot_be_represented_is_refused(name: str, change: dict, named: s
         load(folder)
     assert "\n" not in str(caught.value)
     assert ";" in str(caught.value)
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    10**400,
+    math.nan,
+    "x",
+    [],
+    ["x"],
+    [{}],
+    {},
+    {"x": 1},
+    {"full_attention": {}, "x": 1},
+]
+
+
+def with_one_odd_value(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A config once for each of its entries, those inside its dictionaries too, and each odd value."""
+    for key, value in values.items():
+        yield from (values | {key: odd} for odd in ODD)
+        if isinstance(value, dict):
+            yield from (values | {key: inner} for inner in with_one_odd_value(value))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_odd_values_are_read_or_refused(name: str) -> None:
+    make, values = CASES[name]
+    full = make(**values).to_dict() | {"rope_scaling": None, "num_labels": 2}
+    family = family_of(full)
+    head = family.default_head(full, "language-modeling", ())
+    said = []
+    for changed in with_one_odd_value(full):
+        try:
+            family_of(changed).read(changed, head)
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 100
+    assert not any("\n" in one for one in said)
 
 
 def test_hidden_width_is_used() -> None:

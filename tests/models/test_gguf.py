@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.config import RopeConfig
+from chinchilla_lm.models.gguf_file import open_file
 from chinchilla_lm.models.rope import inverse_frequencies
 from tests.models.tiny import VOCAB, assert_same, batch, build, theirs
 
@@ -132,6 +133,24 @@ def test_quantised_files_are_what_transformers_reads(name: str, arch: str, kind:
         assert_same(checkpoint.model(data), theirs(reference.eval(), data), data)
     changed = checkpoint.model(data) - theirs(build(name), data)
     assert 1e-4 < changed.abs().max().item() < 10  # it did lose something
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K", "IQ4_XS"])
+def test_values_read_in_pieces_are_those_of_the_whole(kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("chinchilla_lm.models.gguf_file.PIECE", 1024)
+    form = GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[form]
+    raw = np.random.default_rng(0).integers(0, 60, (2, 5, 512 // block * size), np.uint8)  # halves far from NaN
+    writer = GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("x", raw, raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with open_file(tmp_path / "one.gguf") as file:
+        found = file.read("x")
+    assert found.shape == (2, 5, 512)
+    assert torch.equal(found, torch.from_numpy(dequantize(raw, form)))
 
 
 def test_llama3_scaling_is_recognised(tmp_path: Path) -> None:

@@ -24,24 +24,43 @@ float drawn() {
     return static_cast<float>(state >> 8) / (1 << 23) - 1.0F;
 }
 
-// Random weights: float32, or int8 with a scale for each row.
-Matrix matrix(Format format, int outputs, int inputs) {
+struct Weights {
+    Format format;
+    int group;
+    bool asymmetric;
+};
+
+// Random weights; integers have the same scale everywhere, and the same minimum where there are any.
+Matrix matrix(const Weights& of, int outputs, int inputs) {
+    constexpr float kScale = 0x1p-9F, kLargest = 0x1p-6F;  // of int8 and of int4
+    constexpr std::uint16_t kScaleBits = 0x1800, kLargestBits = 0x2400, kLeastBits = 0xb000;  // as float16; -0.125
     Matrix w;
-    w.format = format;
+    w.format = of.format;
     w.outputs = outputs;
     w.inputs = inputs;
+    w.group = of.group;
+    w.asymmetric = of.asymmetric;
     std::byte* data = memory.emplace_back().reserve(w.bytes());
-    for (int output = 0; output < outputs; ++output) {
+    const bool four = of.format == Format::int4;
+    for (int output = 0; output < w.panels() * kLanes; ++output) {
         std::byte* panel = data + output / kLanes * w.stride();
         const int lane = output % kLanes;
-        const float scale = 0.002F;
-        if (format == Format::int8) std::memcpy(panel + 4 * lane, &scale, 4);
-        for (int k = 0; k < inputs; ++k) {
+        if (of.format == Format::int8 && !of.group) std::memcpy(panel + 4 * lane, &kScale, 4);
+        for (int g = 0; of.group && g < w.groups(); ++g) {
+            std::memcpy(panel + 32 * g + 2 * lane, four ? &kLargestBits : &kScaleBits, 2);
+            if (of.asymmetric) std::memcpy(panel + w.side() + 32 * g + 2 * lane, &kLeastBits, 2);
+        }
+        std::byte* words = panel + w.side() * (of.asymmetric ? 2 : 1);
+        for (int k = 0; k < inputs && output < outputs; ++k) {
             const float value = 0.25F * drawn();
-            if (format == Format::f32) {
+            if (of.format == Format::f32) {
                 std::memcpy(panel + 64 * k + 4 * lane, &value, 4);
+            } else if (of.format == Format::int8) {
+                words[64 * (k / 4) + 4 * lane + k % 4] = static_cast<std::byte>(std::lrint(value / kScale) + 128);
             } else {
-                panel[64 + 64 * (k / 4) + 4 * lane + k % 4] = static_cast<std::byte>(std::lrint(value / scale) + 128);
+                const float steps = of.asymmetric ? (value + 0.25F) / (2 * kLargest) : value / (2 * kLargest) + 8.0F;
+                const int code = static_cast<int>(steps < 0.0F ? 0.0F : steps > 15.0F ? 15.0F : steps);
+                words[64 * (k / 8) + 4 * lane + k % 4] |= static_cast<std::byte>(k % 8 < 4 ? code : code << 4);
             }
         }
     }
@@ -49,7 +68,7 @@ Matrix matrix(Format format, int outputs, int inputs) {
     return w;
 }
 
-Program program(Format format, Format cache) {
+Program program(const Weights& format, Format cache) {
     Program made;
     made.hidden = kHidden;
     made.vocabulary = kWords;
@@ -109,23 +128,27 @@ std::vector<float> read(Engine& engine, const std::vector<std::int32_t>& ids, in
 int main() {
     std::vector<std::int32_t> ids;
     for (int i = 0; i < kTokens; ++i) ids.push_back(static_cast<std::int32_t>((drawn() + 1.0F) * 0.49F * kWords));
-    const struct { Format weights, cache; const char* name; float tolerance; } cases[] = {
-        {Format::f32, Format::f32, "f32", 1e-4F}, {Format::f32, Format::bf16, "bf16", 0.02F}, {Format::int8, Format::int8, "int8", 0.1F}};
+    const struct { Weights weights; Format cache; const char* name; float tolerance; } cases[] = {
+        {{Format::f32, 0, false}, Format::f32, "f32", 1e-4F}, {{Format::f32, 0, false}, Format::bf16, "bf16", 0.02F},
+        {{Format::int8, 0, false}, Format::int8, "int8-row", 0.1F}, {{Format::int8, 64, false}, Format::int8, "int8", 0.1F},
+        {{Format::int4, 32, true}, Format::int8, "int4", 0.1F}, {{Format::int4, 64, false}, Format::int8, "int4-sym", 0.1F}};
     for (const auto& one : cases) {
         const Program made = program(one.weights, one.cache);
-        Engine alone(made, 1, nullptr), team(made, 3, nullptr);
-        const std::vector<float> expected = read(alone, ids, kTokens);
-        for (const int piece : {1, 5, kTokens}) {
-            const std::vector<float> got = read(team, ids, piece);
-            for (std::size_t i = 0; i < got.size(); ++i) {
-                if (!(std::fabs(got[i] - expected[i]) < one.tolerance)) {
-                    std::printf("%s in pieces of %d: %g where %g is right\n", one.name, piece, got[i], expected[i]);
-                    return 1;
+        for (const char* const* isa = kernel_names(); *isa; ++isa) {
+            Engine alone(made, 1, *isa), team(made, 3, *isa);
+            const std::vector<float> expected = read(alone, ids, kTokens);
+            for (const int piece : {1, 5, kTokens}) {
+                const std::vector<float> got = read(team, ids, piece);
+                for (std::size_t i = 0; i < got.size(); ++i) {
+                    if (!(std::fabs(got[i] - expected[i]) < one.tolerance)) {
+                        std::printf("%s, %s in pieces of %d: %g where %g is right\n", *isa, one.name, piece, got[i], expected[i]);
+                        return 1;
+                    }
                 }
             }
+            std::printf("%s %s:", *isa, one.name);
+            for (int i = 0; i < 8; ++i) std::printf(" %.3f", expected[expected.size() - 64 + i]);
+            std::printf("\n");
         }
-        std::printf("%s:", one.name);
-        for (int i = 0; i < 8; ++i) std::printf(" %.3f", expected[expected.size() - 64 + i]);
-        std::printf("\n");
     }
 }

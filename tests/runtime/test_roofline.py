@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
+from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.compile import compile_model
@@ -65,19 +66,7 @@ def test_a_shared_weight_counts_once(tiny_config, tiny_model):
 
 
 def demand_of(model, form: str) -> ProgramDemand:
-    config = model.config
-    card = Card(
-        kind=config.head.kind,
-        labels=config.head.labels,
-        causal=config.causal,
-        vocabulary=config.vocab_size,
-        max_positions=config.max_positions,
-        hidden=config.hidden_size,
-        meta={},
-        hf_config={},
-        source=None,
-    )
-    return ProgramDemand(compile_model(model, form), card)
+    return ProgramDemand(compile_model(model, form), Card.of(Checkpoint(model, hf_config={})))
 
 
 @pytest.mark.parametrize(

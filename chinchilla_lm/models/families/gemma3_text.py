@@ -74,9 +74,9 @@ def _layer_types(fields: Fields, blocks: int) -> tuple[str, ...]:
 def _rope(fields: Fields, layer_type: str) -> RopeConfig:
     """The rope of one layer type; older files scale only the full one, by a flat `rope_scaling`."""
     full = layer_type == "full_attention"
-    given = dict((fields.hf.get("rope_parameters") or {}).get(layer_type) or {})
+    given = dict(fields.dictionary(layer_type, fields.dictionary("rope_parameters")))
     if full:
-        given |= fields.hf.get("rope_scaling") or {}
+        given |= fields.dictionary("rope_scaling")
     key, default = ("rope_theta", GLOBAL_THETA) if full else ("rope_local_base_freq", LOCAL_THETA)
     base = Fields({"model_type": fields.model_type, key: given.get("rope_theta", fields.hf.get(key))})
     return fields.rope_of(given, base.number(key, default))

@@ -6,7 +6,7 @@ Transformers 5 writes `rope_parameters` (one dictionary, or one a layer type); o
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -70,9 +70,16 @@ class Fields:
     def activation(self, key: str, default: str) -> Activation:
         """The activation function's name in our words."""
         value = self._get(key, default)
-        if value not in ACTIVATION_NAMES:
+        if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             raise self.error(key, value, "one of " + ", ".join(ACTIVATION_NAMES))
         return ACTIVATION_NAMES[value]
+
+    def dictionary(self, key: str, within: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """A dictionary of the config, or of one `within` it; an empty one where the key is missing or null."""
+        value = (self.hf if within is None else within).get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.error(key, value, "a dictionary")
+        return value or {}
 
     def require(self, key: str, *allowed: object) -> None:
         """Refuse a value outside `allowed`; a missing key is allowed."""
@@ -88,8 +95,8 @@ class Fields:
         return default if value is None else value
 
     def _positive(self, key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.error(key, value, "a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise self.error(key, value, "a finite number above 0")
         return float(value)
 
     def layer_types(self, blocks: int, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,21 +118,19 @@ class Fields:
 
     def rope(self, theta: float, layer_type: str | None = None) -> RopeConfig:
         """The rotary embedding; `theta` is the family's default base, `layer_type` the key of a nested dictionary."""
-        given = self.hf.get("rope_scaling") or self.hf.get("rope_parameters") or {}
-        if not isinstance(given, Mapping):
-            raise self.error("rope_parameters", given, "a dictionary")
+        given = self.dictionary("rope_scaling") or self.dictionary("rope_parameters")
         nested = [key for key in given if isinstance(given[key], Mapping)]
         if nested:
-            if layer_type not in given:
+            if layer_type is None or layer_type not in given:
                 raise self.error("rope_parameters", sorted(given), f"keyed by {layer_type or 'rope_theta'}")
-            given = given[layer_type]
+            given = self.dictionary(layer_type, given)
         base = given.get("rope_theta", self._get("rope_theta", theta))
         return self.rope_of(given, self._positive("rope_theta", base))
 
     def rope_of(self, given: Mapping[str, Any], theta: float) -> RopeConfig:
         """The rotary embedding of one dictionary of parameters."""
         kind = given.get("rope_type", given.get("type", "default"))
-        if kind not in SCALING_FACTORS:
+        if not isinstance(kind, str) or kind not in SCALING_FACTORS:
             raise self.error("rope_type", kind, "one of " + ", ".join(SCALING_FACTORS))
         partial = given.get("partial_rotary_factor", self._get("partial_rotary_factor", 1.0))
         if partial != 1.0:
