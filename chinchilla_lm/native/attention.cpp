@@ -98,9 +98,7 @@ void Pass::reserve_attention(const Operation& op, const Job& job) {
 void Pass::attention(const Operation& op, const Job& job, Member me) {
     const Norm* before = op.placement == Placement::post ? nullptr : &op.norm;
     const Input in = inputs(op.first, before, x_.as(), width_, job.rows, me);
-    const Share panels = me.share(op.first.panels());
-    k_.multiply(op.first, in, 0, job.rows, panels.begin, panels.end - panels.begin, mid_.as() + panels.begin * kLanes,
-                wide_, false);
+    multiply(op.first, in, job.rows, mid_.as(), wide_, false, me);
     me.meet();
     store(op, job, me);
     me.meet();
@@ -179,19 +177,21 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
 
 void Pass::attend(const Operation& op, const Job& job, Member me) {
     const int rows = std::max(1, kBlock / (op.heads / op.kv_heads)), parts = parts_of(op, job);
-    int task = 0;
-    for (std::size_t s = 0; s < job.sequences.size(); ++s) {
-        const int count = job.sequences[s].count;
-        for (int head = 0; head < op.kv_heads; ++head) {
-            for (int from = 0; from < count; from += rows) {
-                for (int part = 0; part < parts; ++part) {
-                    if (task++ % me.count != me.index) continue;
-                    const Block block{static_cast<int>(s), head, from, std::min(from + rows, count), part, parts};
-                    attend_block(op, job, block, scratch_[me.index]);
-                }
-            }
+    const auto blocks_of = [&](const Sequence& sequence) { return (sequence.count + rows - 1) / rows; };
+    int tasks = 0;
+    for (const Sequence& sequence : job.sequences) tasks += blocks_of(sequence) * op.kv_heads * parts;
+    std::size_t s = 0;
+    int before = 0;  // tasks of the sequences before s
+    me.divide(tasks, 1, job.rows, [&](int begin, int end) {
+        for (int task = begin; task < end; ++task) {
+            for (int here; task - before >= (here = blocks_of(job.sequences[s]) * op.kv_heads * parts); ++s) before += here;
+            const int count = job.sequences[s].count, blocks = blocks_of(job.sequences[s]);
+            const int item = (task - before) / parts, part = (task - before) % parts;
+            const int from = (blocks - 1 - item % blocks) * rows;  // those that see most come first
+            const Block block{static_cast<int>(s), item / blocks, from, std::min(from + rows, count), part, parts};
+            attend_block(op, job, block, scratch_[me.index]);
         }
-    }
+    });
     if (parts == 1) return;
     me.meet();
     merge(op, job, parts, me);

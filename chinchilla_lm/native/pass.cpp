@@ -16,6 +16,7 @@ constexpr int kPartOutputs = 64;
 constexpr int kWidestPart = 128;  // a group is no wider
 // Rows that every member makes ready for itself, which is sooner done than waiting for the others.
 constexpr int kOwnRows = 8;
+constexpr int kSomeRows = 16, kSomePanels = 4;  // that a member takes at a time where rows are many
 constexpr int kSlack = 64;  // floats behind a buffer that a whole vector may touch
 
 void read_row(const Table& table, int row, float* y, bool add) {
@@ -209,27 +210,37 @@ Input Pass::inputs(const Matrix& w, const Norm* norm, const float* x, std::size_
     Scratch& scratch = scratch_[me.index];
     const bool alone = few(rows, me);
     const Input in = place(w, alone ? scratch.input.as<std::byte>() : input_.as<std::byte>(), rows);
-    const Share share = alone ? Share(rows, 0, 1) : me.share(rows);
-    for (int row = share.begin; row < share.end; ++row) {
-        const float* from = x + row * stride;
-        if (norm && norm->present) {
-            k_.norm(*norm, from, scratch.row.as(), w.inputs);
-            from = scratch.row.as();
+    const auto make = [&](int begin, int end) {
+        for (int row = begin; row < end; ++row) {
+            const float* from = x + row * stride;
+            if (norm && norm->present) {
+                k_.norm(*norm, from, scratch.row.as(), w.inputs);
+                from = scratch.row.as();
+            }
+            k_.prepare(w, from, in, row, 0, w.padded());
         }
-        k_.prepare(w, from, in, row, 0, w.padded());
+    };
+    if (alone) {
+        make(0, rows);
+    } else {
+        me.divide(rows, kSomeRows, rows, make);
+        me.meet();
     }
-    if (!alone) me.meet();
     return in;
+}
+
+// y = W x, or += with `add`.
+void Pass::multiply(const Matrix& w, const Input& in, int rows, float* y, std::size_t stride, bool add, Member me) {
+    me.divide(w.panels(), kSomePanels, rows, [&](int begin, int end) {
+        k_.multiply(w, in, 0, rows, begin, end - begin, y + begin * kLanes, stride, add);
+    });
 }
 
 // x = x + W y, with what the placement does behind it. `added` is room for W y where a norm comes before the sum; not
 // where y was, which a slower member may still be reading.
 void Pass::join(const Operation& op, const Input& in, float* added, int rows, Member me) {
-    const Share panels = me.share(op.second.panels());
     const bool apart = op.placement == Placement::sandwich;
-    float* to = apart ? added : x_.as();
-    const std::size_t stride = apart ? wide_ : width_;
-    k_.multiply(op.second, in, 0, rows, panels.begin, panels.end - panels.begin, to + panels.begin * kLanes, stride, !apart);
+    multiply(op.second, in, rows, apart ? added : x_.as(), apart ? wide_ : width_, !apart, me);
     me.meet();
     if (op.placement == Placement::pre) return;
     const Share share = me.share(rows);
@@ -264,13 +275,8 @@ void Pass::mlp(const Operation& op, int rows, Member me) {
 void Pass::activations(const Operation& op, const Input& in, int rows, const Input* to, Member me) {
     const int step = op.gated ? 2 : 1;  // panels that make one panel of activations
     const int width = std::max(kPartOutputs, op.second.group), all = op.first.panels() / step * kLanes;
-    // Where rows are few, a member's share is one part.
-    const bool one = few(rows, me);
-    const Share share = one ? me.share(all / kLanes) : me.share((all + width - 1) / width);
-    const int unit = one ? kLanes : width, end = std::min(share.end * unit, all);
     float* tile = scratch_[me.index].tile.as();
-    for (int from = share.begin * unit, next; from < end; from = next) {
-        next = one ? end : std::min(from + width, end);
+    const auto part = [&](int from, int next) {
         const int count = next - from;
         for (int row = 0; row < rows; row += kPartRows) {
             const int some = std::min(kPartRows, rows - row);
@@ -288,6 +294,14 @@ void Pass::activations(const Operation& op, const Input& in, int rows, const Inp
                 if (to) k_.prepare(op.second, y, *to, row + i, from, next == all ? op.second.padded() : next);
             }
         }
+    };
+    if (few(rows, me)) {  // a member's share is one part
+        const Share share = me.share(all / kLanes);
+        if (share.begin < share.end) part(share.begin * kLanes, share.end * kLanes);
+    } else {
+        me.divide((all + width - 1) / width, 1, rows, [&](int begin, int end) {
+            for (int i = begin; i < end; ++i) part(i * width, std::min((i + 1) * width, all));
+        });
     }
     me.meet();
 }
@@ -328,9 +342,7 @@ void Pass::head(const Job& job, Member me) {
     const float* from = mid_.as();
     if (head.dense_present) {
         const Input in = inputs(head.dense, nullptr, from, wide_, count, me);
-        const Share panels = me.share(head.dense.panels());
-        k_.multiply(head.dense, in, 0, count, panels.begin, panels.end - panels.begin, seen_.as() + panels.begin * kLanes,
-                    wide_, false);
+        multiply(head.dense, in, count, seen_.as(), wide_, false, me);
         me.meet();
         for (int i = share.begin; i < share.end; ++i) {
             float* row = seen_.as() + i * wide_;
@@ -342,10 +354,7 @@ void Pass::head(const Job& job, Member me) {
     }
     if (head.output_present) {
         const Input in = inputs(head.output, nullptr, from, wide_, count, me);
-        const Share panels = me.share(head.output.panels());
-        k_.multiply(head.output, in, 0, count, panels.begin, panels.end - panels.begin, job.output + panels.begin * kLanes,
-                    job.stride, false);
-        return;
+        return multiply(head.output, in, count, job.output, job.stride, false, me);
     }
     for (int i = share.begin; i < share.end; ++i) {
         double square = 0.0;

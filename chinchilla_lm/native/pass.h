@@ -1,9 +1,13 @@
 // One pass through the chain, its memory, and the members of a team that share the work.
 #pragma once
 
+#include <algorithm>
+
 #include "engine.h"
 
 namespace chinchilla {
+
+constexpr int kManyRows = 32;
 
 // A thread's place in the team that runs a pass; alone it is 0 of 1 and its barrier does nothing.
 struct Member {
@@ -11,6 +15,18 @@ struct Member {
     Barrier* barrier;
     void meet() const { barrier->wait(); }
     Share share(int things) const { return Share(things, index, count); }
+    // Calls each(begin, end) for this member's part of `things`. Of many rows there is much to compute, and cores are not
+    // equally fast: whoever is done takes the next `some`. Of few the members wait for memory, and read one stretch each.
+    // Once between two meetings.
+    template <class F>
+    void divide(int things, int some, int rows, F&& each) const {
+        if (count == 1 || rows < kManyRows) {
+            const Share mine = share(things);
+            if (mine.begin < mine.end) each(mine.begin, mine.end);
+        } else {
+            for (int begin; (begin = barrier->take(some)) < things;) each(begin, std::min(begin + some, things));
+        }
+    }
 };
 
 struct Job {
@@ -58,6 +74,7 @@ private:
     void head(const Job& job, Member me);
     Input place(const Matrix& w, std::byte* memory, int rows) const;
     Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
+    void multiply(const Matrix& w, const Input& in, int rows, float* y, std::size_t stride, bool add, Member me);
     void join(const Operation& op, const Input& in, float* added, int rows, Member me);
 
     // attention.cpp

@@ -11,7 +11,6 @@ constexpr int kChains = 4;               // of sums where there is one row: a si
 // Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
 // next one, where the CPU's own prefetcher would begin anew.
 constexpr int kAhead = 8192;
-constexpr int kAheadMany = 16384;  // the same of several rows, which walk the weights more slowly
 
 // How a format's words of weights meet those of inputs.
 struct F32 {

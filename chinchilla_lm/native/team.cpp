@@ -41,6 +41,7 @@ void Barrier::wait() {
     const unsigned turn = turn_.load(std::memory_order_relaxed);
     if (missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
         missing_.store(count_, std::memory_order_relaxed);
+        taken_.store(0, std::memory_order_relaxed);
         turn_.store(turn + 1, std::memory_order_release);
         return;
     }
@@ -56,6 +57,7 @@ void Barrier::wait() {
 void Barrier::open(int count) {
     count_ = count;
     missing_.store(count, std::memory_order_relaxed);
+    taken_.store(0, std::memory_order_relaxed);
 }
 
 Team::Team(int threads) : size_(threads), members_(threads), barrier_(threads), end_(threads), pause_(kLeastPause) { start(); }

@@ -26,6 +26,8 @@ public:
     void wait();
     // For so many from now on; nobody may be waiting.
     void open(int count);
+    // The first of the next `some` things that nobody has taken since all met.
+    int take(int some) { return taken_.fetch_add(some, std::memory_order_relaxed); }
     // What those who wait have lost in waits too long for a difference in work, since it was last asked for.
     Clock::duration take_lost() { return Clock::duration(lost_.exchange(0, std::memory_order_relaxed)); }
 
@@ -33,6 +35,7 @@ private:
     int count_;
     alignas(64) std::atomic<int> missing_;
     alignas(64) std::atomic<unsigned> turn_{0};
+    alignas(64) std::atomic<int> taken_{0};
     std::atomic<Clock::rep> lost_{0};
 };
 
