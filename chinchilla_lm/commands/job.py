@@ -149,10 +149,12 @@ class Job:
     @cached_property
     def card(self) -> Card:
         """What is known of the model besides its weights, which a packed one that the engine runs keeps packed."""
-        if self._packed is not None:
-            return self._packed[1]
-        _ = self.checkpoint.tokenizer  # read once, for the card too
-        return Card.of(self.checkpoint)
+        return Card.of(self.checkpoint) if self._packed is None else self._packed[1]
+
+    @property
+    def _reader(self) -> Card | Checkpoint:
+        """What has the tokenizer, which takes seconds to read."""
+        return self.checkpoint if self._packed is None else self._packed[1]
 
     def _wants_bidirectional(self) -> bool:
         """As the recipe says of a new head; else a tagger has to see what follows a word."""
@@ -210,7 +212,7 @@ class Job:
         return windows
 
     def _encode(self, records: Sequence[Any]) -> list[Encoded]:
-        tokenizer, task = self.card.tokenizer, self.recipe.task
+        tokenizer, task = self._reader.tokenizer, self.recipe.task
         if task == "language-modeling":
             windows = encode_text(records, tokenizer, self.window)
             return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
@@ -225,7 +227,7 @@ class Job:
 
     def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
         """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
-        pad = self.card.pad_id
+        pad = self._reader.pad_id
         made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad)
         return [batch.to(self.device) for batch in made]
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chinchilla_lm.errors import InputError
+from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.files import read_json, read_text
 
 SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -40,7 +40,9 @@ class PlainTokenizer:
         try:
             backend = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"the tokenizer in {folder} cannot be loaded ({error}); copy it again") from error
+            raise InputError(
+                f"the tokenizer in {folder} cannot be loaded ({in_one_line(error)}); copy it again"
+            ) from error
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path, "tokenizer config") if config_path.is_file() else {}
         if not isinstance(config, dict):

@@ -182,7 +182,8 @@ void Pass::attend(const Operation& op, const Job& job, Member me) {
     for (const Sequence& sequence : job.sequences) tasks += blocks_of(sequence) * op.kv_heads * parts;
     std::size_t s = 0;
     int before = 0;  // tasks of the sequences before s
-    me.divide(tasks, 1, job.rows, [&](int begin, int end) {
+    // Sequences are not equally long, so there is always something to deal out.
+    me.divide(tasks, 1, job.sequences.size() > 1 ? kManyRows : job.rows, [&](int begin, int end) {
         for (int task = begin; task < end; ++task) {
             for (int here; task - before >= (here = blocks_of(job.sequences[s]) * op.kv_heads * parts); ++s) before += here;
             const int count = job.sequences[s].count, blocks = blocks_of(job.sequences[s]);

@@ -13,6 +13,9 @@
 #endif
 #if defined(CHINCHILLA_DOTPROD) && defined(__linux__)
 #include <sys/auxv.h>
+#if !defined(HWCAP_ASIMDDP)
+#define HWCAP_ASIMDDP (1 << 20)  // older headers lack it
+#endif
 #endif
 
 namespace chinchilla {

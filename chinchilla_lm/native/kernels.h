@@ -6,8 +6,7 @@
 //
 //   f32    [K][16]                              a step is 1 input
 //   bf16   [K/2][16][2]                         2 inputs
-//   int8   scales, then [K/4][16][4]            4 inputs, stored as value + 128 (VNNI wants one operand unsigned),
-//                                               which is never -128: AVX2 changes signs
+//   int8   scales, then [K/4][16][4]            4 inputs, stored as value + 128 (VNNI wants one operand unsigned)
 //   int4   scales, minima, then [K/8][16][4]    8 inputs, stored as value + 8, or value with minima: the low nibbles of
 //                                               the bytes are inputs 0 … 3, the high ones 4 … 7
 //

@@ -16,7 +16,7 @@ constexpr int kPartOutputs = 64;
 constexpr int kWidestPart = 128;  // a group is no wider
 // Rows that every member makes ready for itself, which is sooner done than waiting for the others.
 constexpr int kOwnRows = 8;
-constexpr int kSomeRows = 16, kSomePanels = 4;  // that a member takes at a time where rows are many
+constexpr int kSomeRows = 16, kSomePanels = 4;  // that a member takes at a time, at the most
 constexpr int kSlack = 64;  // floats behind a buffer that a whole vector may touch
 
 void read_row(const Table& table, int row, float* y, bool add) {

@@ -16,7 +16,7 @@ struct Member {
     void meet() const { barrier->wait(); }
     Share share(int things) const { return Share(things, index, count); }
     // Calls each(begin, end) for this member's part of `things`. Of many rows there is much to compute, and cores are not
-    // equally fast: whoever is done takes the next `some`. Of few the members wait for memory, and read one stretch each.
+    // equally fast: whoever is done takes the next, `some` or less. Of few the members wait for memory, and read one stretch each.
     // Once between two meetings.
     template <class F>
     void divide(int things, int some, int rows, F&& each) const {
@@ -24,7 +24,8 @@ struct Member {
             const Share mine = share(things);
             if (mine.begin < mine.end) each(mine.begin, mine.end);
         } else {
-            for (int begin; (begin = barrier->take(some)) < things;) each(begin, std::min(begin + some, things));
+            const int part = std::clamp(things / (4 * count), 1, some);
+            for (int begin; (begin = barrier->take(part)) < things;) each(begin, std::min(begin + part, things));
         }
     }
 };

@@ -5,7 +5,7 @@
 //
 // In every format but int4 a step is 64 bytes of a panel and 4 bytes of a row, so one loop serves three formats.
 
-constexpr bool kMany = L == 16;         // vector registers: 32, or 16
+constexpr bool kMany = L == 16;         // vector registers: 32, or taken for 16
 constexpr int kWide = kMany ? 2 : 1;     // panels of the largest tile
 constexpr int kChains = 4;               // of sums where there is one row: a single chain would wait for each product
 // Bytes ahead of a single row's product that weights are asked for. Panels follow each other, so this reaches into the
@@ -240,7 +240,7 @@ INLINE void columns(int row, int rows, Place to, T&& tile) {
 template <int N>
 static void column(const Matrix& w, const Input& in, int row, int rows, int panel, const Place& to) {
     constexpr int kFloats = kMany ? 8 : 6, kHalves = kMany ? 8 : 4;
-    constexpr int kBytes = kMany ? 8 : kOver ? 6 : 4;  // fewer where weights take two registers
+    constexpr int kBytes = kMany ? 8 : sizeof(ByteWeights) == sizeof(vi) ? 6 : 4;
     constexpr int kGrouped = kMany ? 6 : 4;            // a tile with groups has two sums in place of one
     if (w.format == Format::f32) {
         columns<N, kFloats>(row, rows, to, [&]<int M>(int r, const Place& p) { float_tile<F32, M, N>(w, in, r, panel, p); });

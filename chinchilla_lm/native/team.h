@@ -34,8 +34,8 @@ public:
 private:
     int count_;
     alignas(64) std::atomic<int> missing_;
+    std::atomic<int> taken_{0};  // the last to come sets both
     alignas(64) std::atomic<unsigned> turn_{0};
-    alignas(64) std::atomic<int> taken_{0};
     std::atomic<Clock::rep> lost_{0};
 };
 

@@ -1,7 +1,6 @@
 """int8: w ≈ q · s, with a float16 scale for each group of inputs of an output, or one a row.
 
-q is in −127 … 127, never −128. Kernels rely on it: with AVX2 a weight takes the sign of its input, and 128 is no signed
-byte.
+q is in −127 … 127, as many steps below zero as above it.
 
 The inputs of a product are rounded the same way when it is made, with a scale for each group of a token, or one a token
 (Dettmers et al. 2022, LLM.int8(), without its outliers in float16). One scale a token is not enough for a small

@@ -22,7 +22,7 @@ from tests.commands.conftest import FILLER, Done, running_text, some_words, writ
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
 TAGS = ["O", "B-X", "I-X"]  # of the random models
-READING = ("--task", "language-modeling")
+READING = ("--task", "language-modeling", "--device", "cpu")
 
 
 @pytest.fixture
@@ -84,7 +84,17 @@ def test_no_transformer_is_built_and_the_metrics_are_the_same(
     name: str, task: str, packed, model_folder, parameters: list[str], tmp_path: Path, chinchilla
 ):
     folder, original = packed("f32", name, task), model_folder(name, task)
-    common = ("--task", task, "--data", data_for(task, tmp_path / "data"), "--dtype", "float32", "--json")
+    common = (
+        "--task",
+        task,
+        "--device",
+        "cpu",
+        "--data",
+        data_for(task, tmp_path / "data"),
+        "--dtype",
+        "float32",
+        "--json",
+    )
     parameters.clear()
     native = chinchilla("evaluate", folder, *common)
     assert parameters == []
@@ -151,7 +161,20 @@ def test_what_does_not_fit_is_refused(
     backend: str, packed, model_folder, texts: Path, tags: Path, tmp_path, chinchilla
 ):
     def evaluate(model: Path, task: str, data: Path, *words: object) -> Done:
-        return chinchilla("evaluate", model, "--task", task, "--data", data, "--backend", backend, "--quiet", *words)
+        return chinchilla(
+            "evaluate",
+            model,
+            "--task",
+            task,
+            "--device",
+            "cpu",
+            "--data",
+            data,
+            "--backend",
+            backend,
+            "--quiet",
+            *words,
+        )
 
     reader, tagger = packed("int8", "llama-gqa"), packed("int8", "bert", "token-classification")
     mismatch = "this packed model is for language-modeling, not token-classification; load another one"

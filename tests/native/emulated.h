@@ -1,7 +1,7 @@
 // AVX-VNNI and AVX-512 in plain C++, for tests of their kernels on a CPU that has only AVX2. Included in front of
 // kernels.cpp by -DCHINCHILLA_EMULATE=ALL (CMakeLists.txt), which compiles them without any of those instructions: vectors
-// of 64 bytes become two of 32, and the intrinsics that lanes.h uses are the functions here. Slow, and not what rcp14 gives
-// to the last digit, but within its error.
+// of 64 bytes become two of 32, and the intrinsics that lanes.h and bytes.h use are the functions here. Slow, and not what
+// rcp14 gives to the last digit, but within its error.
 #pragma once
 
 #include <immintrin.h>

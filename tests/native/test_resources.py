@@ -52,6 +52,21 @@ def test_a_long_past_shared_among_threads_gives_the_same(tmp_path: Path):
                 assert_near(got, expected[position])
 
 
+@pytest.mark.parametrize("pasts", [(600, 9, 40, 1), tuple(range(512, 545))], ids=["few", "many"])
+def test_texts_with_pasts_of_their_own_are_read_together_as_alone(tmp_path: Path, pasts: tuple[int, ...]):
+    model = long_reader(tmp_path)
+    whole = texts(tuple(past + 1 for past in pasts))
+    alone = NativeModel(compile_model(model, "f32"), 1)
+    expected = [alone.run([text])[0] for text in whole]
+    for threads in (2, 4):
+        native = NativeModel(compile_model(model, "f32"), threads)
+        caches = [native.cache(past + 1) for past in pasts]
+        for text, cache in zip(whole, caches, strict=True):
+            native.run([text[:-1]], [cache])
+        for got, one in zip(native.run([text[-1:] for text in whole], caches), expected, strict=True):
+            assert_near(got, one)
+
+
 def test_reading_much_takes_little_more_memory_than_reading_some(tmp_path: Path):
     native = NativeModel(compile_model(long_reader(tmp_path), "f32"), 2)
     (text,) = texts((1024,))
