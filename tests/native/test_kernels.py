@@ -66,6 +66,18 @@ def as_multiplied(form: Format, x: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", ["int8", "int8-row"])
+def test_the_largest_bytes_have_room(isa: str, name: str):
+    form, scales = FORMATS[name], 64
+    packed = aligned(form.pack(np.ones((16, 64), np.float32), **form.options))
+    packed[scales:] = 0  # weights of -128, which a file may hold though none is packed so
+    meant = form.unpack(packed, 16, 64, **form.options)
+    for x in (np.ones((9, 64), np.float32), -np.ones((9, 64), np.float32)):
+        got = engine.multiply(isa, header(form, 16, 64), packed, padded(x))
+        assert np.allclose(got, x @ meant.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_product_is_that_of_the_rounded_numbers(isa: str, name: str):
     form = FORMATS[name]
