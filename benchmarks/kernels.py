@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.native import _engine
 from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.runtime.program import Parts
 
 OUTPUTS, INPUTS = 960, 576  # queries, keys and values of SmolLM2-135M
 
@@ -43,7 +45,8 @@ def main() -> None:
         shape = {"outputs": OUTPUTS, "inputs": INPUTS, "offset": 0, "bias": None}
         header = {"format": form.kind, **shape, **form.options}
         for isa in args.sets:
-            line = [_rate(lambda x: _engine.multiply(isa, header, packed, x), inputs[n], args.seconds) for n in inputs]  # noqa: B023
+            product = partial(_engine.multiply, isa, header, packed)
+            line = [_rate(product, inputs[n], args.seconds) for n in inputs]
             table.append([name, isa, *line])
     ours = torch.from_numpy(weights).T
     line = [_rate(lambda x: torch.from_numpy(x) @ ours, inputs[n], args.seconds) for n in inputs]
@@ -54,12 +57,10 @@ def main() -> None:
 
 
 def _aligned(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same bytes, beginning on 64."""
-    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    room = np.zeros(flat.size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    room[start : start + flat.size] = flat
-    return room[start : start + flat.size]
+    """The same bytes where a program has them: beginning on 64."""
+    parts, flat = Parts(), data.reshape(-1).view(np.uint8)
+    parts.add(flat.size, lambda room: np.copyto(room, flat))
+    return parts.made()
 
 
 def _rate(product: Callable[[NDArray[np.float32]], object], x: NDArray[np.float32], seconds: float) -> str:

@@ -23,14 +23,12 @@ from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import fill
+from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, copy_sentence_files, write_config, write_weights
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
 from chinchilla_lm.models.tokenizer import load_tokenizer, save_tokenizer
 from chinchilla_lm.models.transformer import NormFate, Transformer
-
-META = "chinchilla.json"
-VERSION = 1  # of META's layout
 
 
 @dataclass
@@ -218,31 +216,14 @@ def _files(located: Located) -> tuple[Path, ...]:
 
 
 def _read_meta(located: Located) -> dict[str, Any]:
-    path = located.folder / META
-    if located.gguf is not None or not path.is_file():
+    if located.gguf is not None:
         return {}
-    meta = read_json(path, "model description")
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        found = meta.get("version") if isinstance(meta, dict) else None
-        raise InputError(f"{path} has version {found}, not {VERSION}; update chinchilla-lm or make the model again")
+    path = located.folder / META
+    meta = read_meta(path)
     dropped = meta.get("dropped", {})
     if not isinstance(dropped, dict) or not all(fate in get_args(NormFate) for fate in dropped.values()):
         raise InputError(f"{path}: dropped {dropped!r} is not links with keep or lose; make the model again")
-    if meta.get("tags") not in (None, "BIO"):
-        raise InputError(f"{path}: tags {meta['tags']!r} is not BIO; make the model again")
-    _check_window(meta.get("window", {}), path)
     return meta
-
-
-def _check_window(window: Any, path: Path) -> None:
-    """What the model was trained with, as finetune and compress write it: either entry may be missing."""
-    if not isinstance(window, dict):
-        raise InputError(f"{path}: window {window!r} is not context and max_tokens; make the model again")
-    context, tokens = window.get("context"), window.get("max_tokens")
-    if context not in (None, "sentence", "document"):
-        raise InputError(f"{path}: context {context!r} is not sentence or document; make the model again")
-    if tokens is not None and (type(tokens) is not int or tokens < 1):
-        raise InputError(f"{path}: max_tokens {tokens!r} is not a number of tokens from 1; make the model again")
 
 
 def _own_config(raw: Mapping[str, Any]) -> dict[str, Any]:
