@@ -1,10 +1,11 @@
 """The tokenizer that models run with: a backend of the `tokenizers` library, and what its caller must know besides.
 
-What a folder's tokenizer files mean is for transformers to say: its classes have special tokens of their own, lower-case
-or do not, add what `added_tokens.json` names, and put together their backends anew, each by rules that change from
-release to release. So transformers reads a folder once, and what came of it is taken over: the backend with all that
-was done to it, the special tokens, the chat template. `save` writes that out in full, and `load` reads such a folder
-without transformers, which would import torch, and 220 MB with it. There is no second set of rules that could differ.
+What a folder's tokenizer files mean is for transformers to say: its classes have special tokens of their own,
+lower-case or do not, add what `added_tokens.json` names, and put together their backends anew, each by rules that
+change from release to release. So transformers reads a folder once, and what came of it is taken over: the backend with
+all that was done to it, the special tokens, the chat template. `save` writes that out in full, and `load` reads such a
+folder without transformers, which would import torch, and 220 MB with it. There is no second set of rules that could
+differ.
 
 One tokenizer serves many threads. The library keeps truncation and padding as state of the tokenizer, which a call
 would set for all others, so that state is cleared once and never set again: what is too long is cut here.
