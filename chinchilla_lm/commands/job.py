@@ -16,7 +16,7 @@ from chinchilla_lm.data.encode import IGNORED, DataWarning, Encoded, encode_labe
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import SPLITS, Dataset
 from chinchilla_lm.data.splits import disjoint, document_hashes
-from chinchilla_lm.data.windows import encode_text
+from chinchilla_lm.data.windows import begins_with_bos, encode_text
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge, Judged
 from chinchilla_lm.evaluate.sums import Sums
@@ -208,7 +208,7 @@ class Job:
     def _encode(self, records: Sequence[Any]) -> list[Encoded]:
         tokenizer, task = self.card.tokenizer, self.recipe.task
         if task == "language-modeling":
-            windows = encode_text(records, tokenizer, self.window)
+            windows = encode_text(records, tokenizer, self.window, bos=begins_with_bos(tokenizer))
             return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
         ids = {label: index for index, label in enumerate(self.labels)}
         if task == "token-classification":
