@@ -262,6 +262,8 @@ def choose_head(
         task = trained.kind
     kind: HeadKind = next(known for known in get_args(HeadKind) if known == task)
     if trained is not None and _serves(trained, kind, labels):
+        if labels and kind == "text-classification":  # it is to learn one label a text
+            trained = replace(trained, scores="softmax")
         return _with_pooling(replace(trained, kind=kind), located), True
     if kind == "ranking":
         labels = labels if labels and len(labels) == 1 else ("relevance",)
@@ -270,6 +272,8 @@ def choose_head(
     if len(set(labels or ())) != len(labels or ()):
         raise InputError(f"labels {list(labels or ())} has doubles; pass each label once")
     head = family.default_head(hf, kind, tuple(labels or ()))
+    if kind == "ranking":
+        head = replace(head, scores="raw")
     return _with_pooling(head, located), kind == "embedding"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
-from chinchilla_lm.models.config import HeadKind, ModelConfig
+from chinchilla_lm.models.config import HeadKind, ModelConfig, Scores
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 
@@ -26,8 +26,8 @@ class Card:
     """The facts of a model.
 
     labels: of a classification head, in the order of its outputs. vocabulary, max_positions: in tokens; hidden: in
-    features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. plain: the tokenizer is
-    read without transformers, which imports torch.
+    features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. scores: what a
+    text classifier's outputs mean. plain: the tokenizer is read without transformers, which imports torch.
     """
 
     kind: HeadKind
@@ -39,6 +39,7 @@ class Card:
     meta: dict[str, Any]
     hf_config: dict[str, Any]
     source: Path | None
+    scores: Scores = "softmax"
     plain: bool = False
 
     @classmethod
@@ -55,6 +56,7 @@ class Card:
             meta=checkpoint.meta,
             hf_config=checkpoint.hf_config,
             source=checkpoint.source,
+            scores=config.head.scores,
         )
         if "tokenizer" in vars(checkpoint):
             card.tokenizer = checkpoint.tokenizer
@@ -79,7 +81,9 @@ class Card:
             raise InputError(f"{folder / 'config.json'} is not a dictionary; run chinchilla pack again")
         facts = {key: card[key] for key in kinds} | {"labels": tuple(card["labels"])}
         made = cls(**facts, meta=meta, hf_config=hf_config, source=folder, plain=True)
-        made._check(header, made._config())
+        config = made._config()
+        made._check(header, config)
+        made.scores = config.head.scores
         return made
 
     def _config(self) -> ModelConfig:

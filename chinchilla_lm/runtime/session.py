@@ -20,7 +20,7 @@ from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_
 from chinchilla_lm.data.records import Labelled, Tagged
 from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.config import HeadKind
+from chinchilla_lm.models.config import HeadKind, Scores
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
 from chinchilla_lm.runtime.generate import Generation, Model, write
@@ -225,14 +225,17 @@ class Session:
         return [entities_of(*parts) for parts in zip(texts, words, tags, sure, strict=True)]
 
     def classify(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
-        """For each text or pair: `label`, its `score` (a probability), and the `scores` of all labels.
+        """For each text or pair: `label`, its `score`, and the `scores` of all labels.
 
-        What is longer than the model takes is cut, with a warning.
+        Scores are probabilities: of one label among all, or, where config.json says `multi_label_classification` or
+        there is but one output, of each label by itself; a regression's are its numbers. What is longer than the model
+        takes is cut, with a warning.
         """
-        self._needs("classify", "text-classification")
+        if self.card.kind != "ranking":  # such a head has one output, which may be asked for of single texts
+            self._needs("classify", "text-classification")
         found = []
         for output in self._outputs(self._encode(texts)):
-            scores = np.exp(log_softmax(output)).tolist()
+            scores = scores_of(output, self.card.scores).tolist()
             best = max(range(len(scores)), key=scores.__getitem__)
             named = dict(zip(self.labels, scores, strict=True))
             found.append({"label": self.labels[best], "score": scores[best], "scores": named})
@@ -279,6 +282,16 @@ class Session:
         have = self.card.kind
         if have != kind:
             raise InputError(f"{call} needs a model for {kind}, this one is for {have}; load another one")
+
+
+def scores_of(outputs: Floats, how: Scores) -> Floats:
+    """What a text classifier's outputs [C] mean; `HeadConfig` says how."""
+    if how == "raw":
+        return outputs
+    if how == "sigmoid":
+        found: Floats = np.exp(-np.logaddexp(np.float32(0.0), -outputs))
+        return found
+    return np.exp(log_softmax(outputs))
 
 
 def log_softmax(values: Floats) -> Floats:
