@@ -23,13 +23,6 @@ OWN_TYPE = "chinchilla"
 DROPPED_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map")
 LABEL_KEYS = ("num_labels", "id2label", "label2id", "problem_type")
 
-SENTENCE_FILES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
-
 
 def write_weights(model: Transformer, family: Family, folder: Path) -> None:
     """`model.safetensors` under Hugging Face names. Raises InputError where the disk refuses."""
@@ -80,11 +73,3 @@ def _problem_type(hf: Mapping[str, Any], head: HeadConfig) -> dict[str, str]:
         return {}
     usual = "problem_type" not in hf and head.scores == Fields({}).scores(len(head.labels))
     return {} if usual else {"problem_type": PROBLEM_TYPES[head.scores]}
-
-
-def copy_sentence_files(source: Path | None, folder: Path) -> None:
-    """How sentence-transformers pools, where the source says it."""
-    for name in SENTENCE_FILES:
-        if source is not None and (source / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, folder / name)

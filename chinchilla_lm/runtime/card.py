@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
 from chinchilla_lm.models.config import HeadKind, ModelConfig, Scores
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.sentence import PLAIN, Pooling, Sentences, read_sentences
 
 if TYPE_CHECKING:
     from chinchilla_lm.models.checkpoint import Checkpoint
 
-Pooling = Literal["first", "last", "mean"]
 # What a config of ours puts under the names of Hugging Face's; models/saving.py writes it.
 OWN_TYPE = "chinchilla"
 
@@ -27,7 +27,8 @@ class Card:
 
     labels: of a classification head, in the order of its outputs. vocabulary, max_positions: in tokens; hidden: in
     features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. scores: what a
-    text classifier's outputs mean. plain: the tokenizer is read without transformers, which imports torch.
+    text classifier's outputs mean. sentences: how an embedding model reads texts. plain: the tokenizer is read without
+    transformers, which imports torch.
     """
 
     kind: HeadKind
@@ -40,6 +41,7 @@ class Card:
     hf_config: dict[str, Any]
     source: Path | None
     scores: Scores = "softmax"
+    sentences: Sentences = PLAIN
     plain: bool = False
 
     @classmethod
@@ -57,6 +59,7 @@ class Card:
             hf_config=checkpoint.hf_config,
             source=checkpoint.source,
             scores=config.head.scores,
+            sentences=checkpoint.sentences,
         )
         if "tokenizer" in vars(checkpoint):
             card.tokenizer = checkpoint.tokenizer
@@ -84,6 +87,8 @@ class Card:
         config = made._config()
         made._check(header, config)
         made.scores = config.head.scores
+        if made.kind == "embedding":
+            made.sentences = read_sentences(folder, folder)
         return made
 
     def _config(self) -> ModelConfig:

@@ -21,6 +21,7 @@ from chinchilla_lm.data.records import Labelled, Tagged
 from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import HeadKind, Scores
+from chinchilla_lm.models.sentence import Sentences
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
 from chinchilla_lm.runtime.generate import Generation, Model, write
@@ -242,9 +243,13 @@ class Session:
         return found
 
     def embed(self, texts: Sequence[Text]) -> Floats:
-        """One vector a text, float32 [n, D]. What is longer than the model takes is cut, with a warning."""
+        """One vector a text, float32 [n, D]; a model's own default prompt is put before each.
+
+        What is longer than the model was made for (sentence-transformers' `max_seq_length`) is cut, with a warning.
+        """
         self._needs("embed", "embedding")
-        outputs = self._outputs(self._encode(texts))
+        how = self.card.sentences
+        outputs = self._outputs(self._encode(_prompted(texts, how), how.max_tokens))
         return np.stack(outputs) if outputs else np.empty((0, self.card.hidden), np.float32)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -261,12 +266,13 @@ class Session:
         trained = self.card.meta.get("window", {}).get("max_tokens")
         return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
-    def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
-        """One window a text; an encoder's limit is its positions, not the window it was trained with."""
+    def _encode(self, texts: Sequence[Text], most: int | None = None) -> list[Encoded]:
+        """One window a text; an encoder's limit is its positions, or `most`, not the window it was trained with."""
         _refuse_one(texts)
         parts = [(text, None) if isinstance(text, str) else tuple(text) for text in texts]
         records = [Labelled(f"text {i}", str(i), None, str(p[0]), p[1], "") for i, p in enumerate(parts)]
-        return encode_labelled(records, self.tokenizer, None, self.card.max_positions)
+        positions = self.card.max_positions
+        return encode_labelled(records, self.tokenizer, None, min(positions, most or positions))
 
     def _outputs(self, windows: list[Encoded]) -> list[Floats]:
         """What the head gives for each window."""
@@ -298,6 +304,19 @@ def log_softmax(values: Floats) -> Floats:
     """Over the last axis."""
     shifted = values - values.max(axis=-1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
+def _prompted(texts: Sequence[Text], how: Sentences) -> Sequence[Text]:
+    """The texts with the model's prompt before them, and in its case; of a pair, the prompt stands before the first."""
+    if isinstance(texts, str) or not (how.prompt or how.lower):
+        return texts
+    found: list[Text] = []
+    for text in texts:
+        parts = [text] if isinstance(text, str) else list(text)
+        parts[0] = how.prompt + parts[0]
+        cased = [part.lower() for part in parts] if how.lower else parts
+        found.append(cased[0] if isinstance(text, str) else (cased[0], cased[1]))
     return found
 
 
