@@ -158,8 +158,17 @@ class Job:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The model's labels. Raises InputError where the data has one that the model lacks."""
+        """The model's labels. Raises InputError where the data has one that the model lacks, and for a text classifier
+        that does not choose one label a text, which is all that the data say."""
         known = self.card.labels
+        if self.recipe.task == "text-classification" and self.card.scores != "softmax":
+            several = (
+                "gives every label a probability of its own" if self.card.scores == "sigmoid" else "is a regression"
+            )
+            raise InputError(
+                f"{self.source} {several}, which data with one label a text cannot judge; "
+                "run chinchilla finetune on the data first, after which it chooses one label a text"
+            )
         unknown = [label for label in self.dataset.labels if label not in known]
         if self.recipe.task.endswith("classification") and unknown:
             raise InputError(

@@ -25,7 +25,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, save
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import skeleton
-from chinchilla_lm.models.saving import SENTENCE_FILES
+from chinchilla_lm.models.sentence import FILES as SENTENCE_FILES
 from chinchilla_lm.models.tensors import SINGLE
 from chinchilla_lm.models.tokenizer import is_tokenizer_file
 from chinchilla_lm.models.transformer import Transformer

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
-from chinchilla_lm.models.config import HeadKind, ModelConfig
+from chinchilla_lm.models.config import HeadKind, ModelConfig, Scores
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.sentence import PLAIN, Pooling, Sentences, read_sentences
 from chinchilla_lm.models.tokenizer import check_vocabulary
 
 if TYPE_CHECKING:
     from chinchilla_lm.models.checkpoint import Checkpoint
 
-Pooling = Literal["first", "last", "mean"]
 # What a config of ours puts under the names of Hugging Face's; models/saving.py writes it.
 OWN_TYPE = "chinchilla"
 
@@ -28,7 +28,8 @@ class Card:
 
     labels: of a classification head, in the order of its outputs. vocabulary, max_positions: in tokens; hidden: in
     features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. given: a tokenizer of a
-    model in memory, in place of the source's.
+    model in memory, in place of the source's. scores: what a text classifier's outputs mean. sentences: how an
+    embedding model reads texts.
     """
 
     kind: HeadKind
@@ -41,6 +42,8 @@ class Card:
     hf_config: dict[str, Any]
     source: Path | None
     given: Any = None
+    scores: Scores = "softmax"
+    sentences: Sentences = PLAIN
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
     _tokenizer: PlainTokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -59,6 +62,8 @@ class Card:
             hf_config=checkpoint.hf_config,
             source=checkpoint.source,
             given=vars(checkpoint).get("tokenizer"),
+            scores=config.head.scores,
+            sentences=checkpoint.sentences,
         )
 
     @classmethod
@@ -80,7 +85,11 @@ class Card:
             raise InputError(f"{folder / 'config.json'} is not a dictionary; run chinchilla pack again")
         facts = {key: card[key] for key in kinds} | {"labels": tuple(card["labels"])}
         made = cls(**facts, meta=meta, hf_config=hf_config, source=folder)
-        made._check(header, made._config())
+        config = made._config()
+        made._check(header, config)
+        made.scores = config.head.scores
+        if made.kind == "embedding":
+            made.sentences = read_sentences(folder, folder)
         return made
 
     def _config(self) -> ModelConfig:

@@ -21,7 +21,8 @@ from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_
 from chinchilla_lm.data.records import Labelled, Tagged
 from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.config import HeadKind
+from chinchilla_lm.models.config import HeadKind, Scores
+from chinchilla_lm.models.sentence import PLAIN, Sentences
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
 from chinchilla_lm.runtime.generate import Generation, Model, write
@@ -229,23 +230,29 @@ class Session:
         return [entities_of(*parts) for parts in zip(texts, words, tags, sure, strict=True)]
 
     def classify(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
-        """For each text or pair: `label`, its `score` (a probability), and the `scores` of all labels.
+        """For each text or pair: `label`, its `score`, and the `scores` of all labels.
 
-        What is longer than the model takes is cut, with a warning.
+        Scores are probabilities: of one label among all, or, where config.json says `multi_label_classification` or
+        there is but one output, of each label by itself; a regression's are its numbers. What is longer than the model
+        takes is cut, with a warning.
         """
-        self._needs("classify", "text-classification")
+        if self.card.kind != "ranking":  # such a head has one output, which may be asked for of single texts
+            self._needs("classify", "text-classification")
         found = []
         for output in self._outputs(self._encode(texts)):
-            scores = np.exp(log_softmax(output)).tolist()
+            scores = scores_of(output, self.card.scores).tolist()
             best = max(range(len(scores)), key=scores.__getitem__)
             named = dict(zip(self.labels, scores, strict=True))
             found.append({"label": self.labels[best], "score": scores[best], "scores": named})
         return found
 
     def embed(self, texts: Sequence[Text]) -> Floats:
-        """One vector a text, float32 [n, D]. What is longer than the model takes is cut, with a warning."""
+        """One vector a text, float32 [n, D]; a model's own default prompt is put before each.
+
+        What is longer than the model was made for (sentence-transformers' `max_seq_length`) is cut, with a warning.
+        """
         self._needs("embed", "embedding")
-        outputs = self._outputs(self._encode(texts))
+        outputs = self._outputs(self._encode(texts, how=self.card.sentences))
         return np.stack(outputs) if outputs else np.empty((0, self.card.hidden), np.float32)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -259,13 +266,14 @@ class Session:
         trained = self.card.meta.get("window", {}).get("max_tokens")
         return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
-    def _encode(self, texts: Sequence[Text], pairs_alone: bool = False) -> list[Encoded]:
-        """One window a text; an encoder's limit is its positions, not the window it was trained with."""
-        parts = checked_parts(texts, pairs_alone)
+    def _encode(self, texts: Sequence[Text], pairs_alone: bool = False, how: Sentences = PLAIN) -> list[Encoded]:
+        """One window a text; an encoder's limit is its positions, or that of `how`, not the window of its training."""
+        parts = _prompted(checked_parts(texts, pairs_alone), how)
         records = [
             Labelled(f"text {index}", str(index), None, text, pair, "") for index, (text, pair) in enumerate(parts)
         ]
-        return encode_labelled(records, self.tokenizer, None, self.card.max_positions)
+        positions = self.card.max_positions
+        return encode_labelled(records, self.tokenizer, None, min(positions, how.max_tokens or positions))
 
     def _outputs(self, windows: list[Encoded]) -> list[Floats]:
         """What the head gives for each window."""
@@ -281,6 +289,16 @@ class Session:
         have = self.card.kind
         if have != kind:
             raise InputError(f"{call} needs a model for {kind}, this one is for {have}; load another one")
+
+
+def scores_of(outputs: Floats, how: Scores) -> Floats:
+    """What a text classifier's outputs [C] mean; `HeadConfig` says how."""
+    if how == "raw":
+        return outputs
+    if how == "sigmoid":
+        found: Floats = np.exp(-np.logaddexp(np.float32(0.0), -outputs))
+        return found
+    return np.exp(log_softmax(outputs))
 
 
 def log_softmax(values: Floats) -> Floats:
@@ -300,6 +318,14 @@ def _whole_numbers(token_ids: Sequence[int] | Tensor) -> list[int]:
         except TypeError:
             raise InputError(f"token id {place} is {one!r:.60}, not a whole number; pass the tokenizer's ids") from None
     return found
+
+
+def _prompted(parts: Sequence[tuple[str, str | None]], how: Sentences) -> Sequence[tuple[str, str | None]]:
+    """The texts with the model's prompt before them, and in its case; of a pair, the prompt stands before the first."""
+    if not (how.prompt or how.lower):
+        return parts
+    found = [(how.prompt + text, pair) for text, pair in parts]
+    return [(text.lower(), pair and pair.lower()) for text, pair in found] if how.lower else found
 
 
 def _check_stop(stop: Any) -> None:
