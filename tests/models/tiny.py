@@ -44,7 +44,7 @@ DISTIL = {"vocab_size": VOCAB, "dim": HIDDEN, "hidden_dim": 48, "n_layers": 3, "
 GEMMA = DECODER | {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 5}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
-CAPPED = GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+CAPPED = GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}
 # Short enough that all rows of the test batch are longer, and long enough that none is.
 LONGROPE: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 10_000.0}
 LONGROPE |= {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 9.0]}
