@@ -9,6 +9,7 @@ from typing import Any
 from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.files import json_text, read_json
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.stop_tokens import ends_of_gguf
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
@@ -104,11 +105,21 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
     if tokenizer is None:
         return
     tokenizer.save_pretrained(folder)
+    if source is not None:
+        _write_ends(source, folder, tokenizer)
     config = folder / "tokenizer_config.json"
     if config.is_file():  # how the tokenizer came here is nobody's business
         kept = read_json(config, "tokenizer config")
         kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
         config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_ends(gguf: Path, folder: Path, tokenizer: Any) -> None:
+    """A generation config, the only place in a folder that several stop tokens are named in."""
+    ends = ends_of_gguf(gguf)
+    if ends:
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+        (folder / "generation_config.json").write_text(json_text(ids, indent=2) + "\n", encoding="utf-8")
 
 
 def save_plain(tokenizer: PlainTokenizer, folder: Path) -> None:
