@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.errors import InputError, in_one_line
-from chinchilla_lm.files import json_text, read_json
+from chinchilla_lm.files import read_json
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
@@ -82,8 +82,3 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
     if tokenizer is None:
         return
     tokenizer.save_pretrained(folder)
-    config = folder / "tokenizer_config.json"
-    if config.is_file():  # how the tokenizer came here is nobody's business
-        kept = read_json(config, "tokenizer config")
-        kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
-        config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")
