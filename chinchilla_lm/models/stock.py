@@ -28,7 +28,7 @@ def for_both(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and what else version 4 has of `rope_parameters`; nothing where the config is in its form already."""
+    """`rope_theta` and what else version 4 has of `rope_parameters`; nothing where a config is in its form already."""
     given = config.get("rope_parameters")
     if not isinstance(given, Mapping) or config.get("rope_scaling"):
         return {}
