@@ -107,11 +107,6 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
     tokenizer.save_pretrained(folder)
     if source is not None:
         _write_ends(source, folder, tokenizer)
-    config = folder / "tokenizer_config.json"
-    if config.is_file():  # how the tokenizer came here is nobody's business
-        kept = read_json(config, "tokenizer config")
-        kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
-        config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_ends(gguf: Path, folder: Path, tokenizer: Any) -> None:
