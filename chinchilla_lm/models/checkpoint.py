@@ -27,7 +27,7 @@ from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, copy_sentence_files, write_config, write_weights
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
-from chinchilla_lm.models.tokenizer import load_tokenizer, save_tokenizer
+from chinchilla_lm.models.tokenizer import save_tokenizer, tokenizer_of
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 
@@ -93,18 +93,6 @@ class Checkpoint:
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def tokenizer_of(source: Path, vocabulary: int) -> Any:
-    """The fast tokenizer of a folder or GGUF file. Raises InputError as `Checkpoint.tokenizer` does."""
-    tokenizer = load_tokenizer(source)
-    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
-    if highest >= vocabulary:
-        raise InputError(
-            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
-            "copy the model's own tokenizer files into it"
-        )
-    return tokenizer
 
 
 def load(

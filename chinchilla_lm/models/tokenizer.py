@@ -8,6 +8,7 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.files import json_text, read_json
+from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
@@ -49,6 +50,38 @@ def load_tokenizer(source: Path) -> Any:
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {source} is not a fast one; save it with tokenizer.json")
     return tokenizer
+
+
+def tokenizer_of(source: Path, vocabulary: int, *, plain: bool = False) -> Any:
+    """The fast tokenizer of a folder or GGUF file for a model of so many token ids.
+
+    plain: without transformers, whose import takes longer than a file. Raises InputError where there is none, and where
+    its vocabulary is larger than the model's. (Tokens that were added to it may lie beyond: Gemma 3 has one for images,
+    and a text without it is fine.)
+    """
+    tokenizer = _plain(source) if plain else load_tokenizer(source)
+    highest = _highest_id(source, tokenizer.backend_tokenizer)
+    if highest >= vocabulary:
+        raise InputError(
+            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
+            "copy the model's own tokenizer files into it"
+        )
+    return tokenizer
+
+
+def _plain(source: Path) -> PlainTokenizer:
+    if source.is_dir():
+        return PlainTokenizer.load(source)
+    from chinchilla_lm.models.gguf_tokenizer import read_plain_tokenizer
+
+    return read_plain_tokenizer(source)
+
+
+def _highest_id(source: Path, backend: Any) -> int:
+    """Without tokens that were added beyond the vocabulary."""
+    if source.is_file():  # GGUF numbers its tokens; a copy of 262,144 words to look at takes 0.3 s
+        return int(backend.get_vocab_size(with_added_tokens=False)) - 1
+    return max(backend.get_vocab(with_added_tokens=False).values(), default=0)
 
 
 def _family_of_shortened(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
 from chinchilla_lm.models.config import HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
-from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from chinchilla_lm.models.checkpoint import Checkpoint
@@ -143,11 +143,7 @@ class Card:
             raise InputError(
                 "this model was built without a tokenizer; load it from a folder that holds tokenizer.json"
             )
-        if self.plain:
-            return PlainTokenizer.load(self.source)
-        from chinchilla_lm.models.checkpoint import tokenizer_of
-
-        return tokenizer_of(self.source, self.vocabulary)
+        return tokenizer_of(self.source, self.vocabulary, plain=self.plain)
 
     @property
     def pad_id(self) -> int:
