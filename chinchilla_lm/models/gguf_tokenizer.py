@@ -34,6 +34,9 @@ GPT2_RULE, DIGITS_RULE = "", r"\p{N}"
 RULES: dict[str, tuple[str, bool, bool, bool]] = {
     "gpt-2": (GPT2_RULE, False, False, False),
     "smollm": (DIGITS_RULE, False, False, False),
+    "refact": (DIGITS_RULE, False, False, False),
+    "dbrx": (_LLAMA3, False, False, False),
+    "smaug-bpe": (_LLAMA3, False, False, False),
     "llama-bpe": (_LLAMA3, True, True, False),
     "llama3": (_LLAMA3, True, True, False),
     "llama-v3": (_LLAMA3, True, True, False),
