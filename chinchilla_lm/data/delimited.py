@@ -28,11 +28,10 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # how Excel is t
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?\s*")
 _SAMPLE = 200  # lines of a field that show whether they are rows
-_PROFILED = 2000  # rows that show what a column holds
+_PROFILED = 2000  # records that show what a column holds
 _CATEGORIES = 50  # a column of at most so many different values, each ten times on average, is one of categories
-_ENOUGH = 5  # so many lines that are rows by themselves are no accident, where no column says more
+_ENOUGH = 5  # so many lines that are rows by themselves are no accident, where no column says more; more are mentioned
 _MOST = 0.9
-_LONG = 20  # a field of more lines is mentioned
 
 
 @dataclass(slots=True)
@@ -76,6 +75,7 @@ def parse(text: str, name: str) -> Delimited | None:
         header.pop()  # trailing delimiters
     if reader.has_row_names(head.last, len(header)):
         header = ["", *header]
+    reader.width = len(header)
     records = list(reader.records(head.last, len(header)))
     table = Delimited(header, records, reader.notes(name, records))
     if reader.delimiter == "\t" and (bare := _unquoted(reader, head.last, table)):
@@ -105,6 +105,7 @@ class _Reader:
 
     def __init__(self, lines: list[str], delimiter: str) -> None:
         self.lines, self.delimiter = lines, delimiter
+        self.width = 0  # of the header, once it is read
 
     def records(self, start: int, width: int) -> Iterator[Record]:
         """The records from a line on, without those of which every field is blank."""
@@ -224,39 +225,53 @@ class _Reader:
         fitting = [row.fields for row in rows if row.fields is not None and self._fits(row, width)]
         if len(fitting) < _MOST * len(rows):
             return False
-        checks = self._profile(first, record.last, width)
+        checks = self._profile
         if not checks:
-            return len(rows) >= _ENOUGH and len(fitting) == len(rows)
+            others = len(self._several_lines - {record.first})
+            return others < 2 and len(rows) >= _ENOUGH and len(fitting) == len(rows)
         return all(
             sum(_is_like(fields[column], values) for fields in fitting) >= _MOST * len(fitting)
             for column, values in checks.items()
         )
 
-    def _profile(self, first: int, last: int, width: int) -> dict[int, frozenset[str] | None]:
+    @cached_property
+    def _profile(self) -> dict[int, frozenset[str] | None]:
         """Column -> the values it takes, None for numbers, of the columns that tell a row from prose.
 
-        Told by the rows outside of lines first ≤ i < last.
+        Told by the records of the file, fields of several lines aside.
         """
-        rows = self._plain_rows(width)
-        outside = [fields for i, fields in rows if not first <= i < last][:_PROFILED]
+        width = self.width
+        sample = [r.fields for r in self._strict[1:] if r.fields and len(r.fields) == width][:_PROFILED]
         found: dict[int, frozenset[str] | None] = {}
         for column in range(width):
-            values = [fields[column].strip() for fields in outside]
+            values = [fields[column].strip() for fields in sample if "\n" not in fields[column]]
             distinct = frozenset(values)
             if len(values) >= _ENOUGH and sum(_NUMBER.fullmatch(v) is not None for v in values) >= _MOST * len(values):
                 found[column] = None
-            elif len(distinct) <= min(_CATEGORIES, len(values) // 10):
+            elif 0 < len(distinct) <= min(_CATEGORIES, len(values) // 10):
                 found[column] = distinct
+        return found
+
+    @cached_property
+    def _several_lines(self) -> frozenset[int]:
+        """Where records of several lines begin, as RFC 4180 alone reads the file."""
+        return frozenset(record.first for record in self._strict if record.last > record.first)
+
+    @cached_property
+    def _strict(self) -> list[Record]:
+        """The file as RFC 4180 alone reads it, lines that it cannot read taken as they stand."""
+        found: list[Record] = []
+        at = 0
+        while at < len(self.lines):
+            record = (self._quoted(at, "strict", None) if _MARK in self.lines[at] else None) or self.bare(at, None)
+            at = record.last
+            found.append(record)
         return found
 
     @cached_property
     def _plain(self) -> list[tuple[int, list[str]]]:
         lines = self.lines
         return [(i, lines[i].split(self.delimiter)) for i in range(len(lines)) if lines[i] and _MARK not in lines[i]]
-
-    def _plain_rows(self, width: int) -> list[tuple[int, list[str]]]:
-        """Lines without marks that have as many fields as the header."""
-        return [(i, fields) for i, fields in self._plain if len(fields) == width]
 
     def holds(self, start: int, column: int) -> bool:
         """Whether any line without marks below the header has something in this column."""
@@ -281,8 +296,9 @@ class _Reader:
                 f"{stray[0].first}"
             )
         long = max(records, key=lambda record: record.last - record.first, default=None)
-        if long is not None and long.last - long.first >= _LONG:
-            notes.append(f"{name}: the longest row in quotation marks goes from line {long.first} to {long.last}")
+        if long is not None and long.last - long.first >= _ENOUGH:
+            lines = long.last - long.first + 1
+            notes.append(f"{name}: the longest row in quotation marks has {lines} lines, {long.first} to {long.last}")
         return notes
 
 

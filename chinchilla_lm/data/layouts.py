@@ -79,6 +79,10 @@ def read_file(path: Path, task: Task, columns: Columns, encoding: str | None = N
         raise InputError(
             f"{path.name} names no columns; leave out text_column, label_column, group_column, time_column"
         )
+    if task == "token-classification" and suffix == ".csv":
+        raise InputError(
+            f"{path.name} is CSV; words and tags come in columns as CoNLL's, or as JSON lines {{tokens, tags}}"
+        )
     if suffix in jsonl.SUFFIXES:
         reading = jsonl.read_jsonl(path, task, columns, encoding)
     elif task == "token-classification":
