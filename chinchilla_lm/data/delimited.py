@@ -54,20 +54,20 @@ class Delimited:
     notes: list[str] = field(default_factory=list)
 
 
-def parse(text: str, name: str) -> Delimited | None:
-    """The header and the records of a table, blank rows left out; None where there is not even a header.
+def parse(text: str, name: str) -> Delimited:
+    """The header and the records of a table, blank rows left out; neither where there is not even a header.
 
     A record has as many fields as the header, or what its line gives when parted at each delimiter.
     """
     lines = text.split("\n")
     first = next((i for i, line in enumerate(lines) if line.strip("\ufeff \t")), None)
     if first is None:
-        return None
+        return Delimited([], [])
     delimiter = None
     if match := _SEPARATOR_LINE.fullmatch(lines[first].strip("\ufeff")):
         delimiter, first = match[1], first + 1
         if first == len(lines):
-            return None
+            return Delimited([], [])
     reader = _Reader(lines, delimiter or delimiter_of(lines[first]))
     head = reader.read(first, None)
     header = head.fields or []

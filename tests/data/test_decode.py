@@ -195,7 +195,7 @@ def test_what_macos_and_windows_leave_in_a_folder_is_no_data(tmp_path):
 def test_what_macos_leaves_in_an_archive_is_no_text(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in (("set/a.txt", b"hello\n"), ("set/._a.txt", bytes(9)), ("__MACOSX/set/._a.txt", bytes(9))):
-            archive.writestr(name, data)
+        for name, content in (("set/a.txt", b"hello\n"), ("set/._a.txt", bytes(9)), ("__MACOSX/set/._a.txt", bytes(9))):
+            archive.writestr(name, content)
     data = load_dataset(path, "language-modeling")
     assert [record.text for record in data.splits["train"]] == ["hello"]

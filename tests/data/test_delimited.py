@@ -141,9 +141,10 @@ def test_dates_that_contradict_each_other_fail_only_where_they_are_asked_for(wri
     data = load_dataset(path, "text-classification")
     assert sum(map(len, data.splits.values())) == 3
     assert any("'date' is not read as a time" in note and "13/5/2019" in note for note in data.notes)
-    for asked in ({"time_column": "date"}, {"split_by": "time"}):
-        with pytest.raises(InputError, match=r"'13/5/2019' is day first, '5/13/2019' month first"):
-            load_dataset(path, "text-classification", **asked)
+    with pytest.raises(InputError, match=r"'13/5/2019' is day first, '5/13/2019' month first"):
+        load_dataset(path, "text-classification", time_column="date")
+    with pytest.raises(InputError, match=r"'13/5/2019' is day first, '5/13/2019' month first"):
+        load_dataset(path, "text-classification", split_by="time")
 
 
 def test_na_and_none_are_texts_in_a_table_and_nan_is_nothing_in_json(write):

@@ -83,7 +83,7 @@ def test_hub_splits_with_hidden_labels(monkeypatch):
         return Split({"sentence": f"s {i}", "label": i % 2 if label is None else label} for i in range(count))
 
     hub = types.ModuleType("datasets")
-    hub.load_dataset = lambda path, config: {
+    hub.__dict__["load_dataset"] = lambda path, config: {
         "train": rows(60), "validation": rows(20), "test": rows(20, -1), "unsupervised": rows(9, -1)
     }  # fmt: skip
     monkeypatch.setitem(sys.modules, "datasets", hub)
