@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from pathlib import Path
 
 from chinchilla_lm.errors import InputError
 
@@ -61,20 +62,21 @@ _ZIPPED: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def kind_of(data: bytes) -> tuple[str, str] | None:
+def kind_of(data: bytes, path: Path | None = None) -> tuple[str, str] | None:
     """(what it is, what to do) of bytes that are known to be no text; None where they may be text.
 
-    `data`: a file's first HEAD bytes, or all of them, which also tells zip-based documents apart.
+    `data`: a file's first HEAD bytes, or all of them; `path`: the file, where documents that are zip archives are to be
+    told apart by it.
     """
     for pattern, what, remedy in _PATTERNS:
         if pattern.match(data):
-            return _zipped(data) if what == "a zip archive" else (what, remedy)
+            return _zipped(data, path) if what == "a zip archive" else (what, remedy)
     return None
 
 
-def _zipped(data: bytes) -> tuple[str, str]:
+def _zipped(data: bytes, path: Path | None) -> tuple[str, str]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(path or io.BytesIO(data)) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         # Only its head, or damaged: the entries' names stand in the bytes as well.
@@ -89,8 +91,8 @@ def _zipped(data: bytes) -> tuple[str, str]:
     return "a zip archive", "unpack it and pass the folder"
 
 
-def refuse_binary(data: bytes, where: str) -> None:
+def refuse_binary(data: bytes, where: str, path: Path | None = None) -> None:
     """Raises InputError where the bytes are those of a known format that is no text."""
-    if found := kind_of(data):
+    if found := kind_of(data, path):
         what, remedy = found
         raise InputError(f"{where} is {what}; data files are text: {remedy}")

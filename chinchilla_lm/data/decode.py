@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from pathlib import Path
 
-from chinchilla_lm.data.binary import refuse_binary
+from chinchilla_lm.data.binary import HEAD, refuse_binary
 from chinchilla_lm.errors import InputError
 
 COMPRESSED = (".gz", ".xz")
@@ -49,9 +49,12 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked when its name ends in .gz or .xz.
 
     Raises:
-        InputError: the file is missing, not readable, empty, or damaged.
+        InputError: the file is missing, not readable, empty, damaged, or known to be no text.
     """
     try:
+        if path.suffix.lower() not in COMPRESSED:
+            with path.open("rb") as file:
+                refuse_binary(file.read(HEAD), path.name, path)  # before gigabytes are read
         data = path.read_bytes()
         if path.suffix.lower() == ".gz":
             data = gzip.decompress(data)

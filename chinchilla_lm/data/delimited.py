@@ -26,11 +26,14 @@ DELIMITERS = ("\t", ",", ";", "|")  # where two give as many columns, the earlie
 _MARK = '"'
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # how Excel is told the delimiter
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_WHOLE = re.compile(r' *"([^"]*)" *')
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?\s*")
 _SAMPLE = 200  # lines of a field that show whether they are rows
 _PROFILED = 2000  # records that show what a column holds
-_CATEGORIES = 50  # a column of at most so many different values, each ten times on average, is one of categories
-_ENOUGH = 5  # so many lines that are rows by themselves are no accident, where no column says more; more are mentioned
+_CATEGORIES = 50  # a column of at most so many different values, each twice on average, is one of categories
+_FEW = 4  # values from which a column can be judged
+_ENOUGH = 3  # so many lines that are full rows by themselves are no accident, where no column says more
+_LONG = 5  # a row of more lines is mentioned
 _MOST = 0.9
 
 
@@ -146,6 +149,8 @@ class _Reader:
                 return record
         record = self.bare(at, width)
         record.stray = self._is_quoted_at_start(at)
+        if record.fields is not None:  # the other fields of the line may well be in marks
+            record.fields = [match[1] if (match := _WHOLE.fullmatch(value)) else value for value in record.fields]
         return record
 
     def bare(self, at: int, width: int | None) -> Record:
@@ -228,7 +233,8 @@ class _Reader:
         checks = self._profile
         if not checks:
             others = len(self._several_lines - {record.first})
-            return others < 2 and len(rows) >= _ENOUGH and len(fitting) == len(rows)
+            full = sum(all(value.strip() for value in fields) for fields in fitting)
+            return others < 2 and full == len(rows) >= _ENOUGH
         return all(
             sum(_is_like(fields[column], values) for fields in fitting) >= _MOST * len(fitting)
             for column, values in checks.items()
@@ -246,9 +252,11 @@ class _Reader:
         for column in range(width):
             values = [fields[column].strip() for fields in sample if "\n" not in fields[column]]
             distinct = frozenset(values)
-            if len(values) >= _ENOUGH and sum(_NUMBER.fullmatch(v) is not None for v in values) >= _MOST * len(values):
+            if len(values) < _FEW:
+                continue
+            if sum(_NUMBER.fullmatch(value) is not None for value in values) >= _MOST * len(values):
                 found[column] = None
-            elif 0 < len(distinct) <= min(_CATEGORIES, len(values) // 10):
+            elif len(distinct) <= min(_CATEGORIES, len(values) // 2):
                 found[column] = distinct
         return found
 
@@ -296,7 +304,7 @@ class _Reader:
                 f"{stray[0].first}"
             )
         long = max(records, key=lambda record: record.last - record.first, default=None)
-        if long is not None and long.last - long.first >= _ENOUGH:
+        if long is not None and long.last - long.first >= _LONG:
             lines = long.last - long.first + 1
             notes.append(f"{name}: the longest row in quotation marks has {lines} lines, {long.first} to {long.last}")
         return notes

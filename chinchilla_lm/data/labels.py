@@ -94,7 +94,7 @@ def label_notes(task: Task, splits: Mapping[str, Sequence[Any]]) -> list[str]:
     names = sorted(set().union(*counts.values()))
     alike: dict[str, list[str]] = {}
     for name in names:
-        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split()).strip("\"'")
         alike.setdefault(plain.lstrip("0") or "0" if plain.isdecimal() else plain, []).append(name)
     kind = "tags" if task == "token-classification" else "labels"
     notes = [

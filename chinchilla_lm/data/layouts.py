@@ -173,7 +173,7 @@ def _what_binary(path: Path, task: Task) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            found = kind_of(file.read(HEAD))
+            found = kind_of(file.read(HEAD), path)
     except OSError:
         return ""  # the reader of the file says why, if it is wanted
     return found[0] if found else ""

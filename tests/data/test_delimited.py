@@ -86,11 +86,22 @@ def test_lines_that_look_like_rows_stay_in_their_field_where_their_columns_do_no
         ('"he said "wow"",pos', ['he said "wow"', "pos"]),
         ('"", ', None),
         ('"a" , "b, c"', ["a", "b, c"]),
+        ('"never closed,"pos"', ['"never closed', "pos"]),
         ('plain 5" and 6",pos', ['plain 5" and 6"', "pos"]),
     ],
 )
 def test_marks_within_a_line(line, row):
     assert fields(f"text,label\n{line}\nx,y\n") == [*([row] if row else []), ["x", "y"]]
+
+
+def test_a_small_table_tells_rows_from_lines_too():
+    assert fields('text,label\n"5 inch,neg\ngood,pos\nthe new 5",neg\n') == [
+        ['"5 inch', "neg"],
+        ["good", "pos"],
+        ['the new 5"', "neg"],
+    ]
+    assert fields('text,label\n"Hello,\nyou,\nworld",pos\n') == [["Hello,\nyou,\nworld", "pos"]]
+    assert fields('text,label\n"Hello, all,\nworld",pos\na,neg\n') == [["Hello, all,\nworld", "pos"], ["a", "neg"]]
 
 
 def test_a_mark_that_nothing_closes_costs_its_line_and_says_so(write):
