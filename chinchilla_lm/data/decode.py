@@ -94,9 +94,10 @@ def require_encoding(name: str) -> str:
 
 
 def _decode_as(data: bytes, where: str, encoding: str) -> str:
+    name = codecs.lookup(encoding).name
     for mark, marked in _MARKS:
-        if data.startswith(mark) and encoding.lower().replace("_", "-").startswith(marked[:6]):
-            encoding = marked
+        if data.startswith(mark) and name.startswith(marked.removesuffix("-sig")):
+            encoding = marked  # which takes the mark away
             break
     try:
         return data.decode(encoding)

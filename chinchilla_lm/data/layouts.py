@@ -28,7 +28,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("dev", "valid", "validation", "val", "development", "testa"), "dev"),
     **dict.fromkeys(("test", "testing", "tst", "testb"), "test"),
 }
-_CONLL = (".conll", ".conll03", ".bio", ".iob", ".iob2", ".bioes", ".txt", ".tsv", ".ner")
+_CONLL = (".conll", ".conll03", ".conllu", ".bio", ".iob", ".iob2", ".bioes", ".txt", ".tsv", ".ner")
 # What file managers leave behind, and Kaggle's form for answers.
 _NO_DATA = ("thumbs.db", "desktop.ini", "__macosx")
 _FORMS = ("sample_submission", "samplesubmission", "submission_format")

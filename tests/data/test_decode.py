@@ -73,6 +73,12 @@ def test_other_encodings_are_refused_until_they_are_named(text, encoding, tmp_pa
     assert (read[0].text, read[0].label) == (text.split(",")[0], "1")
 
 
+@pytest.mark.parametrize("name", ["utf-8", "UTF8", "utf_16", "utf-16le", "U32"])
+def test_a_mark_is_taken_away_where_the_encoding_is_named_too(name):
+    mark = "" if name in ("utf_16", "U32") else "\ufeff"  # Python writes these with one
+    assert decode(f"{mark}text\n".encode(name), "a", name) == ("text\n", [])
+
+
 def test_a_wrong_or_unknown_encoding(write):
     path = write("test.csv", "text,label\n你好,1\n")
     with pytest.raises(InputError, match=r"test.csv is not in (the encoding )?ascii .*--encoding"):
@@ -195,7 +201,13 @@ def test_what_macos_and_windows_leave_in_a_folder_is_no_data(tmp_path):
 def test_what_macos_leaves_in_an_archive_is_no_text(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in (("set/a.txt", b"hello\n"), ("set/._a.txt", bytes(9)), ("__MACOSX/set/._a.txt", bytes(9))):
+        for name, content in (
+            ("set/a.txt", b"hello\n"),
+            ("set/b.txt", b"%PDF-1.4\n"),
+            ("set/._a.txt", bytes(9)),
+            ("__MACOSX/set/._a.txt", bytes(9)),
+        ):
             archive.writestr(name, content)
     data = load_dataset(path, "language-modeling")
     assert [record.text for record in data.splits["train"]] == ["hello"]
+    assert data.notes[0] == "left aside, since they are no text: a.zip/set/b.txt (a PDF document)"
