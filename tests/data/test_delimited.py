@@ -69,7 +69,7 @@ def test_a_stray_mark_swallows_nothing():
 def test_lines_that_look_like_rows_stay_in_their_field_where_their_columns_do_not_fit():
     poem = '"Roses are red,\nviolets are blue,\nsugar is sweet,\nand so, are\nyou are, too,\nmy, dear"'
     assert fields(rows_of(40, (7, f"{poem},pos")))[7] == [poem.strip('"'), "pos"]
-    story = "\n".join(f"A paragraph, number {i}." for i in range(50))
+    story = "Once\n" + "\n".join(f"A paragraph, number {i}." for i in range(49))  # each line has two fields
     books = io.StringIO()
     csv.writer(books, lineterminator="\n").writerows([["title", "text"], *([f"Title {i}", story] for i in range(9))])
     table = parse(books.getvalue(), "a.csv")
