@@ -29,7 +29,7 @@ from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, writ
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
-from chinchilla_lm.models.tokenizer import load_tokenizer, save_tokenizer
+from chinchilla_lm.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 
@@ -103,12 +103,7 @@ class Checkpoint:
 def tokenizer_of(source: Path, vocabulary: int) -> Any:
     """The fast tokenizer of a folder or GGUF file. Raises InputError as `Checkpoint.tokenizer` does."""
     tokenizer = load_tokenizer(source)
-    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
-    if highest >= vocabulary:
-        raise InputError(
-            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
-            "copy the model's own tokenizer files into it"
-        )
+    check_vocabulary(tokenizer, source, vocabulary)
     return tokenizer
 
 

@@ -51,6 +51,8 @@ class ModelConfig:
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
     ropes: one entry a block; empty for learned positions.
+    relative_buckets: rows of one table, shared by all blocks, of what each head adds to a score by the distance from
+    query to key (T5's buckets: half of them for each side, from `relative_distance` on all one); 0 for none.
     """
 
     family: str
@@ -81,6 +83,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     final_norm: bool = True
+    relative_buckets: int = 0
+    relative_distance: int = 128
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig, ...] = field(default=())
 

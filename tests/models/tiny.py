@@ -101,6 +101,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "roberta": (transformers.RobertaConfig, ENCODER | {"type_vocab_size": 1}),
     "roberta-pad-5": (transformers.RobertaConfig, ENCODER | {"pad_token_id": 5, "hidden_act": "gelu_new"}),
     "xlm-roberta": (transformers.XLMRobertaConfig, ENCODER | {"type_vocab_size": 1, "tie_word_embeddings": False}),
+    "mpnet": (transformers.MPNetConfig, ENCODER),
     "distilbert": (transformers.DistilBertConfig, DISTIL),
     "distilbert-relu-untied": (
         transformers.DistilBertConfig,

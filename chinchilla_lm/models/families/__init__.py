@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.families import bert, distilbert, gemma3_text, gpt2, llama, qwen2, qwen3, roberta
+from chinchilla_lm.models.families import bert, distilbert, gemma3_text, gpt2, llama, mpnet, qwen2, qwen3, roberta
 from chinchilla_lm.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     "roberta": roberta.FAMILY,
     "xlm-roberta": roberta.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "mpnet": mpnet.FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": llama.FAMILY,
