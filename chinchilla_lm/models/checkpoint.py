@@ -23,6 +23,7 @@ from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import fill
+from chinchilla_lm.models.gguf_shards import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
 from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, write_sentences
@@ -223,7 +224,7 @@ def _open(located: Located) -> Iterator[tuple[dict[str, Any], TensorSource]]:
 
 def _files(located: Located) -> tuple[Path, ...]:
     if located.gguf is not None:
-        return (located.gguf,)
+        return shards_of(located.gguf)
     others = [located.folder / name for name in (META, "tokenizer.json")]
     return (*weight_files(located.folder), located.folder / "config.json", *(p for p in others if p.is_file()))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.gguf_shards import models_among, shards_of
 from chinchilla_lm.models.sentence import transformer_folder
 
 # Weights, configuration and tokenizers as data; no Python file and no pickle.
@@ -42,7 +43,7 @@ def locate(source: str | Path) -> Located:
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{path} is a file but not .gguf; pass the folder that holds it")
-        return Located(path.parent, path)
+        return _gguf(path)
     if path.is_dir():
         return _in_folder(path)
     name = str(source)
@@ -59,11 +60,17 @@ def _in_folder(folder: Path) -> Located:
         return Located(folder / "model")
     if (inner := transformer_folder(folder)) is not None:
         return Located(inner, root=folder)
-    if len(files) > 1:
-        raise InputError(f"{folder} holds {len(files)} GGUF files; pass one of them, such as {files[0]}")
-    if files:
-        return Located(folder, files[0])
+    models = models_among(files)
+    if len(models) > 1:
+        raise InputError(f"{folder} holds {len(models)} GGUF models; pass one of them, such as {models[0]}")
+    if models:
+        return _gguf(models[0])
     raise InputError(f"{folder} holds no config.json, no model/config.json and no GGUF file; pass a model's folder")
+
+
+def _gguf(path: Path) -> Located:
+    """A GGUF file, or the first of the files that it is one of."""
+    return Located(path.parent, shards_of(path)[0])
 
 
 def _download(name: str) -> Path:
