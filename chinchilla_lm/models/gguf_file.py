@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.gguf_metadata import check_metadata
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -123,7 +124,8 @@ class GgufFile:
         version = cursor.unpack("I")
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-            what = "is big-endian" if swapped in VERSIONS else f"has version {version}, not {' or '.join(map(str, VERSIONS))}"
+            known = " or ".join(map(str, VERSIONS))
+            what = "is big-endian" if swapped in VERSIONS else f"has version {version}, not {known}"
             raise InputError(f"{path} {what}; convert the model to GGUF anew, little-endian")
         # A tensor's entry takes at least 32 bytes, a metadata entry at least 13.
         tensors, pairs = cursor.unpack("Q"), cursor.unpack("Q")
@@ -135,6 +137,7 @@ class GgufFile:
             if key in self.metadata:
                 raise cursor.error(f"key {key!r:.60} stands twice in its metadata")
             self.metadata[key] = cursor.value(cursor.unpack("I"))
+        check_metadata(path, self.metadata)
         self.tensors = self._table(cursor, tensors)
 
     def _table(self, cursor: Cursor, count: int) -> dict[str, TensorInfo]:

@@ -71,7 +71,7 @@ class GgufShards:
 
 @contextmanager
 def open_whole(path: Path) -> Iterator[GgufFile | GgufShards]:
-    """A model's file, or all its files together. Raises InputError where one is missing, damaged or of another model."""
+    """A model's file, or all its files together. Raises InputError where one is missing, damaged or another model's."""
     paths = shards_of(path)
     with ExitStack() as stack:
         files = [stack.enter_context(open_file(one)) for one in paths]

@@ -57,11 +57,6 @@ class Sentences:
     prompt: str = ""
     lower: bool = False
 
-    def read(self, text: str, pair: str | None = None) -> tuple[str, str | None]:
-        """A text, or two, as they are to be tokenised; the prompt stands before the first."""
-        first, second = self.prompt + text, pair
-        return (first.lower(), second and second.lower()) if self.lower else (first, second)
-
 
 PLAIN = Sentences()
 

@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include <thread>
 
 #include "engine.h"
+#include "merges.h"
 #include "reading.h"
 
 namespace nb = nanobind;
@@ -118,6 +120,17 @@ Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const 
     return result;
 }
 
+// The list is alive while this runs, and with it the text that the views are of; other Python threads go on meanwhile.
+nb::ndarray<nb::numpy, std::int32_t> merges(const std::vector<std::string_view>& tokens, const Floats& scores) {
+    const auto find = [&] {
+        const nb::gil_scoped_release released;
+        return new std::vector<std::int32_t>(last_merges(tokens, {scores.data(), scores.size()}));
+    };
+    std::vector<std::int32_t>* found = find();
+    const nb::capsule owner(found, [](void* memory) noexcept { delete static_cast<std::vector<std::int32_t>*>(memory); });
+    return nb::ndarray<nb::numpy, std::int32_t>(found->data(), {found->size()}, owner);
+}
+
 const Kernels& kernels_named(const std::string& isa) {
     const Kernels* found = kernels_of(isa.c_str());
     if (!found) throw std::invalid_argument("the instruction set " + isa + " does not run here");
@@ -154,7 +167,7 @@ Array unpack(const std::string& isa, const nb::dict& header, const Bytes& bytes)
     return result;
 }
 
-// One row through a kernel: what = norm, rms, softmax, rotate or the name of an activation.
+// One row through a kernel: what = norm, rms, softmax, rotate, cap or the name of an activation.
 Array transform(const std::string& isa, const std::string& what, const Floats& x, int size, float number) {
     const Kernels& k = kernels_named(isa);
     const int width = static_cast<int>(x.size());
@@ -166,6 +179,8 @@ Array transform(const std::string& isa, const std::string& what, const Floats& x
         k.norm({true, what == "rms", number, nullptr, nullptr}, y.data, y.data, size);
     } else if (what == "softmax") {
         k.softmax(y.data, 0, size, width, number, nullptr);
+    } else if (what == "cap") {
+        k.cap(y.data, width, 1.0F, number);
     } else if (what == "rotate") {
         Rows angles(2, width);
         const Array owner = angles.array(width);
@@ -214,6 +229,7 @@ NB_MODULE(_engine, m) {
                 cache.cache.length = length;
             });
         }, nb::arg("length"));
+    m.def("last_merges", &merges, nb::arg("tokens"), nb::arg("scores"));
     m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
     m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));
     m.def("transform", &transform, nb::arg("isa"), nb::arg("what"), nb::arg("x"), nb::arg("size"), nb::arg("number"));

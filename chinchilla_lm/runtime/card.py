@@ -27,9 +27,9 @@ class Card:
     """The facts of a model.
 
     labels: of a classification head, in the order of its outputs. vocabulary, max_positions: in tokens; hidden: in
-    features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. scores: what a text
-    classifier's outputs mean. sentences: how an embedding model reads texts. given: a tokenizer of a model in memory,
-    in place of the source's.
+    features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. given: a tokenizer of a
+    model in memory, in place of the source's. scores: what a text classifier's outputs mean. sentences: how an
+    embedding model reads texts.
     """
 
     kind: HeadKind
@@ -41,9 +41,9 @@ class Card:
     meta: dict[str, Any]
     hf_config: dict[str, Any]
     source: Path | None
+    given: Any = None
     scores: Scores = "softmax"
     sentences: Sentences = PLAIN
-    given: Any = None
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
     _tokenizer: PlainTokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -61,9 +61,9 @@ class Card:
             meta=checkpoint.meta,
             hf_config=checkpoint.hf_config,
             source=checkpoint.source,
+            given=vars(checkpoint).get("tokenizer"),
             scores=config.head.scores,
             sentences=checkpoint.sentences,
-            given=vars(checkpoint).get("tokenizer"),
         )
 
     @classmethod

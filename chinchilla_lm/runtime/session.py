@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, overload
 
 import numpy as np
@@ -199,7 +200,7 @@ class Session:
         sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         ids = prompt_ids(self.tokenizer, prompt, chat)
         self._check_length(len(ids) + max_new_tokens - 1, f"{len(ids)} are the prompt's: ask for fewer new tokens")
-        ends = frozenset[int]() if ignore_eos else stop_ids(self.card.hf_config, self.tokenizer, self.card.source)
+        ends = frozenset[int]() if ignore_eos else self._stop_ids
         self._check_ids(ids)
         pieces = Pieces(self.tokenizer, [] if chat else ids)
         return Generation(self.runner, ids, max_new_tokens, sampler, pieces, ends, stop)
@@ -266,15 +267,19 @@ class Session:
         trained = self.card.meta.get("window", {}).get("max_tokens")
         return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
+    @cached_property
+    def _stop_ids(self) -> frozenset[int]:
+        """Read once: a GGUF file's take a tenth of a second."""
+        return stop_ids(self.card.hf_config, self.tokenizer, self.card.source)
+
     def _encode(self, texts: Sequence[Text], pairs_alone: bool = False, how: Sentences = PLAIN) -> list[Encoded]:
-        """One window a text; an encoder's limit is its positions, or what `how` says, not the window it was trained
-        with."""
-        parts = [how.read(*part) for part in checked_parts(texts, pairs_alone)]
+        """One window a text; an encoder's limit is its positions, or that of `how`, not the window of its training."""
+        parts = _prompted(checked_parts(texts, pairs_alone), how)
         records = [
             Labelled(f"text {index}", str(index), None, text, pair, "") for index, (text, pair) in enumerate(parts)
         ]
-        most = self.card.max_positions
-        return encode_labelled(records, self.tokenizer, None, min(most, how.max_tokens or most))
+        positions = self.card.max_positions
+        return encode_labelled(records, self.tokenizer, None, min(positions, how.max_tokens or positions))
 
     def _outputs(self, windows: list[Encoded]) -> list[Floats]:
         """What the head gives for each window."""
@@ -319,6 +324,14 @@ def _whole_numbers(token_ids: Sequence[int] | Tensor) -> list[int]:
         except TypeError:
             raise InputError(f"token id {place} is {one!r:.60}, not a whole number; pass the tokenizer's ids") from None
     return found
+
+
+def _prompted(parts: Sequence[tuple[str, str | None]], how: Sentences) -> Sequence[tuple[str, str | None]]:
+    """The texts with the model's prompt before them, and in its case; of a pair, the prompt stands before the first."""
+    if not (how.prompt or how.lower):
+        return parts
+    found = [(how.prompt + text, pair) for text, pair in parts]
+    return [(text.lower(), pair and pair.lower()) for text, pair in found] if how.lower else found
 
 
 def _check_stop(stop: Any) -> None:

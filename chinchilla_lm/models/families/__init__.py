@@ -6,7 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.families import bert, distilbert, gemma3_text, gpt2, llama, mpnet, qwen2, qwen3, roberta
+from chinchilla_lm.models.families import (
+    bert,
+    distilbert,
+    exaone4,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    granite,
+    llama,
+    ministral,
+    mpnet,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    smollm3,
+)
 from chinchilla_lm.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
@@ -21,6 +38,14 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "gemma3_text": gemma3_text.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "phi3": phi3.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "olmo3": olmo2.FAMILY,
+    "granite": granite.FAMILY,
+    "gemma2": gemma2.FAMILY,
+    "exaone4": exaone4.FAMILY,
+    "ministral": ministral.FAMILY,
 }
 
 
