@@ -58,6 +58,11 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
             state[name] = neutral(name, config, tensor.shape, example)
     for position, (block, kind) in enumerate((block, kind) for block in blocks for kind in KINDS):
         if config.post_norm and model.dropped.get(f"{block}.{kind}") == "lose":
+            if position == 0 and config.embedding_size is not None:  # no norm stands right in front
+                raise InputError(
+                    f"link {block}.{kind} lost its norm, which a stock {checkpoint.family.name} cannot leave out; "
+                    "use the model's own folder, or a plan that keeps this norm"
+                )
             move_norm(state, position)
     full.load_state_dict(state, assign=True)
     full.tie()

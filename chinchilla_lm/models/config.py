@@ -47,6 +47,8 @@ class ModelConfig:
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
     ropes: one entry a block; empty for learned positions.
+    embedding_size: features of a token's embedding where they are not the hidden ones; a matrix leads from one to the
+    other, and the transform of a language-modelling head back.
     """
 
     family: str
@@ -73,12 +75,18 @@ class ModelConfig:
     positions: Literal["rope", "learned"] = "learned"
     position_offset: int = 0
     segment_types: int = 0
+    embedding_size: int | None = None
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     final_norm: bool = True
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig, ...] = field(default=())
+
+    @property
+    def embedding_width(self) -> int:
+        """Features of a token's embedding."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def post_norm(self) -> bool:

@@ -27,12 +27,13 @@ class Head(nn.Module):
         size = config.hidden_size
         transform = head.kind == "language-modeling" and head.transform
         self.activation = ACTIVATIONS[head.dense_activation or config.activation]
-        self.dense = nn.Linear(size, size) if transform or head.dense_activation else None
-        self.transform_norm = nn.LayerNorm(size, eps=config.norm_eps) if transform else None
+        inner = config.embedding_width if head.kind == "language-modeling" else size
+        self.dense = nn.Linear(size, inner) if transform or head.dense_activation else None
+        self.transform_norm = nn.LayerNorm(inner, eps=config.norm_eps) if transform else None
         if head.kind == "embedding":
             self.output = None
         elif head.kind == "language-modeling":
-            self.output = nn.Linear(size, config.vocab_size, bias=head.bias)
+            self.output = nn.Linear(inner, config.vocab_size, bias=head.bias)
         else:
             self.output = nn.Linear(size, len(head.labels), bias=head.bias)
 

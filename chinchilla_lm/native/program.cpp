@@ -19,7 +19,7 @@ void check_matrix(const Matrix& w, long long outputs, long long inputs, const st
 }
 
 void check_table(const Table& table, int size, const std::string& where) {
-    require(table.rows > 0 && table.data != nullptr && table.size == size, where, "does not fit the hidden size");
+    require(table.rows > 0 && table.data != nullptr && table.size == size, where, "does not fit the size of embeddings");
     require(table.format == Format::f32 || table.format == Format::bf16, where, "is neither f32 nor bf16");
 }
 
@@ -57,18 +57,23 @@ void Program::check() const {
     require(cache != Format::int4, "program", "the cache is neither f32 nor bf16 nor int8");
     if (embedding.tied) {
         require(head.output_present, "embedding", "is tied to a head without outputs");
-        check_matrix(head.output, vocabulary, hidden, "head.output");
+        check_matrix(head.output, vocabulary, embedding.size, "head.output");
     } else {
-        check_table(embedding.tokens, hidden, "embedding.tokens");
+        check_table(embedding.tokens, embedding.size, "embedding.tokens");
         require(embedding.tokens.rows == vocabulary, "embedding.tokens", "does not fit the vocabulary");
     }
     require(embedding.position_offset >= 0, "embedding", "the offset of positions is negative");
     if (embedding.positions.rows) {
-        check_table(embedding.positions, hidden, "embedding.positions");
+        check_table(embedding.positions, embedding.size, "embedding.positions");
         require(embedding.positions.rows - embedding.position_offset >= max_positions, "embedding.positions",
                 "are fewer than the model's");
     }
-    if (embedding.segments.rows) check_table(embedding.segments, hidden, "embedding.segments");
+    if (embedding.segments.rows) check_table(embedding.segments, embedding.size, "embedding.segments");
+    if (embedding.project_present) {
+        check_matrix(embedding.project, hidden, embedding.size, "embedding.project");
+    } else {
+        require(embedding.size == hidden, "embedding", "has another size than the hidden one, and no matrix between them");
+    }
     int slot = 0;
     for (const Operation& op : operations) {
         if (op.kind == Kind::attention) {
@@ -78,10 +83,11 @@ void Program::check() const {
             check_mlp(op, *this);
         }
     }
-    if (head.dense_present) check_matrix(head.dense, hidden, hidden, "head.dense");
+    const int inner = head.dense_present && head.output_present ? head.output.inputs : hidden;
+    if (head.dense_present) check_matrix(head.dense, inner, hidden, "head.dense");
     if (head.output_present) {
         require(head.output.outputs > 0, "head.output", "has no outputs");
-        check_matrix(head.output, head.output.outputs, hidden, "head.output");
+        check_matrix(head.output, head.output.outputs, inner, "head.output");
     }
 }
 

@@ -23,6 +23,9 @@ struct Embedding {
     int position_offset = 0;  // row of the first position
     float scale = 1.0F;
     Norm norm;
+    int size = 0;             // features of a row
+    bool project_present = false;
+    Matrix project;           // to the hidden features, where a row has others
 };
 
 // Where a link's norm stands. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + after(f(norm(x))).

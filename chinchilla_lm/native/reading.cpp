@@ -133,7 +133,7 @@ Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data
         head.dense = matrix_in(from, "dense", data);
         head.activation = read_activation(get<std::string>(from, "activation"));
     }
-    head.transform = norm_in(from, "transform", hidden, data);
+    head.transform = norm_in(from, "transform", head.dense_present ? head.dense.outputs : hidden, data);
     if (has(from, "output")) {
         head.output_present = true;
         head.output = matrix_in(from, "output", data);
@@ -183,7 +183,12 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
     program.embedding.segments = table_in(embedding, "segments", data);
     program.embedding.position_offset = size(embedding, "position_offset");
     program.embedding.scale = get<float>(embedding, "scale");
-    program.embedding.norm = norm_in(embedding, "norm", program.hidden, data);
+    program.embedding.size = size(embedding, "size", 1);
+    program.embedding.norm = norm_in(embedding, "norm", program.embedding.size, data);
+    if (has(embedding, "project")) {
+        program.embedding.project_present = true;
+        program.embedding.project = matrix_in(embedding, "project", data);
+    }
     program.ropes = get<std::vector<std::vector<float>>>(header, "ropes");
     int slot = 0;
     for (const nb::handle one : get<nb::list>(header, "operations")) {

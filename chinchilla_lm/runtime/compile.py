@@ -85,6 +85,8 @@ class _Compiler:
             "position_offset": config.position_offset,
             "scale": config.embedding_scale,
             "norm": self.norm(module.norm),
+            "size": config.embedding_width,
+            "project": None if module.project is None else self.linear(module.project, "embedding", self.small),
         }
 
     def operation(self, key: str, module: nn.Module) -> Part:

@@ -82,6 +82,8 @@ class _State:
             if part[name] is not None:
                 self._put(f"embedding.{name}.weight", self._table(part[name]))
         self._norm("embedding.norm", part["norm"])
+        if part["project"] is not None:
+            self._linear("embedding.project", part["project"])
 
     def _operation(self, part: dict[str, Any]) -> None:
         link = f"links.{part['name'].replace('.', '_')}"

@@ -47,7 +47,7 @@ def test_classifier_is_transformers(name: str, kind: str, tmp_path: Path) -> Non
             assert_same(checkpoint.model(data), theirs(reference, data), data)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "gpt2", "bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "gpt2", "bert", "roberta", "distilbert", "electra"])
 def test_embedding_is_the_normalised_mean(name: str, tmp_path: Path) -> None:
     reference, folder = saved(tmp_path, name, "embedding")
     data = batch(True)

@@ -101,6 +101,12 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "roberta": (transformers.RobertaConfig, ENCODER | {"type_vocab_size": 1}),
     "roberta-pad-5": (transformers.RobertaConfig, ENCODER | {"pad_token_id": 5, "hidden_act": "gelu_new"}),
     "xlm-roberta": (transformers.XLMRobertaConfig, ENCODER | {"type_vocab_size": 1, "tie_word_embeddings": False}),
+    "camembert": (transformers.CamembertConfig, ENCODER | {"layer_norm_eps": 1e-5}),
+    "electra": (transformers.ElectraConfig, ENCODER | {"embedding_size": 24}),
+    "electra-same-untied": (
+        transformers.ElectraConfig,
+        ENCODER | {"embedding_size": HIDDEN, "hidden_act": "relu", "tie_word_embeddings": False},
+    ),
     "distilbert": (transformers.DistilBertConfig, DISTIL),
     "distilbert-relu-untied": (
         transformers.DistilBertConfig,

@@ -81,7 +81,7 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3"])
+@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", "electra"])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
     kind = "token-classification" if request.param == "bert" else "language-modeling"
     folder = tmp_path_factory.mktemp("fuzz")

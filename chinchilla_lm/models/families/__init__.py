@@ -6,14 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.families import bert, distilbert, gemma3_text, gpt2, llama, qwen2, qwen3, roberta
+from chinchilla_lm.models.families import (
+    bert,
+    camembert,
+    distilbert,
+    electra,
+    gemma3_text,
+    gpt2,
+    llama,
+    qwen2,
+    qwen3,
+    roberta,
+)
 from chinchilla_lm.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
     "xlm-roberta": roberta.FAMILY,
+    "camembert": camembert.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "electra": electra.FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": llama.FAMILY,
