@@ -49,6 +49,8 @@ class ModelConfig:
     ropes: one entry a block; empty for learned positions.
     embedding_size: features of a token's embedding where they are not the hidden ones; a matrix leads from one to the
     other, and the transform of a language-modelling head back.
+    relative_buckets: rows of one table, shared by all blocks, of what each head adds to a score by the distance from
+    query to key (T5's buckets: half of them for each side, from `relative_distance` on all one); 0 for none.
     """
 
     family: str
@@ -80,6 +82,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     final_norm: bool = True
+    relative_buckets: int = 0
+    relative_distance: int = 128
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig, ...] = field(default=())
 

@@ -43,8 +43,9 @@ QUERIES = 128
 class Context:
     """What every link of one pass shares.
 
-    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look) or None
-    where SDPA needs no mask tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of
+    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look), or where
+    the model has a bias of positions what is added to the scores, [B or 1, H, T, S], or None where SDPA needs no mask
+    tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of
     every link's contribution that is set to 0.
     """
 
@@ -162,6 +163,8 @@ class Attention(Link):
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
         mask = context.masks.get(self.window)
         causal = context.causal and mask is None
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=self.scale)
 
 
@@ -191,14 +194,22 @@ def explicit_attention(
 
 
 def _mix(query_BGQTP: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """What G groups of Q query heads see, [B, G, Q, T, P]; the mask, [B or 1, 1, T, n], is of the last n keys."""
+    """What G groups of Q query heads see, [B, G, Q, T, P]; the mask, [B or 1, 1 or G·Q, T, n], is of n last keys."""
     shape = query_BGQTP.shape
     scores = (query_BGQTP.flatten(2, 3) @ key.transpose(-1, -2)).view(*shape[:-1], -1)
     if mask is not None:
-        # Not −∞: the softmax of a row of −∞ is NaN, and NaN times a gradient of 0 is NaN in every weight.
-        bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
-        scores[..., -mask.shape[-1] :] += bias[:, :, None]
+        bias = as_bias(mask, scores.dtype)
+        grouped = bias[:, :, None] if bias.shape[1] == 1 else bias.unflatten(1, shape[1:3])
+        scores[..., -mask.shape[-1] :] += grouped
     return (scores.flatten(2, 3).softmax(-1) @ value).view(shape)
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to the scores: 0, or where it is False the least number; what is a bias already, as it is."""
+    if mask.dtype is not torch.bool:
+        return mask.to(dtype)
+    # Not −∞: the softmax of a row of −∞ is NaN, and NaN times a gradient of 0 is NaN in every weight.
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class MLP(Link):

@@ -21,7 +21,8 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.head import Head
-from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm
+from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm, as_bias
+from chinchilla_lm.models.relative import RelativeBias
 from chinchilla_lm.models.rope import rotation_table
 from chinchilla_lm.plan import chain
 
@@ -42,6 +43,7 @@ class Embedding(nn.Module):
         self.segments = nn.Embedding(config.segment_types, size) if config.segment_types else None
         self.norm = nn.LayerNorm(size, eps=config.norm_eps) if config.embedding_norm else None
         self.project = nn.Linear(size, config.hidden_size) if config.embedding_size else None
+        self.relative = RelativeBias(config) if config.relative_buckets else None
 
     def forward(self, batch: Batch, positions_T: Tensor) -> Tensor:
         """[B, T, D]."""
@@ -127,11 +129,18 @@ class Transformer(nn.Module):
         for rope in set(self.config.ropes):
             context.tables[rope] = rotation_table(rope, self.config.head_dim, positions)
         for window in set(self.config.windows or (None,)):
-            context.masks[window] = self._mask(batch, past, window)
+            context.masks[window] = self._biased(self._mask(batch, past, window), past, past + new)
         x_BTD = self.embedding(batch, positions)
         if self.training and self.token_dropout:
             x_BTD = x_BTD * (torch.rand(batch.ids.shape, device=x_BTD.device) >= self.token_dropout)[:, :, None]
         return x_BTD, context
+
+    def _biased(self, mask: Tensor | None, past: int, seen: int) -> Tensor | None:
+        """The mask, and what the positions add to the scores, in one, [B or 1, H, T, S]; the mask alone without one."""
+        if self.embedding.relative is None:
+            return mask
+        bias_1HTS = self.embedding.relative(past, seen)
+        return bias_1HTS if mask is None else as_bias(mask, bias_1HTS.dtype) + bias_1HTS
 
     def _mask(self, batch: Batch, past: int, window: int | None) -> Tensor | None:
         """bool [B or 1, 1, T, S], or None where SDPA needs none."""

@@ -107,6 +107,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.ElectraConfig,
         ENCODER | {"embedding_size": HIDDEN, "hidden_act": "relu", "tie_word_embeddings": False},
     ),
+    "mpnet": (transformers.MPNetConfig, ENCODER),
     "distilbert": (transformers.DistilBertConfig, DISTIL),
     "distilbert-relu-untied": (
         transformers.DistilBertConfig,
