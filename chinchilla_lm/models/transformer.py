@@ -147,7 +147,8 @@ class Transformer(nn.Module):
         new = batch.ids.shape[1]
         seen = past + new
         windowed = window is not None and window < seen
-        if batch.mask is None and not windowed and (not self.config.causal or past == 0 or new == 1):
+        sdpa = past == 0 and self.embedding.relative is None  # SDPA's own causal path takes no bias besides
+        if batch.mask is None and not windowed and (not self.config.causal or sdpa or new == 1):
             return None
         query = torch.arange(past, seen, device=batch.ids.device)[:, None]
         other = torch.arange(seen, device=batch.ids.device)[None, :]

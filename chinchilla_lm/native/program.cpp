@@ -29,6 +29,7 @@ void check_attention(const Operation& op, const Program& program) {
     const long long size = op.head_dim;  // what a header says may be large, and its products larger than an int
     check_matrix(op.first, (op.heads + 2LL * op.kv_heads) * size, program.hidden, op.name + ".qkv");
     check_matrix(op.second, program.hidden, op.heads * size, op.name + ".out");
+    require(!program.relative.heads || program.relative.heads == op.heads, op.name, "the bias has other heads");
     require(op.window >= 0, op.name, "the window is negative");
     require(op.rope < static_cast<int>(program.ropes.size()), op.name, "there is no such rope");
     if (op.rope >= 0) {
@@ -74,6 +75,7 @@ void Program::check() const {
     } else {
         require(embedding.size == hidden, "embedding", "has another size than the hidden one, and no matrix between them");
     }
+    require(!relative.heads || relative.positions >= max_positions, "relative", "has fewer positions than the model");
     int slot = 0;
     for (const Operation& op : operations) {
         if (op.kind == Kind::attention) {

@@ -120,6 +120,17 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     return op;
 }
 
+Relative read_relative(const nb::dict& header, std::span<const std::byte> data) {
+    Relative relative;
+    if (!has(header, "relative")) return relative;
+    const auto from = get<nb::dict>(header, "relative");
+    relative.heads = size(from, "heads", 1);
+    relative.positions = size(from, "positions", 1);
+    const std::size_t count = relative.pitch() * static_cast<std::size_t>(relative.heads);
+    relative.data = reinterpret_cast<const float*>(bytes_at(from, "offset", 4 * count, data));
+    return relative;
+}
+
 Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data) {
     Head head;
     head.norm = norm_in(from, "norm", hidden, data);
@@ -189,6 +200,7 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
         program.embedding.project_present = true;
         program.embedding.project = matrix_in(embedding, "project", data);
     }
+    program.relative = read_relative(header, data);
     program.ropes = get<std::vector<std::vector<float>>>(header, "ropes");
     int slot = 0;
     for (const nb::handle one : get<nb::list>(header, "operations")) {

@@ -91,6 +91,8 @@ def count_parameters(header: Part) -> int:
     for name in ("dense", "output"):
         total += _bias(head[name])
     total += _norm(head["norm"], hidden) + _norm(head["transform"], (head["dense"] or {}).get("outputs", hidden))
+    relative = header["relative"]
+    total += 0 if relative is None else relative["heads"] * relative["buckets"]
     for one in header["operations"]:
         total += _norm(one["norm"], hidden)
         if one["kind"] == "norm":
