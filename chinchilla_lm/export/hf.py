@@ -101,6 +101,8 @@ def cut_hf_config(hf: Mapping[str, Any], family: Family, config: ModelConfig) ->
     cut = dict(hf) | depth | {family.depth_key: config.num_blocks}
     if family.layer_types and config.windows:
         cut["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+    if family.rope_layers is not None:
+        cut[family.rope_layers] = [int(rope is not None) for rope in config.ropes]
     return cut
 
 

@@ -123,11 +123,19 @@ class Transformer(nn.Module):
             raise InputError(
                 f"{past + new} tokens are more than the model's {self.config.max_positions} positions; shorten the text"
             )
+        for switch in self.config.switches:
+            if 0 < past <= switch < past + new:
+                raise InputError(
+                    f"{past + new} tokens are more than the {switch} up to which this text was read with other angles; "
+                    "read it again from its start"
+                )
         positions = torch.arange(past, past + new, device=batch.ids.device)
         context = Context(cache=cache, causal=self.config.causal and past == 0)
         context.dropout = self.dropout if self.training else 0.0
-        for rope in set(self.config.ropes):
-            context.tables[rope] = rotation_table(rope, self.config.head_dim, positions)
+        lengths = None if batch.mask is None else past + batch.mask.sum(1)
+        for rope in set(self.config.ropes) - {None}:
+            assert rope is not None
+            context.tables[rope] = rotation_table(rope, self.config.head_dim, positions, lengths)
         for window in set(self.config.windows or (None,)):
             context.masks[window] = self._biased(self._mask(batch, past, window), past, past + new)
         x_BTD = self.embedding(batch, positions)

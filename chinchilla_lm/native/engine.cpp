@@ -114,7 +114,13 @@ std::vector<Sequence> Engine::sequences_of(std::span<const std::int32_t> ids, co
             refuse(std::to_string(total) + " positions do not fit the " + (cache ? "cache" : "model") + " of " +
                    std::to_string(most));
         }
-        found.push_back({static_cast<int>(row), counts[i], static_cast<int>(past), cache});
+        for (const Rope& rope : program_.ropes) {
+            if (past && rope.switch_at && past <= rope.switch_at && total > rope.switch_at) {
+                refuse(std::to_string(total) + " tokens are more than the " + std::to_string(rope.switch_at) +
+                       " up to which this text was read with other angles; read it again from its start");
+            }
+        }
+        found.push_back({static_cast<int>(row), counts[i], static_cast<int>(past), cache, static_cast<int>(total)});
         row += counts[i];
     }
     if (row != ids.size()) refuse("the sequences have " + std::to_string(row) + " tokens, " + std::to_string(ids.size()) + " were passed");
@@ -174,7 +180,7 @@ void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* s
             while (next < sequences.size() && rows < kPassTokens) {
                 Sequence& left = sequences[next];
                 const int count = std::min(left.count, kPassTokens - rows);
-                some.push_back({rows, count, left.past, left.cache});
+                some.push_back({rows, count, left.past, left.cache, left.total});
                 rows += count;
                 left.past += count;
                 left.count -= count;
@@ -210,7 +216,7 @@ void Engine::run_tiles(std::span<const std::int32_t> ids, const std::int32_t* se
             tiles.push_back({{}, {}, sequence.row, 0, output_row});
         }
         Tile& tile = tiles.back();
-        tile.sequences.push_back({tile.rows, sequence.count, 0, nullptr});
+        tile.sequences.push_back({tile.rows, sequence.count, 0, nullptr, sequence.total});
         const bool all = want == Want::all;
         for (int row = all ? tile.rows : tile.rows + sequence.count - 1; row < tile.rows + sequence.count; ++row) tile.wanted.push_back(row);
         tile.rows += sequence.count;

@@ -56,6 +56,7 @@ private:
 struct Sequence {
     int row = 0, count = 0, past = 0;
     Cache* cache = nullptr;  // none: nothing is read later
+    int total = 0;           // tokens that it has once all is read that was passed with these
 };
 
 enum class Want : int { last, all };  // outputs of a model without pooling: of each sequence's last position, or of all

@@ -115,6 +115,8 @@ struct Kernels {
     // Rotates the first and second half of a head's features against each other.
     void (*rotate)(float* x, const float* cosine, const float* sine, int half);
     void (*add)(const float* x, float* y, int count);  // y += x
+    // x = x · scale, or with a cap above 0 cap · tanh(x · scale / cap), of whole vectors of 16.
+    void (*cap)(float* x, int count, float scale, float cap);
     float (*largest)(const float* x, int count, int* where);  // first largest value; NaN if there is one
 };
 

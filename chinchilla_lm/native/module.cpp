@@ -154,7 +154,7 @@ Array unpack(const std::string& isa, const nb::dict& header, const Bytes& bytes)
     return result;
 }
 
-// One row through a kernel: what = norm, rms, softmax, rotate or the name of an activation.
+// One row through a kernel: what = norm, rms, softmax, rotate, cap or the name of an activation.
 Array transform(const std::string& isa, const std::string& what, const Floats& x, int size, float number) {
     const Kernels& k = kernels_named(isa);
     const int width = static_cast<int>(x.size());
@@ -168,6 +168,8 @@ Array transform(const std::string& isa, const std::string& what, const Floats& x
         k.softmax(y.data, 0, size, width, number, nullptr);
     } else if (what == "shift") {
         k.shift(x.data(), number, y.data, 0, size);
+    } else if (what == "cap") {
+        k.cap(y.data, width, 1.0F, number);
     } else if (what == "rotate") {
         Rows angles(2, width);
         const Array owner = angles.array(width);

@@ -80,7 +80,7 @@ void Pass::reserve(const Job& job) {
         reserve_attention(op, job);
         queries = std::max<std::size_t>(queries, static_cast<std::size_t>(op.heads) * (round_up(op.head_dim, 32) * 4));
     }
-    for (const auto& rope : program_.ropes) angles += 2 * padded_width(static_cast<int>(rope.size()));
+    for (const Rope& rope : program_.ropes) angles += 2 * padded_width(static_cast<int>(rope.frequencies.size()));
     queries_.reserve(rows * queries + 4096);
     angles_.reserve_of<float>(rows * angles + kSlack);
     sequence_of_.resize(rows);
@@ -174,13 +174,15 @@ void Pass::embed(const Job& job, Member me) {
         if (from.positions.rows) read_row(from.positions, position + from.position_offset, x, true);
         if (from.norm.present) k_.norm(from.norm, x, x, from.size);
         for (std::size_t rope = 0; rope < program_.ropes.size(); ++rope) {
-            const std::vector<float>& frequencies = program_.ropes[rope];
+            const Rope& one = program_.ropes[rope];
+            const bool longer = one.switch_at && sequence.total > one.switch_at;
+            const std::vector<float>& frequencies = longer ? one.longer : one.frequencies;
             float* cosine = angles(static_cast<int>(rope), row);
             float* sine = cosine + padded_width(static_cast<int>(frequencies.size()));
             for (std::size_t i = 0; i < frequencies.size(); ++i) {
                 const float angle = static_cast<float>(position) * frequencies[i];
-                cosine[i] = std::cos(angle);
-                sine[i] = std::sin(angle);
+                cosine[i] = std::cos(angle) * one.scale;
+                sine[i] = std::sin(angle) * one.scale;
             }
         }
     }
@@ -193,7 +195,7 @@ float* Pass::angles(int rope, int row) const {
     std::size_t at = 0, width = 0;
     for (int i = 0; i <= rope; ++i) {
         at += width * rows_;
-        width = 2 * padded_width(static_cast<int>(program_.ropes[i].size()));
+        width = 2 * padded_width(static_cast<int>(program_.ropes[i].frequencies.size()));
     }
     return angles_.as() + at + row * width;
 }
@@ -245,16 +247,17 @@ void Pass::multiply(const Matrix& w, const Input& in, int rows, float* y, std::s
 // x = x + W y, with what the placement does behind it. `added` is room for W y where a norm comes before the sum; not
 // where y was, which a slower member may still be reading.
 void Pass::join(const Operation& op, const Input& in, float* added, int rows, Member me) {
-    const bool apart = op.placement == Placement::sandwich;
+    const bool apart = op.after.present || op.residual_scale != 1.0F;
     multiply(op.second, in, rows, apart ? added : x_.as(), apart ? wide_ : width_, !apart, me);
     me.meet();
-    if (op.placement == Placement::pre) return;
+    if (op.placement != Placement::post && !apart) return;
     const Share share = me.share(rows);
     for (int row = share.begin; row < share.end; ++row) {
         float* x = x_.as() + row * width_;
         if (apart) {
             float* y = added + row * wide_;
-            k_.norm(op.after, y, y, program_.hidden);
+            if (op.after.present) k_.norm(op.after, y, y, program_.hidden);
+            if (op.residual_scale != 1.0F) k_.cap(y, program_.hidden, op.residual_scale, 0.0F);
             k_.add(y, x, program_.hidden);
         } else {
             k_.norm(op.norm, x, x, program_.hidden);
@@ -360,7 +363,15 @@ void Pass::head(const Job& job, Member me) {
     }
     if (head.output_present) {
         const Input in = inputs(head.output, nullptr, from, wide_, count, me);
-        return multiply(head.output, in, count, job.output, job.stride, false, me);
+        multiply(head.output, in, count, job.output, job.stride, false, me);
+        if (head.scale == 1.0F && head.softcap == 0.0F) return;
+        me.meet();
+        const int parts = head.output.panels();
+        const Share mine = me.share(parts);
+        for (int i = 0; i < count && mine.begin < mine.end; ++i) {
+            k_.cap(job.output + i * job.stride + mine.begin * kLanes, (mine.end - mine.begin) * kLanes, head.scale, head.softcap);
+        }
+        return;
     }
     for (int i = share.begin; i < share.end; ++i) {
         double square = 0.0;

@@ -81,6 +81,7 @@ private:
     // attention.cpp
     void reserve_attention(const Operation& op, const Job& job);
     void attention(const Operation& op, const Job& job, Member me);
+    void norm_heads(const Operation& op, int rows, Member me);
     void store(const Operation& op, const Job& job, Member me);
     void attend(const Operation& op, const Job& job, Member me);
     // A part of the positions that some queries of a sequence look at.

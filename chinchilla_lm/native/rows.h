@@ -245,6 +245,15 @@ static void add_row(const float* x, float* y, int count) {
     for (int i = 0; i < count; i += L) store(y + i, load<vf>(y + i) + load<vf>(x + i));
 }
 
+static void cap_row(float* x, int count, float scale, float cap) {
+    if (cap == 0.0F) {
+        for (int i = 0; i < count; i += L) store(x + i, load<vf>(x + i) * scale);
+        return;
+    }
+    const float factor = scale / cap;
+    for (int i = 0; i < count; i += L) store(x + i, hyperbolic_tangent(load<vf>(x + i) * factor) * cap);
+}
+
 static float largest_of(const float* x, int count, int* where) {
     *where = 0;
     float best = x[0];

@@ -135,6 +135,7 @@ class NativeBackend:
 
     def __init__(self, model: NativeModel, card: Card) -> None:
         self.model, self.card = model, card
+        self.switches = tuple(sorted({rope["switch"] for rope in model.program.header["ropes"]} - {0}))
 
     def outputs(self, windows: Sequence[Encoded]) -> list[Floats]:
         """See session.Backend. Like lengths go together, so that threads finish at about the same time."""

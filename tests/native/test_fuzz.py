@@ -93,7 +93,10 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", "electra", "mpnet"])
+ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "electra", "mpnet"]
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", *ODDITIES])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
     kind = "token-classification" if request.param == "bert" else "language-modeling"
     folder = tmp_path_factory.mktemp("fuzz")

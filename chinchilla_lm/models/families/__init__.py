@@ -11,13 +11,18 @@ from chinchilla_lm.models.families import (
     camembert,
     distilbert,
     electra,
+    gemma2,
     gemma3_text,
     gpt2,
+    granite,
     llama,
     mpnet,
+    olmo2,
+    phi3,
     qwen2,
     qwen3,
     roberta,
+    smollm3,
 )
 from chinchilla_lm.models.families.base import Family
 
@@ -35,6 +40,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "gemma3_text": gemma3_text.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "phi3": phi3.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "olmo3": olmo2.FAMILY,
+    "granite": granite.FAMILY,
+    "gemma2": gemma2.FAMILY,
 }
 
 

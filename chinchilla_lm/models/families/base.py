@@ -36,6 +36,8 @@ class Family:
     what a model with a head puts before the names of its base model. depth_key: the config's number of blocks.
     ignored: regular expressions of tensors that a checkpoint may hold and we do not need. decoder: causal unless
     config says otherwise. ours_only: heads of which transformers has no class; such a model is no stock folder.
+    layer_types, rope_layers: whether, and under which key, its config has a list of the blocks' kinds of attention,
+    and of those whose positions turn.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Family:
     default_head: Callable[[Mapping[str, Any], HeadKind, tuple[str, ...]], HeadConfig]
     ignored: tuple[str, ...] = ()
     layer_types: bool = False
+    rope_layers: str | None = None
     ours_only: frozenset[HeadKind] = frozenset()
 
     def read(self, hf: Mapping[str, Any], head: HeadConfig | None = None) -> ModelConfig:
