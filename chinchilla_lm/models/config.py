@@ -7,6 +7,7 @@ from typing import Literal
 
 HeadKind = Literal["language-modeling", "token-classification", "text-classification", "ranking", "embedding"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+Scores = Literal["softmax", "sigmoid", "raw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class HeadConfig:
     language-modeling: `transform` (BERT's: dense, activation, norm) and the decoder, tied to the embedding or not;
     token-classification: one linear layer; text-classification and ranking: pooling, an optional dense layer with
     `dense_activation`, one linear layer (a ranking head has one output); embedding: pooling, L2-normalised or not.
+    scores: what a text classifier's outputs mean: `softmax`, one label a text; `sigmoid`, each label by itself, any
+    number of them a text; `raw`, numbers of a regression.
     """
 
     kind: HeadKind
@@ -26,6 +29,7 @@ class HeadConfig:
     dense_activation: Activation | None = None
     pooling: Literal["first", "last", "mean"] = "first"
     normalize: bool = False
+    scores: Scores = "softmax"
 
 
 @dataclass(frozen=True, slots=True)

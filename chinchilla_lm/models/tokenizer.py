@@ -8,6 +8,8 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.files import json_text, read_json
+from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.stop_tokens import ends_of_gguf
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
@@ -24,6 +26,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of chat templates that have names
 
 
 def load_tokenizer(source: Path) -> Any:
@@ -59,6 +62,24 @@ def _family_of_shortened(folder: Path) -> str | None:
     return family if isinstance(family, str) else None
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """Whether `save_tokenizer` may write a file of this name, which is relative to the model's folder."""
+    return name in TOKENIZER_FILES or (name.startswith(f"{MORE_TEMPLATES}/") and name.endswith(".jinja"))
+
+
+def check_vocabulary(tokenizer: Any, source: Path, vocabulary: int) -> None:
+    """Raise InputError for a tokenizer whose own vocabulary is larger than the model's.
+
+    Tokens that were added to it may lie beyond: Gemma 3 has one for images, and a text without it is fine.
+    """
+    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    if highest >= vocabulary:
+        raise InputError(
+            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
+            "copy the model's own tokenizer files into it"
+        )
+
+
 def has_tokenizer(path: Path) -> bool:
     """Whether a GGUF file says anything about a tokenizer."""
     from chinchilla_lm.models.gguf_file import open_file
@@ -76,14 +97,34 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+        if (source / MORE_TEMPLATES).is_dir():
+            shutil.copytree(source / MORE_TEMPLATES, folder / MORE_TEMPLATES, ignore=_all_but_templates)
         return
     if tokenizer is None and source is not None and has_tokenizer(source):
         tokenizer = load_tokenizer(source)
     if tokenizer is None:
         return
     tokenizer.save_pretrained(folder)
-    config = folder / "tokenizer_config.json"
-    if config.is_file():  # how the tokenizer came here is nobody's business
-        kept = read_json(config, "tokenizer config")
-        kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
-        config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")
+    if source is not None:
+        _write_ends(source, folder, tokenizer)
+
+
+def _write_ends(gguf: Path, folder: Path, tokenizer: Any) -> None:
+    """A generation config, the only place in a folder that several stop tokens are named in."""
+    ends = ends_of_gguf(gguf)
+    if ends:
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+        (folder / "generation_config.json").write_text(json_text(ids, indent=2) + "\n", encoding="utf-8")
+
+
+def save_plain(tokenizer: PlainTokenizer, folder: Path) -> None:
+    """Write a tokenizer in the place of the files that stand in `folder`, of which only the stop tokens' stay."""
+    for name in TOKENIZER_FILES:
+        if name != "generation_config.json":
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+    tokenizer.save(folder)
+
+
+def _all_but_templates(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".jinja")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chinchilla_lm.errors import InputError
@@ -77,9 +77,10 @@ class Family:
 
     def _trained(self, hf: Mapping[str, Any], kind: HeadKind) -> HeadConfig:
         labels = Fields(hf).labels() if kind in ("token-classification", "text-classification") else ()
-        if kind == "text-classification" and len(labels) == 1:
-            kind = "ranking"
-        return self.default_head(hf, kind, labels)
+        if kind != "text-classification":
+            return self.default_head(hf, kind, labels)
+        head = self.default_head(hf, "ranking" if len(labels) == 1 else kind, labels)
+        return replace(head, scores=Fields(hf).scores(len(labels)))
 
     def architecture(self, model_type: str, kind: HeadKind) -> str:
         """The class that holds this head; transformers has it unless the head is in `ours_only`."""

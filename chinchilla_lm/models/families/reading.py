@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.config import Activation, HeadConfig, HeadKind, RopeConfig
+from chinchilla_lm.models.config import Activation, HeadConfig, HeadKind, RopeConfig, Scores
 
 # What transformers' ACT2FN calls them, and what we do. `gelu_fast` has tanh constants rounded to ten digits.
 ACTIVATION_NAMES: dict[str, Activation] = {
@@ -25,6 +25,13 @@ ACTIVATION_NAMES: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "tanh": "tanh",
+}
+
+# What a sequence classifier's `problem_type` says of its outputs.
+PROBLEM_TYPES: dict[Scores, str] = {
+    "softmax": "single_label_classification",
+    "sigmoid": "multi_label_classification",
+    "raw": "regression",
 }
 
 # More is a damaged file, and would have us build modules for ever. The largest published models have about 130.
@@ -211,6 +218,15 @@ class Fields:
         if not names:
             raise self.error("id2label", table, "a dictionary with at least one label")
         return tuple(names[index] for index in range(len(names)))
+
+    def scores(self, outputs: int) -> Scores:
+        """What the outputs of a sequence classifier mean, as transformers' pipeline takes them."""
+        kind = self.hf.get("problem_type")
+        if kind is not None and kind not in PROBLEM_TYPES.values():
+            raise self.error("problem_type", kind, "one of " + ", ".join(PROBLEM_TYPES.values()))
+        if kind == PROBLEM_TYPES["raw"]:
+            return "raw"
+        return "sigmoid" if kind == PROBLEM_TYPES["sigmoid"] or outputs == 1 else "softmax"
 
 
 def _yarn_scale(factor: float, mscale: float) -> float:
