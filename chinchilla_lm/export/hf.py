@@ -1,6 +1,7 @@
 """A shortened model as a stock Hugging Face folder, which transformers and others load and compute the same with.
 
-A block whose links are both gone is absent, and the blocks behind it move up. A single dropped link stays as a link
+A block whose links are both gone is absent, and the blocks behind it move up; but the first one stays where stock code
+has no norm in front of its attention, as another could not take its place. A single dropped link stays as a link
 that adds nothing: zero output weights and bias.
 
 In a post-norm model a dropped link may also have lost its norm, and stock code has no way to leave one out. But a norm
@@ -75,12 +76,13 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def remaining_blocks(model: Transformer) -> list[int]:
-    """The blocks that still do something; the first one where none does, as a model needs a block."""
+    """The blocks that still do something; the first one where none does, or where it is not built like the others."""
     gone = "lose" if model.config.post_norm else None
     blocks = [
         block
         for block in range(model.config.num_blocks)
-        if not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
+        if (block == 0 and not model.config.first_norm)
+        or not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
     ]
     return blocks or [0]
 

@@ -14,9 +14,10 @@ Scores = Literal["softmax", "sigmoid", "raw"]
 class HeadConfig:
     """What stands on top of the last hidden state.
 
-    language-modeling: `transform` (BERT's: dense, activation, norm) and the decoder, tied to the embedding or not;
-    token-classification: one linear layer; text-classification and ranking: pooling, an optional dense layer with
-    `dense_activation`, one linear layer (a ranking head has one output); embedding: pooling, L2-normalised or not.
+    language-modeling: the decoder, tied to the embedding or not; token-classification: one linear layer;
+    text-classification and ranking: pooling and one linear layer (a ranking head has one output); embedding: pooling,
+    L2-normalised or not. In front of each linear layer there may be a dense one with `dense_activation` (None: the
+    model's own), and a norm behind it where `transform` says so.
     scores: what a text classifier's outputs mean: `softmax`, one label a text; `sigmoid`, each label by itself, any
     number of them a text; `raw`, numbers of a regression.
     """
@@ -26,6 +27,7 @@ class HeadConfig:
     bias: bool = True
     tied: bool = False
     transform: bool = False
+    dense_bias: bool = True
     dense_activation: Activation | None = None
     pooling: Literal["first", "last", "mean"] = "first"
     normalize: bool = False
@@ -59,6 +61,7 @@ class ModelConfig:
     residual_scale: what f is multiplied by before the sum. qk_norm_over: one norm for each `head`, or one over `all`.
     softcap: s becomes softcap · tanh(s / softcap), of scores before the mask, and of an LM head's logits, which are
     multiplied by logit_scale before that.
+    norm_bias: of layer norms. first_norm: false where no norm stands in front of the first block's attention.
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
     ropes: one entry a block, None for a block that does not see positions; empty for learned positions.
@@ -85,6 +88,8 @@ class ModelConfig:
     gated: bool
     head: HeadConfig
     norm_unit_offset: bool = False
+    norm_bias: bool = True
+    first_norm: bool = True
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True

@@ -41,7 +41,7 @@ class Embedding(nn.Module):
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_positions + config.position_offset, size) if learned else None
         self.segments = nn.Embedding(config.segment_types, size) if config.segment_types else None
-        self.norm = nn.LayerNorm(size, eps=config.norm_eps) if config.embedding_norm else None
+        self.norm = nn.LayerNorm(size, config.norm_eps, bias=config.norm_bias) if config.embedding_norm else None
         self.project = nn.Linear(size, config.hidden_size) if config.embedding_size else None
         self.relative = RelativeBias(config) if config.relative_buckets else None
 

@@ -183,7 +183,9 @@ KINDS = ["language-modeling", "token-classification", "text-classification", "ra
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["llama-gqa", "bert", "gpt2", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize(
+    "name", ["llama-gqa", "bert", "gpt2", "distilbert", "roberta", "electra", "mpnet", "modernbert"]
+)
 def test_every_head_has_a_card_that_fits(packed, name, kind):
     folder = packed("int8", name, kind)
     assert {load(folder, backend).card.kind for backend in ("native", "torch")} == {kind}

@@ -68,6 +68,13 @@ def test_post_norm_models(name: str, dropped: dict[str, str], tmp_path: Path) ->
     compare(tmp_path, name, "token-classification", dropped)
 
 
+@pytest.mark.parametrize("dropped", DROPS, ids=lambda drop: "-".join(drop))
+def test_a_first_block_unlike_the_others_stays(dropped: dict[str, str], tmp_path: Path) -> None:
+    stock = compare(tmp_path, "modernbert-biased-mean", "token-classification", dropped)
+    gone = sum({f"{block}.attn", f"{block}.mlp"} <= set(dropped) for block in (1, 2))
+    assert stock.config.num_hidden_layers == 3 - gone
+
+
 @pytest.mark.parametrize("dropped", [{"1.attn": "lose"}, {"0.attn": "keep", "0.mlp": "lose", "2.mlp": "lose"}], ids=str)
 def test_narrow_embeddings(dropped: dict[str, str], tmp_path: Path) -> None:
     compare(tmp_path, "electra", "token-classification", dropped)
