@@ -29,7 +29,7 @@ from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, writ
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
-from chinchilla_lm.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
+from chinchilla_lm.models.tokenizer import save_tokenizer, tokenizer_of
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 
@@ -98,13 +98,6 @@ class Checkpoint:
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def tokenizer_of(source: Path, vocabulary: int) -> Any:
-    """The fast tokenizer of a folder or GGUF file. Raises InputError as `Checkpoint.tokenizer` does."""
-    tokenizer = load_tokenizer(source)
-    check_vocabulary(tokenizer, source, vocabulary)
-    return tokenizer
 
 
 def load(

@@ -59,6 +59,10 @@ class PlainTokenizer:
     @classmethod
     def load(cls, source: Path) -> PlainTokenizer:
         """From a folder, or a GGUF file. Raises InputError where there is no tokenizer, or a damaged one."""
+        if source.is_file():
+            from chinchilla_lm.models.gguf_tokenizer import read_plain_tokenizer
+
+            return read_plain_tokenizer(source)
         path = source / CONFIG
         config = read_json(path, "tokenizer config") if path.is_file() else {}
         if not isinstance(config, dict):

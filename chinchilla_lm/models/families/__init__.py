@@ -11,11 +11,13 @@ from chinchilla_lm.models.families import (
     camembert,
     distilbert,
     electra,
+    exaone4,
     gemma2,
     gemma3_text,
     gpt2,
     granite,
     llama,
+    ministral,
     modernbert,
     mpnet,
     olmo2,
@@ -48,6 +50,8 @@ FAMILIES: dict[str, Family] = {
     "olmo3": olmo2.FAMILY,
     "granite": granite.FAMILY,
     "gemma2": gemma2.FAMILY,
+    "exaone4": exaone4.FAMILY,
+    "ministral": ministral.FAMILY,
 }
 
 
