@@ -52,6 +52,17 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """A block's gated delta rule (models/delta.py): heads and their features, and tokens that are mixed beforehand."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One transformer. Widths are in features, windows and positions in tokens.
 
@@ -61,6 +72,8 @@ class ModelConfig:
     multiplied by logit_scale before that.
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
+    deltas: one entry a block, None for attention; empty where all are. attention_gate: what a head saw is multiplied by
+    the sigmoid of a gate, which stands behind the head's query in the first matrix.
     ropes: one entry a block, None for a block that does not see positions; empty for learned positions.
     relative_buckets: rows of one table, shared by all blocks, of what each head adds to a score by the distance from
     query to key (T5's buckets: half of them for each side, from `relative_distance` on all one); 0 for none.
@@ -103,6 +116,8 @@ class ModelConfig:
     relative_distance: int = 128
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig | None, ...] = field(default=())
+    deltas: tuple[DeltaConfig | None, ...] = ()
+    attention_gate: bool = False
 
     @property
     def post_norm(self) -> bool:
