@@ -54,6 +54,17 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """A block's gated delta rule (models/delta.py): heads and their features, and tokens that are mixed beforehand."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One transformer. Widths are in features, windows and positions in tokens.
 
@@ -64,6 +75,8 @@ class ModelConfig:
     norm_bias: of layer norms. first_norm: false where no norm stands in front of the first block's attention.
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
+    deltas: one entry a block, None for attention; empty where all are. attention_gate: what a head saw is multiplied by
+    the sigmoid of a gate, which stands behind the head's query in the first matrix.
     ropes: one entry a block, None for a block that does not see positions; empty for learned positions.
     embedding_size: features of a token's embedding where they are not the hidden ones; a matrix leads from one to the
     other, and the transform of a language-modelling head back.
@@ -111,6 +124,8 @@ class ModelConfig:
     relative_distance: int = 128
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig | None, ...] = field(default=())
+    deltas: tuple[DeltaConfig | None, ...] = ()
+    attention_gate: bool = False
 
     @property
     def embedding_width(self) -> int:

@@ -20,6 +20,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig
+from chinchilla_lm.models.delta import GatedDelta
 from chinchilla_lm.models.head import Head
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm, as_bias
 from chinchilla_lm.models.relative import RelativeBias
@@ -93,7 +94,8 @@ class Transformer(nn.Module):
     def _build(self, name: str) -> nn.Module | None:
         block, kind = name.split(".")
         if name not in self.dropped:
-            return (Attention if kind == "attn" else MLP)(self.config, int(block))
+            mixer = GatedDelta if self.config.deltas and self.config.deltas[int(block)] else Attention
+            return (mixer if kind == "attn" else MLP)(self.config, int(block))
         if self.config.post_norm and self.dropped[name] == "keep":
             return BareNorm(self.config)
         return None
@@ -123,6 +125,8 @@ class Transformer(nn.Module):
             raise InputError(
                 f"{past + new} tokens are more than the model's {self.config.max_positions} positions; shorten the text"
             )
+        if cache is not None:
+            cache.make_room(new)
         for switch in self.config.switches:
             if 0 < past <= switch < past + new:
                 raise InputError(
@@ -195,7 +199,7 @@ class Transformer(nn.Module):
         x, context = self.embed(batch, cache)
         x = self.finish(self.run(x, context))
         if cache is not None:
-            cache.length += batch.ids.shape[1]
+            cache.advance(batch.ids.shape[1])
         return self.head(x, batch)
 
 

@@ -53,6 +53,8 @@ class _Compiler:
 
     def draft(self) -> Draft:
         config = self.config
+        if config.deltas or config.attention_gate:
+            raise InputError(f"the native engine has no gated delta rule ({config.family}); pass --backend torch")
         header = {
             "format": self.form.name,
             "hidden": config.hidden_size,

@@ -238,7 +238,7 @@ def test_cache_equals_the_full_pass(name: str, tmp_path: Path) -> None:
     model = shortened(load(saved(tmp_path, name)[1]), {"1.attn": "lose", "2.mlp": "lose"}).model
     data = batch(False, rows=2)
     cache = KVCache(model, 2, data.ids.shape[1])
-    assert sorted(cache.slots) == ["0.attn", "2.attn"]
+    assert sorted(cache.slots) == ([] if name.startswith("qwen3_5") else ["0.attn", "2.attn"])
     with torch.no_grad():
         full = model(data)
         pieces = [model(Batch(piece), cache) for piece in data.ids.split([9, 1, 1, 4, 9], dim=1)]

@@ -57,6 +57,14 @@ CAPPED = GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}
 LONGROPE: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 10_000.0}
 LONGROPE |= {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 9.0]}
 PHI3 = {"bos_token_id": 1, "eos_token_id": 2}
+DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+}
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "attention_multiplier": 0.25,
@@ -171,6 +179,17 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.MinistralConfig,
         DECODER | {"sliding_window": 6, "layer_types": MIXED, "head_dim": 16},
     ),
+    "qwen3_5": (
+        transformers.Qwen3_5TextConfig,
+        DECODER | DELTA | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "qwen3_5-biased-tied": (
+        transformers.Qwen3_5TextConfig,
+        DECODER
+        | DELTA
+        | {"attention_bias": True, "tie_word_embeddings": True, "num_hidden_layers": 3, "full_attention_interval": 2}
+        | {"linear_num_key_heads": 4, "linear_conv_kernel_dim": 2},
+    ),
     "gpt2": (transformers.GPT2Config, GPT2),
     "gpt2-untied-unscaled": (
         transformers.GPT2Config,
@@ -235,7 +254,9 @@ ENCODERS = [name for name in CASES if name not in DECODERS]
 LABELS = ("O", "B-X", "I-X")
 
 # Decoders of which transformers has no classifier of tokens, and none of texts.
-NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite"), ("granite",)
+NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite", "qwen3_5"), ("granite",)
+# Decoders that can only read one way.
+ONE_WAY = [name for name in DECODERS if name.startswith("qwen3_5")]
 
 AUTO: dict[str, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,

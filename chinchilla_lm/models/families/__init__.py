@@ -24,6 +24,7 @@ from chinchilla_lm.models.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5_text,
     roberta,
     smollm3,
 )
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Family] = {
     "granite": granite.FAMILY,
     "gemma2": gemma2.FAMILY,
     "exaone4": exaone4.FAMILY,
+    "qwen3_5_text": qwen3_5_text.FAMILY,
     "ministral": ministral.FAMILY,
 }
 
