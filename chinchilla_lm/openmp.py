@@ -23,7 +23,7 @@ POLICY = "OMP_WAIT_POLICY"
 
 
 def share_cores() -> None:
-    """Have torch's threads give up their cores soon. What the user has set stays; once torch is loaded it is too late."""
+    """Have torch's threads give up their cores soon. What the user has set stays, and torch that is loaded."""
     if "torch" not in sys.modules and POLICY not in os.environ:
         os.environ.setdefault(VARIABLE, SPINS)
 
