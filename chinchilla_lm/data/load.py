@@ -29,6 +29,7 @@ from chinchilla_lm.data.records import SPLITS, TASKS, Dataset, Reading, Skipped,
 from chinchilla_lm.data.rows import Columns
 from chinchilla_lm.data.splits import SplitBy, TooFewDocuments, make_splits, shared_texts
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import user_path
 
 _UNUSED: dict[Task, tuple[str, ...]] = {
     "language-modeling": ("label_column", "time_column"),
@@ -73,7 +74,7 @@ def load_dataset(
     if encoding is not None:
         require_encoding(encoding)
     columns = Columns(text_column, label_column, group_column, time_column, by_time=split_by == "time")
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.exists():
         name = path.name if path.is_dir() else path.name.split(".")[0]
         readings, notes = _read_path(path, kind, splits, columns, encoding)
