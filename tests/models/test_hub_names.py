@@ -77,7 +77,9 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit_and_is_kept(cache: Path, tmp_p
     assert "someone/other at main is no folder here" in found["someone/other@main"]
 
 
-@pytest.mark.parametrize("revision", ["", "..", "a..b", "-x", "/main", "main/", "a//b", "a b", "v1.", "é~", "a\nb", "@"])
+@pytest.mark.parametrize(
+    "revision", ["", "..", "a..b", "-x", "/main", "main/", "a//b", "a b", "v1.", "é~", "a\nb", "@"]
+)
 def test_what_names_no_revision_is_refused(revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as found:
