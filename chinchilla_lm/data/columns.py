@@ -30,7 +30,9 @@ _TAG_NAMES = ("tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "e
 _OTHER_NAMES = (*CONLL_U, "pos", "pos_tag", "chunk", "chunk_tag", "index", "sentence", "sentence_id", "idx")
 _NUMBER = re.compile(r"\d+(?:[-.]\d+)?")
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*):(.+)", re.DOTALL)
-_EMPTY = {"_", "-", ""}
+_EMPTY = {"_", "-", "", "?"}
+# Of a column of chunks, which stands before the entities in CoNLL-2003 (Tjong Kim Sang & Buchholz 2000).
+_CHUNKS = {"NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"}
 _NEARLY_ALL = 0.99  # of a column's values; a file may have a few damaged lines
 _SHOWN = 3  # values of a column that a message names
 
@@ -74,6 +76,8 @@ def choose(
         raise Unlabelled(f"{where} has 1 column; a word and a tag a line are needed, parted by blanks or a tab")
     asked_word, asked_tag = (_named(value, width, names, where) for value in (word, tag))
     numbered = next((column for column in range(min(width, 4)) if _is_numbered(sample, column)), None)
+    if numbered is not None:
+        sample = [[row for row in rows if row[numbered].isdecimal()] for rows in sample]
     found_tag = asked_tag if asked_tag is not None else _find_tag(sample, width, names, numbered, where)
     found_word = asked_word
     if found_word is None:
@@ -107,11 +111,12 @@ def _find_tag(sample: Sequence[Rows], width: int, names: Sequence[str] | None, n
             return fits[0]
     tagged = [column for column in range(width) if _is_tags(sample, column)]
     types = {column: {v[2:] for v in _values(sample, column) if v != "O"} for column in tagged}
-    typed = [column for column in tagged if types[column]]
     last = width - 1
-    clash = last in tagged and any(types[last] & types[other] for other in typed if other != last)
-    hollow = last in tagged and not types[last] and typed and numbered is not None
-    if last in tagged and not clash and not hollow:
+    entities = [column for column in tagged if not types[column] or not types[column] <= _CHUNKS]
+    tagged = entities or tagged
+    # Two columns of the same types are outer and inner names, or right ones and a program's; so are, mostly, any two
+    # columns of tags where words are numbered.
+    if last in tagged and not any(numbered is not None or types[c] & types[last] for c in tagged if c != last):
         return last
     if len(tagged) == 1 and not any(TAG.fullmatch(value) for value in _values(sample, last)):
         return tagged[0]

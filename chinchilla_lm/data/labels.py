@@ -94,7 +94,8 @@ def label_notes(task: Task, splits: Mapping[str, Sequence[Any]]) -> list[str]:
     names = sorted(set().union(*counts.values()))
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split()).strip("\"'")
+        alike.setdefault(plain.lstrip("0") or "0" if plain.isdecimal() else plain, []).append(name)
     kind = "tags" if task == "token-classification" else "labels"
     notes = [
         f"{kind} {' and '.join(map(repr, same))} differ only in how they are written, and count as {len(same)}"
