@@ -107,7 +107,7 @@ def engine_serves(device: str, packed: bool = False) -> bool:
         return True
     warnings.warn(
         "this installation has no native engine, so the model runs on torch, which is slower; "
-        "install a C++ compiler and chinchilla-lm again",
+        "install a C++ compiler and chinchilla-lm anew, without CHINCHILLA_NO_ENGINE",
         EngineWarning,
         stacklevel=3,
     )

@@ -65,8 +65,8 @@ class NativeModel:
         module = engine_module()
         if module is None:
             raise InputError(
-                "this installation has no native engine; install a C++ compiler and chinchilla-lm again, "
-                "or pass --backend torch"
+                "this installation has no native engine; install a C++ compiler and chinchilla-lm anew, "
+                "without CHINCHILLA_NO_ENGINE, or pass --backend torch"
             )
         keep_freed_memory()  # every pass gives new logits: 200 KB of a vocabulary of 49,152
         self._module, self.program = module, program
