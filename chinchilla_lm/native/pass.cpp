@@ -82,6 +82,7 @@ void Pass::reserve(const Job& job) {
     }
     for (const Rope& rope : program_.ropes) angles += 2 * padded_width(static_cast<int>(rope.frequencies.size()));
     queries_.reserve(rows * queries + 4096);
+    if (program_.distances.positions) keys_.reserve(rows * queries + 4096);
     angles_.reserve_of<float>(rows * angles + kSlack);
     sequence_of_.resize(rows);
     passing_at_.assign(job.sequences.size(), 0);
@@ -110,9 +111,9 @@ void Pass::reserve(const Job& job) {
 
 std::size_t Pass::bytes() const {
     std::size_t total = 0;
-    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &angles_, &passing_, &parts_}) total += buffer->bytes();
+    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &keys_, &angles_, &passing_, &parts_}) total += buffer->bytes();
     for (const Scratch& scratch : scratch_) {
-        for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities}) {
+        for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities, &scratch.distances}) {
             total += buffer->bytes();
         }
     }

@@ -65,7 +65,7 @@ public:
 
 private:
     struct Scratch {  // of one member
-        Buffer input, tile, row, scores, probabilities;
+        Buffer input, tile, row, scores, probabilities, distances;
     };
 
     // pass.cpp
@@ -88,12 +88,14 @@ private:
     struct Block {
         int sequence, head, from, to, part, parts;
     };
+    void add_distances(const Operation& op, const Block& block, const Sequence& sequence, int low, int high, Scratch& scratch);
     void attend_block(const Operation& op, const Job& job, const Block& block, Scratch& scratch);
     int parts_of(const Operation& op, const Job& job) const;
     float* part_of(const Operation& op, int row, int head, int part, int parts) const;
     void merge(const Operation& op, const Job& job, int parts, Member me);
     KeyValues key_values(const Operation& op, const Sequence& sequence, int index, int head) const;
     Input queries(const Operation& op) const;
+    Input keys(const Operation& op) const;
     float* angles(int rope, int row) const;
 
     const Program& program_;
@@ -101,7 +103,7 @@ private:
     const std::size_t width_;  // floats of a row of x, padded
     std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
     int widest_ = 0;           // inputs of the widest matrix
-    Buffer x_, mid_, seen_, input_, second_, queries_, angles_, passing_, parts_;
+    Buffer x_, mid_, seen_, input_, second_, queries_, keys_, angles_, passing_, parts_;
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;

@@ -17,6 +17,7 @@ from torch import nn
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import Activation, RopeConfig
+from chinchilla_lm.models.disentangled import DisentangledAttention, Distances
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Norm
 from chinchilla_lm.models.rope import attention_factor, inverse_frequencies
 from chinchilla_lm.models.transformer import Transformer
@@ -26,6 +27,7 @@ from chinchilla_lm.pack.panels import LANES, Bytes, Floats, round_up
 from chinchilla_lm.runtime.program import Draft, Parts, Program
 
 Part = dict[str, Any]
+NO_DISTANCES: Part = dict.fromkeys(("on_keys", "on_queries", "key_matrix", "query_matrix"))
 
 
 def compile_model(model: Transformer, format_name: str) -> Program:
@@ -63,6 +65,7 @@ class _Compiler:
             "causal": config.causal,
             "cache": self.cache(),
             "relative": self.relative(),
+            "distances": self.distances(),
             "ropes": [self.rope(rope) for rope in self.ropes],
             "embedding": self.embedding(),
             "operations": [self.operation(name, module) for name, module in self.model.links.items()],
@@ -112,6 +115,40 @@ class _Compiler:
         offset = self.data.vector(rows.reshape(-1))
         return {"heads": len(rows), "positions": positions, "buckets": self.config.relative_buckets, "offset": offset}
 
+    def distances(self) -> Part | None:
+        """Which row of a head each distance has; and the embeddings as torch has them, which are for the twin."""
+        module, positions = self.model.embedding.distances, self.config.max_positions
+        if module is None:
+            return None
+        rows = module.rows(torch.arange(1 - positions, positions, device=module.weight.device))
+        return {
+            "count": round_up(len(module.weight), LANES),
+            "rows": rows.tolist(),
+            "embeddings": self.table(module, "embedding of distances"),
+            "norm": self.norm(module.norm),
+        }
+
+    def on_distances(self, link: DisentangledAttention) -> Part:
+        """The embeddings of distances as the link's queries and keys see them; and by which matrices, for the twin."""
+        assert self.model.embedding.distances is not None
+        with torch.no_grad():
+            queries_HNP, keys_HNP = link.projected(self.model.embedding.distances.embeddings())
+        return {
+            "on_keys": self.rows_of_heads(keys_HNP, link.name),
+            "on_queries": self.rows_of_heads(queries_HNP, link.name),
+            "key_matrix": None if link.distance_key is None else self.linear(link.distance_key, link.name, self.small),
+            "query_matrix": None
+            if link.distance_query is None
+            else self.linear(link.distance_query, link.name, self.small),
+        }
+
+    def rows_of_heads(self, x_HNP: torch.Tensor | None, where: str) -> Part | None:
+        if x_HNP is None:
+            return None
+        _, rows, size = x_HNP.shape
+        padded = nn.functional.pad(x_HNP, (0, 0, 0, -rows % LANES)).flatten(0, 1)
+        return self.matrix((len(padded), size), lambda: _numbers(padded, where), None, self.small)
+
     def operation(self, key: str, module: nn.Module) -> Part:
         name = key.replace("_", ".")
         if isinstance(module, BareNorm):
@@ -141,6 +178,7 @@ class _Compiler:
             "window": link.window or 0,
             "scale": link.head_dim**-0.5 if link.scale is None else link.scale,
             "softcap": link.softcap or 0.0,
+            **(self.on_distances(link) if isinstance(link, DisentangledAttention) else NO_DISTANCES),
         }
 
     def mlp(self, link: MLP) -> Part:
@@ -195,7 +233,7 @@ class _Compiler:
             **form.options,
         }
 
-    def table(self, module: nn.Embedding, where: str) -> Part:
+    def table(self, module: nn.Embedding | Distances, where: str) -> Part:
         width = 4 if self.small.name == "f32" else 2
         rows, size = module.weight.shape
         offset = self.data.add(rows * size * width, lambda room: _lay_rows(_numbers(module.weight, where), room))

@@ -93,7 +93,7 @@ VALUES: list[Any] = [
 ]
 
 
-ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "electra", "mpnet", "modernbert"]
+ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "electra", "mpnet", "modernbert", "deberta-v2"]
 
 
 @pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", *ODDITIES])
