@@ -29,6 +29,14 @@ def packaged_model(name: str) -> str:
     return path
 
 
+def downloaded_model(name: str, remedy: str) -> str:
+    """A model folder below $CHINCHILLA_MODELS. Exits with how to get it where it is not there."""
+    folder = Path(os.environ.get("CHINCHILLA_MODELS", ROOT.parent / "models")) / name
+    if not (folder / "config.json").exists():
+        raise SystemExit(f"{folder} is missing; {remedy}, and set CHINCHILLA_MODELS to the folder that holds {name}")
+    return str(folder)
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

@@ -43,14 +43,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _refuse_to_replace(folder: Path, model: str) -> None:
-    from chinchilla_lm.export.hf import FILES
+    from chinchilla_lm.export.hf import is_of_an_export
     from chinchilla_lm.models.source import locate
 
     if locate(model).folder.resolve() == folder.resolve():
         raise InputError(f"{folder} is MODEL itself; pass another -o")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in FILES:
+        if not path.is_dir() and not is_of_an_export(name):
             raise InputError(f"{folder} holds {name}, which no export writes: not ours to replace; pass another -o")
 
 

@@ -16,7 +16,7 @@ from chinchilla_lm.data.encode import IGNORED, DataWarning, Encoded, encode_labe
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import SPLITS, Dataset
 from chinchilla_lm.data.splits import disjoint, document_hashes
-from chinchilla_lm.data.windows import encode_text
+from chinchilla_lm.data.windows import begins_with_bos, encode_text
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge, Judged
 from chinchilla_lm.evaluate.sums import Sums
@@ -143,18 +143,12 @@ class Job:
         if card.kind != self.recipe.task:
             raise InputError(f"this packed model is for {card.kind}, not {self.recipe.task}; load another one")
         self._check_causal(card.causal)
-        # With transformers' tokenizer, as the model that it came from has: the two must be judged on the same windows.
-        return program, replace(card, plain=False)
+        return program, card
 
     @cached_property
     def card(self) -> Card:
         """What is known of the model besides its weights, which a packed one that the engine runs keeps packed."""
         return Card.of(self.checkpoint) if self._packed is None else self._packed[1]
-
-    @property
-    def _reader(self) -> Card | Checkpoint:
-        """What has the tokenizer, which takes seconds to read."""
-        return self.checkpoint if self._packed is None else self._packed[1]
 
     def _wants_bidirectional(self) -> bool:
         """As the recipe says of a new head; else a tagger has to see what follows a word."""
@@ -164,8 +158,17 @@ class Job:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The model's labels. Raises InputError where the data has one that the model lacks."""
+        """The model's labels. Raises InputError where the data has one that the model lacks, and for a text classifier
+        that does not choose one label a text, which is all that the data say."""
         known = self.card.labels
+        if self.recipe.task == "text-classification" and self.card.scores != "softmax":
+            several = (
+                "gives every label a probability of its own" if self.card.scores == "sigmoid" else "is a regression"
+            )
+            raise InputError(
+                f"{self.source} {several}, which data with one label a text cannot judge; "
+                "run chinchilla finetune on the data first, after which it chooses one label a text"
+            )
         unknown = [label for label in self.dataset.labels if label not in known]
         if self.recipe.task.endswith("classification") and unknown:
             raise InputError(
@@ -212,9 +215,9 @@ class Job:
         return windows
 
     def _encode(self, records: Sequence[Any]) -> list[Encoded]:
-        tokenizer, task = self._reader.tokenizer, self.recipe.task
+        tokenizer, task = self.card.tokenizer, self.recipe.task
         if task == "language-modeling":
-            windows = encode_text(records, tokenizer, self.window)
+            windows = encode_text(records, tokenizer, self.window, bos=begins_with_bos(tokenizer))
             return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
         ids = {label: index for index, label in enumerate(self.labels)}
         if task == "token-classification":
@@ -227,7 +230,7 @@ class Job:
 
     def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
         """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
-        pad = self._reader.pad_id
+        pad = self.card.pad_id
         made = batches(encoded, max_tokens=max_tokens, max_rows=None, shuffle_seed=seed, pad_id=pad)
         return [batch.to(self.device) for batch in made]
 

@@ -3,6 +3,9 @@
 Cut as for the perplexity figures in papers: documents joined by an empty line, tokenised as one text, cut into windows
 that do not overlap, the remainder dropped. Each window knows how many bytes its predictions spell, so that losses of
 different tokenizers compare as bits per byte.
+
+A model whose tokenizer begins every text with a token of its own (Gemma, Llama 3) has seen no text without it, and
+reads one badly: Gemma's perplexity is in the hundreds then. So each of its windows begins with that token too.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ def encode_text(
         )
     if bos and tokenizer.bos_token_id is None:
         raise InputError("the tokenizer has no beginning-of-sequence token; leave out bos")
+    head = [tokenizer.bos_token_id] if bos else []
     texts = [record.text for record in records]
     starts = _starts(texts)
     whole = JOINT.join(texts)
@@ -56,10 +60,15 @@ def encode_text(
     for first in range(0, len(ids) - take + 1, take):
         predicted = whole[places[first if bos else first + 1] : places[first + take]]
         record = bisect_right(starts, places[first] + _spaces_at(whole, places[first])) - 1
-        head = [tokenizer.bos_token_id] if bos else []
         size = len(predicted.encode("utf-8", "surrogatepass"))
         windows.append(Encoded(head + ids[first : first + take], None, None, [(record, 0)], size))
     return windows
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer puts its beginning-of-sequence token before every text."""
+    first = tokenizer("x", padding=False, truncation=False)["input_ids"][:1]
+    return tokenizer.bos_token_id is not None and list(first) == [tokenizer.bos_token_id]
 
 
 def _starts(texts: Sequence[str]) -> list[int]:

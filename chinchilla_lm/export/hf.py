@@ -25,14 +25,18 @@ from chinchilla_lm.models.checkpoint import Checkpoint, save
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import skeleton
-from chinchilla_lm.models.saving import SENTENCE_FILES
+from chinchilla_lm.models.sentence import FILES as SENTENCE_FILES
 from chinchilla_lm.models.tensors import SINGLE
-from chinchilla_lm.models.tokenizer import TOKENIZER_FILES
+from chinchilla_lm.models.tokenizer import is_tokenizer_file
 from chinchilla_lm.models.transformer import Transformer
 
 KINDS = ("attn", "mlp")
-# All that an export may hold.
-FILES = frozenset({"config.json", SINGLE, *TOKENIZER_FILES, *SENTENCE_FILES})
+_FILES = frozenset({"config.json", SINGLE, *SENTENCE_FILES})
+
+
+def is_of_an_export(name: str) -> bool:
+    """Whether an export may hold a file of this name, which is relative to its folder."""
+    return name in _FILES or is_tokenizer_file(name)
 
 
 def export_hf(checkpoint: Checkpoint, folder: str | Path) -> None:
@@ -96,6 +100,8 @@ def cut_hf_config(hf: Mapping[str, Any], family: Family, config: ModelConfig) ->
     cut = dict(hf) | depth | {family.depth_key: config.num_blocks}
     if family.layer_types and config.windows:
         cut["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+    if family.rope_layers is not None:
+        cut[family.rope_layers] = [int(rope is not None) for rope in config.ropes]
     return cut
 
 

@@ -38,6 +38,12 @@ class KVCache:
         values[:, :, self.length : end] = value
         return keys[:, :, :end], values[:, :, :end]
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"a cache of {self.length} positions cannot go to {length}; pass one that it holds")
+        self.length = length
+
     @property
     def bytes(self) -> int:
         """Memory of all slots."""

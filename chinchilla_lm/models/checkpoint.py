@@ -24,10 +24,11 @@ from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import fill
 from chinchilla_lm.models.meta import META, VERSION, read_meta
-from chinchilla_lm.models.saving import OWN_TYPE, copy_sentence_files, write_config, write_weights
+from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
+from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
-from chinchilla_lm.models.tokenizer import save_tokenizer, tokenizer_of
+from chinchilla_lm.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 
@@ -36,7 +37,8 @@ class Checkpoint:
     """A model and what belongs to it.
 
     hf_config: the Hugging Face config with the family's own model_type. source: the folder or GGUF file. meta: what
-    chinchilla.json says, or {}. fresh: names of head weights that were initialised, not loaded.
+    chinchilla.json says, or {}. fresh: names of head weights that were initialised, not loaded. sentences: how an
+    embedding model reads texts. root: the folder of sentence-transformers, where the source is one in it.
     """
 
     model: Transformer
@@ -45,6 +47,8 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    sentences: Sentences = PLAIN
+    root: Path | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -95,6 +99,13 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def tokenizer_of(source: Path, vocabulary: int) -> Any:
+    """The fast tokenizer of a folder or GGUF file. Raises InputError as `Checkpoint.tokenizer` does."""
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(tokenizer, source, vocabulary)
+    return tokenizer
+
+
 def load(
     source: str | Path,
     *,
@@ -115,7 +126,7 @@ def load(
         about = describe(located, raw, task, labels, bidirectional)
         place, family = torch.device(device), family_of(about.hf)
         model, fresh = fill(about.config, about.dropped, family, tensors, about.trained, place, dtype)
-    return Checkpoint(model, about.hf, located.gguf or located.folder, about.meta, fresh, _files(located))
+    return about.checkpoint(model, located, fresh, _files(located))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,14 @@ class Description:
     config: ModelConfig
     dropped: dict[str, NormFate]
     trained: bool
+    sentences: Sentences
+
+    def checkpoint(
+        self, model: Transformer, located: Located, fresh: tuple[str, ...], files: tuple[Path, ...]
+    ) -> Checkpoint:
+        """With the weights. files: what they were read from."""
+        source = located.gguf or located.folder
+        return Checkpoint(model, self.hf, source, self.meta, fresh, files, self.sentences, located.root)
 
 
 def describe(
@@ -141,8 +160,11 @@ def describe(
     hf = _own_config(raw)
     family = family_of(hf)
     hf = _with_direction(hf, family, bidirectional)
-    head, trained = choose_head(family, hf, task, labels, located)
-    return Description(hf, meta, family.read(hf, head), dict(meta.get("dropped", {})), trained)
+    head, trained = choose_head(family, hf, task, labels)
+    sentences = _sentences(head, located)
+    if sentences.pooling is not None:
+        head = replace(head, pooling=sentences.pooling, normalize=sentences.normalize)
+    return Description(hf, meta, family.read(hf, head), dict(meta.get("dropped", {})), trained, sentences)
 
 
 def save(checkpoint: Checkpoint, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
@@ -164,7 +186,7 @@ def write_rest(checkpoint: Checkpoint, folder: Path, meta: Mapping[str, Any] | N
     write_config(model, _with_padding(checkpoint), folder)
     save_tokenizer(checkpoint.source, folder, checkpoint.__dict__.get("tokenizer"))
     if model.config.head.kind == "embedding":
-        copy_sentence_files(checkpoint.source, folder)
+        write_sentences(checkpoint.sentences, model.config.hidden_size, checkpoint.root or checkpoint.source, folder)
     if model.dropped or extra:
         (folder / META).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
@@ -235,7 +257,7 @@ def _with_direction(hf: dict[str, Any], family: Family, bidirectional: bool | No
 
 
 def choose_head(
-    family: Family, hf: Mapping[str, Any], task: str | None, labels: Sequence[str] | None, located: Located
+    family: Family, hf: Mapping[str, Any], task: str | None, labels: Sequence[str] | None
 ) -> tuple[HeadConfig, bool]:
     """The head for a task, and whether the checkpoint holds its weights."""
     if task is not None and task not in get_args(HeadKind):
@@ -250,7 +272,9 @@ def choose_head(
         task = trained.kind
     kind: HeadKind = next(known for known in get_args(HeadKind) if known == task)
     if trained is not None and _serves(trained, kind, labels):
-        return _with_pooling(replace(trained, kind=kind), located), True
+        if labels and kind == "text-classification":  # it is to learn one label a text
+            trained = replace(trained, scores="softmax")
+        return replace(trained, kind=kind), True
     if kind == "ranking":
         labels = labels if labels and len(labels) == 1 else ("relevance",)
     if kind in ("token-classification", "text-classification") and not labels:
@@ -258,7 +282,9 @@ def choose_head(
     if len(set(labels or ())) != len(labels or ()):
         raise InputError(f"labels {list(labels or ())} has doubles; pass each label once")
     head = family.default_head(hf, kind, tuple(labels or ()))
-    return _with_pooling(head, located), kind == "embedding"
+    if kind == "ranking":
+        head = replace(head, scores="raw")
+    return head, kind == "embedding"
 
 
 def _serves(trained: HeadConfig, kind: HeadKind, labels: Sequence[str] | None) -> bool:
@@ -271,29 +297,8 @@ def _serves(trained: HeadConfig, kind: HeadKind, labels: Sequence[str] | None) -
     return same and set(labels or ()) <= set(trained.labels)
 
 
-def _with_pooling(head: HeadConfig, located: Located) -> HeadConfig:
-    """An embedding head as a sentence-transformers folder describes it, where there is such a description."""
-    path = located.folder / "modules.json"
-    if head.kind != "embedding" or located.gguf is not None or not path.is_file():
-        return head
-    modules = read_json(path, "sentence-transformers modules")
-    if not isinstance(modules, list) or not all(isinstance(part, dict) for part in modules):
-        raise InputError(f"{path} is not a list of modules with type and path; download the model again")
-    kinds = {str(part.get("type", "")).rsplit(".", 1)[-1]: str(part.get("path", "")) for part in modules}
-    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
-    if unknown:
-        raise InputError(f"{path} has a module {unknown[0]}, not Transformer, Pooling or Normalize; use another model")
-    head = replace(head, normalize="Normalize" in kinds)
-    if "Pooling" not in kinds:
-        return head
-    if Path(kinds["Pooling"]).name != kinds["Pooling"] or kinds["Pooling"] == "..":
-        raise InputError(f"{path} names the folder {kinds['Pooling']!r}, which is not beside it; do not use it")
-    path = located.folder / kinds["Pooling"] / "config.json"
-    pooling = read_json(path, "pooling config")
-    if not isinstance(pooling, dict):
-        raise InputError(f"{path} is not a dictionary; download the model again")
-    ours = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    chosen = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True]
-    if len(chosen) != 1 or chosen[0] not in ours:
-        raise InputError(f"pooling {', '.join(chosen) or 'none'} is not one of {', '.join(ours)}; use another model")
-    return replace(head, pooling=ours[chosen[0]])  # type: ignore[arg-type]
+def _sentences(head: HeadConfig, located: Located) -> Sentences:
+    """What sentence-transformers says of an embedding model, where it says anything."""
+    if head.kind != "embedding" or located.gguf is not None:
+        return PLAIN
+    return read_sentences(located.root or located.folder, located.folder)

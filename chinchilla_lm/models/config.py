@@ -7,6 +7,7 @@ from typing import Literal
 
 HeadKind = Literal["language-modeling", "token-classification", "text-classification", "ranking", "embedding"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+Scores = Literal["softmax", "sigmoid", "raw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class HeadConfig:
     language-modeling: `transform` (BERT's: dense, activation, norm) and the decoder, tied to the embedding or not;
     token-classification: one linear layer; text-classification and ranking: pooling, an optional dense layer with
     `dense_activation`, one linear layer (a ranking head has one output); embedding: pooling, L2-normalised or not.
+    scores: what a text classifier's outputs mean: `softmax`, one label a text; `sigmoid`, each label by itself, any
+    number of them a text; `raw`, numbers of a regression.
     """
 
     kind: HeadKind
@@ -26,27 +29,41 @@ class HeadConfig:
     dense_activation: Activation | None = None
     pooling: Literal["first", "last", "mean"] = "first"
     normalize: bool = False
+    scores: Scores = "softmax"
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary positions: base `theta`; `scaling`, the sorted items of Hugging Face's dictionary (`linear` or `llama3`).
+    """Rotary positions: base `theta`; `scaling`, the sorted items of Hugging Face's dictionary (`linear`, `llama3` or
+    `longrope`); `share`, the part of a head's features that turn, the first ones.
 
     Hashable, because every distinct rope of a model has one rotation table a pass.
     """
 
     theta: float = 10_000.0
-    scaling: tuple[tuple[str, float | str], ...] = ()
+    scaling: tuple[tuple[str, float | str | tuple[float, ...]], ...] = ()
+    share: float = 1.0
+
+    @property
+    def switch(self) -> int | None:
+        """Tokens of the longest text that is read with LongRoPE's short factors; None where all are read alike."""
+        found = dict(self.scaling).get("original_max_position_embeddings")
+        return int(found) if dict(self.scaling).get("rope_type") == "longrope" and isinstance(found, float) else None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One transformer. Widths are in features, windows and positions in tokens.
 
-    placement: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))).
+    placement: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `output` x + norm(f(x)).
+    residual_scale: what f is multiplied by before the sum. qk_norm_over: one norm for each `head`, or one over `all`.
+    softcap: s becomes softcap · tanh(s / softcap), of scores before the mask, and of an LM head's logits, which are
+    multiplied by logit_scale before that.
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
-    ropes: one entry a block; empty for learned positions.
+    ropes: one entry a block, None for a block that does not see positions; empty for learned positions.
+    relative_buckets: rows of one table, shared by all blocks, of what each head adds to a score by the distance from
+    query to key (T5's buckets: half of them for each side, from `relative_distance` on all one); 0 for none.
     """
 
     family: str
@@ -61,7 +78,7 @@ class ModelConfig:
     causal: bool
     norm: Literal["layernorm", "rmsnorm"]
     norm_eps: float
-    placement: Literal["pre", "post", "sandwich"]
+    placement: Literal["pre", "post", "sandwich", "output"]
     activation: Activation
     gated: bool
     head: HeadConfig
@@ -70,17 +87,29 @@ class ModelConfig:
     out_bias: bool = True
     mlp_bias: bool = True
     qk_norm: bool = False
+    qk_norm_over: Literal["head", "all"] = "head"
     positions: Literal["rope", "learned"] = "learned"
     position_offset: int = 0
     segment_types: int = 0
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     attention_scale: float | None = None
+    attention_softcap: float | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
     final_norm: bool = True
+    relative_buckets: int = 0
+    relative_distance: int = 128
     windows: tuple[int | None, ...] = ()
-    ropes: tuple[RopeConfig, ...] = field(default=())
+    ropes: tuple[RopeConfig | None, ...] = field(default=())
 
     @property
     def post_norm(self) -> bool:
         """Whether the norm stands after the residual sum, so that a dropped link may leave its norm behind."""
         return self.placement == "post"
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """Lengths past which a text is read with other angles, so that what a cache holds of it is of no use."""
+        return tuple(sorted({rope.switch for rope in self.ropes if rope is not None and rope.switch is not None}))

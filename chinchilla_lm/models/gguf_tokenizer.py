@@ -51,12 +51,7 @@ def read_tokenizer(path: Path) -> Any:
 
     metadata = _metadata(path)
     # transformers copies what it is given, by way of JSON, which takes a second: so it is given an empty one.
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE()),
-        model_max_length=metadata.get(f"{metadata.get('general.architecture')}.context_length"),
-        padding_side="left" if metadata.get("general.architecture") in GEMMA else "right",
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **_others(metadata))
     named = _fill(tokenizer.backend_tokenizer, path, metadata)
     for role, token in named.items():
         setattr(tokenizer, role, token)
@@ -70,7 +65,18 @@ def read_plain_tokenizer(path: Path) -> PlainTokenizer:
 
     metadata = _metadata(path)
     backend = Tokenizer(models.BPE())
-    return PlainTokenizer(backend, _fill(backend, path, metadata), metadata.get("tokenizer.chat_template"))
+    named = _fill(backend, path, metadata)
+    return PlainTokenizer(backend, named, metadata.get("tokenizer.chat_template"), others=_others(metadata))
+
+
+def _others(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What transformers should know of a tokenizer besides."""
+    architecture = metadata.get("general.architecture")
+    return {
+        "model_max_length": metadata.get(f"{architecture}.context_length"),
+        "padding_side": "left" if architecture in GEMMA else "right",
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def _metadata(path: Path) -> dict[str, Any]:

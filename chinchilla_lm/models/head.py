@@ -25,6 +25,8 @@ class Head(nn.Module):
         super().__init__()
         self.config = head = config.head
         size = config.hidden_size
+        lm = head.kind == "language-modeling"
+        self.scale, self.softcap = (config.logit_scale, config.logit_softcap) if lm else (1.0, None)
         transform = head.kind == "language-modeling" and head.transform
         self.activation = ACTIVATIONS[head.dense_activation or config.activation]
         self.dense = nn.Linear(size, size) if transform or head.dense_activation else None
@@ -52,7 +54,10 @@ class Head(nn.Module):
         if self.transform_norm is not None:
             x = self.transform_norm(x)
         assert self.output is not None
-        return self.output(x)
+        logits: Tensor = self.output(x)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
 
 def pool(x_BTD: Tensor, batch: Batch, how: str) -> Tensor:

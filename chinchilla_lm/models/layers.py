@@ -43,8 +43,9 @@ QUERIES = 128
 class Context:
     """What every link of one pass shares.
 
-    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look) or None
-    where SDPA needs no mask tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of
+    tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look), or where
+    the model has a bias of positions what is added to the scores, [B or 1, H, T, S], or None where SDPA needs no mask
+    tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of
     every link's contribution that is set to 0.
     """
 
@@ -84,12 +85,15 @@ class Norm(nn.Module):
 class Link(nn.Module, ABC):
     """One residual sublayer: `forward` returns the residual stream with its contribution in it."""
 
+    norm: Norm | None
+
     def __init__(self, config: ModelConfig, block: int) -> None:
         super().__init__()
         self.block = block
         self.placement = config.placement
-        self.norm = Norm(config, config.hidden_size)
-        self.norm_after = Norm(config, config.hidden_size) if config.placement == "sandwich" else None
+        self.norm = None if config.placement == "output" else Norm(config, config.hidden_size)
+        self.norm_after = Norm(config, config.hidden_size) if config.placement in ("sandwich", "output") else None
+        self.residual_scale = config.residual_scale
 
     @abstractmethod
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -97,10 +101,13 @@ class Link(nn.Module, ABC):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """The stream behind this link, [B, T, D]."""
-        if self.placement == "post":
-            return self.norm(x_BTD + _dropout(self.contribution(x_BTD, context), context.dropout))
-        added = self.contribution(self.norm(x_BTD), context)
-        return x_BTD + _dropout(added if self.norm_after is None else self.norm_after(added), context.dropout)
+        added = self.contribution(x_BTD if self.norm is None or self.placement == "post" else self.norm(x_BTD), context)
+        if self.norm_after is not None:
+            added = self.norm_after(added)
+        if self.residual_scale != 1.0:
+            added = added * self.residual_scale
+        x_BTD = x_BTD + _dropout(added, context.dropout)
+        return self.norm(x_BTD) if self.norm is not None and self.placement == "post" else x_BTD
 
 
 def _dropout(added_BTD: Tensor, share: float) -> Tensor:
@@ -129,20 +136,23 @@ class Attention(Link):
         self.widths = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
         self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=config.qkv_bias)
         self.out = nn.Linear(self.widths[0], config.hidden_size, bias=config.out_bias)
-        self.q_norm = Norm(config, config.head_dim) if config.qk_norm else None
-        self.k_norm = Norm(config, config.head_dim) if config.qk_norm else None
+        self.whole_norms = config.qk_norm_over == "all"
+        sizes = self.widths[:2] if self.whole_norms else [self.head_dim] * 2
+        self.q_norm, self.k_norm = (Norm(config, size) if config.qk_norm else None for size in sizes)
         self.rope = config.ropes[block] if config.positions == "rope" else None
         self.window = config.windows[block] if config.windows else None
-        self.scale = config.attention_scale
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
 
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Attention over this pass's and, with a cache, all earlier positions, [B, T, D]."""
         rows, positions, _ = x_BTD.shape
+        query, key, value = self.qkv(x_BTD).split(self.widths, dim=-1)
+        if self.whole_norms and self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
-            part.view(rows, positions, -1, self.head_dim).transpose(1, 2)
-            for part in self.qkv(x_BTD).split(self.widths, dim=-1)
+            part.view(rows, positions, -1, self.head_dim).transpose(1, 2) for part in (query, key, value)
         )
-        if self.q_norm is not None and self.k_norm is not None:
+        if not self.whole_norms and self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rope is not None:
             table = context.tables[self.rope]
@@ -155,20 +165,31 @@ class Attention(Link):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         plain = query.device.type == "cpu" and (query.requires_grad or query.dtype is torch.bfloat16)
         few = key.shape[2] <= EXPLICIT_UP_TO or (context.causal and not query.requires_grad)
-        if plain and few:
-            return explicit_attention(query, key, value, context.masks.get(self.window), context.causal, self.scale)
+        if (plain and few) or self.softcap is not None:  # SDPA has no soft cap
+            mask = context.masks.get(self.window)
+            return explicit_attention(query, key, value, mask, context.causal, self.scale, self.softcap)
         if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
             shared = self.heads // self.kv_heads
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
         mask = context.masks.get(self.window)
         causal = context.causal and mask is None
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=self.scale)
 
 
 def explicit_attention(
-    query_BHTP: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    query_BHTP: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    softcap: float | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v by plain products, [B, H, T, P]; key and value are [B, kv heads, S, P].
+
+    softcap: scores s become softcap · tanh(s / softcap) before the mask.
 
     The query heads that share a key are rows of one product. Same function as SDPA, for the CPU, where the fused kernel
     is the slower one in bfloat16 and in its backward pass; its price is the memory of all scores. `causal`: position t
@@ -180,25 +201,35 @@ def explicit_attention(
     with torch.autocast(key.device.type, enabled=False):
         query = query_BHTP.reshape(rows, key.shape[1], -1, positions, size) * (size**-0.5 if scale is None else scale)
         if not causal:
-            return _mix(query, key, value, mask).view(rows, heads, positions, size)
+            return _mix(query, key, value, mask, softcap).view(rows, heads, positions, size)
         triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=key.device).tril()[None, None]
         parts = []
         for start in range(0, positions, QUERIES):
             stop = min(start + QUERIES, positions)
             seen = triangle[..., : stop - start, : stop - start] if mask is None else mask[..., start:stop, :stop]
-            parts.append(_mix(query[:, :, :, start:stop], key[:, :, :stop], value[:, :, :stop], seen))
+            parts.append(_mix(query[:, :, :, start:stop], key[:, :, :stop], value[:, :, :stop], seen, softcap))
         return torch.cat(parts, dim=3).view(rows, heads, positions, size)
 
 
-def _mix(query_BGQTP: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """What G groups of Q query heads see, [B, G, Q, T, P]; the mask, [B or 1, 1, T, n], is of the last n keys."""
+def _mix(query_BGQTP: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None = None) -> Tensor:
+    """What G groups of Q query heads see, [B, G, Q, T, P]; the mask, [B or 1, 1 or G·Q, T, n], is of n last keys."""
     shape = query_BGQTP.shape
     scores = (query_BGQTP.flatten(2, 3) @ key.transpose(-1, -2)).view(*shape[:-1], -1)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     if mask is not None:
-        # Not −∞: the softmax of a row of −∞ is NaN, and NaN times a gradient of 0 is NaN in every weight.
-        bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
-        scores[..., -mask.shape[-1] :] += bias[:, :, None]
+        bias = as_bias(mask, scores.dtype)
+        grouped = bias[:, :, None] if bias.shape[1] == 1 else bias.unflatten(1, shape[1:3])
+        scores[..., -mask.shape[-1] :] += grouped
     return (scores.flatten(2, 3).softmax(-1) @ value).view(shape)
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to the scores: 0, or where it is False the least number; what is a bias already, as it is."""
+    if mask.dtype is not torch.bool:
+        return mask.to(dtype)
+    # Not −∞: the softmax of a row of −∞ is NaN, and NaN times a gradient of 0 is NaN in every weight.
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class MLP(Link):

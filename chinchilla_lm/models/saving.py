@@ -9,8 +9,10 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text
+from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
+from chinchilla_lm.models.families.reading import PROBLEM_TYPES, Fields
 from chinchilla_lm.models.filling import spread
 from chinchilla_lm.models.tensors import SINGLE
 from chinchilla_lm.models.transformer import Transformer
@@ -19,14 +21,7 @@ from chinchilla_lm.models.transformer import Transformer
 OWN_TYPE = "chinchilla"
 # Where a model was and what wrote it: untrue of the copy.
 DROPPED_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map")
-LABEL_KEYS = ("num_labels", "id2label", "label2id")
-
-SENTENCE_FILES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
+LABEL_KEYS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 def write_weights(model: Transformer, family: Family, folder: Path) -> None:
@@ -59,6 +54,8 @@ def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]
     if head.labels:
         config["id2label"] = {str(index): label for index, label in enumerate(head.labels)}
         config["label2id"] = {label: index for index, label in enumerate(head.labels)}
+    if head.kind in ("text-classification", "ranking"):
+        config |= _problem_type(hf, head)
     if head.kind == "language-modeling":
         config["tie_word_embeddings"] = head.tied
     if head.kind == "token-classification" and not head.bias:
@@ -70,9 +67,9 @@ def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]
     return config
 
 
-def copy_sentence_files(source: Path | None, folder: Path) -> None:
-    """How sentence-transformers pools, where the source says it."""
-    for name in SENTENCE_FILES:
-        if source is not None and (source / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+def _problem_type(hf: Mapping[str, Any], head: HeadConfig) -> dict[str, str]:
+    """What a classifier's outputs mean, where a config without it would say otherwise, or said it before."""
+    if head.scores == "softmax" and len(head.labels) < 2:  # transformers refuses that, and it means nothing
+        return {}
+    usual = "problem_type" not in hf and head.scores == Fields({}).scores(len(head.labels))
+    return {} if usual else {"problem_type": PROBLEM_TYPES[head.scores]}

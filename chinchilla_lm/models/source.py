@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.sentence import transformer_folder
 
 # Weights, configuration and tokenizers as data; no Python file and no pickle.
 HUB_FILES = (
@@ -17,6 +18,10 @@ HUB_FILES = (
     "vocab.txt",
     "merges.txt",
     "*.model",
+    # Where an older sentence-transformers put its transformer.
+    "0_*/*.safetensors",
+    "0_*/vocab.txt",
+    "0_*/merges.txt",
 )
 HUB_SKIPPED = ("onnx/*", "openvino/*", "original/*", "flax_model*", "checkpoint-*/*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -24,10 +29,11 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A folder in Hugging Face's layout, or a GGUF file."""
+    """A folder in Hugging Face's layout, or a GGUF file. root: the folder of sentence-transformers that it is in."""
 
     folder: Path
     gguf: Path | None = None
+    root: Path | None = None
 
 
 def locate(source: str | Path) -> Located:
@@ -51,6 +57,8 @@ def _in_folder(folder: Path) -> Located:
         return Located(folder)
     if (folder / "model" / "config.json").is_file():
         return Located(folder / "model")
+    if (inner := transformer_folder(folder)) is not None:
+        return Located(inner, root=folder)
     if len(files) > 1:
         raise InputError(f"{folder} holds {len(files)} GGUF files; pass one of them, such as {files[0]}")
     if files:

@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of chat templates that have names
 
 
 def load_tokenizer(source: Path) -> Any:
@@ -52,44 +53,34 @@ def load_tokenizer(source: Path) -> Any:
     return tokenizer
 
 
-def tokenizer_of(source: Path, vocabulary: int, *, plain: bool = False) -> Any:
-    """The fast tokenizer of a folder or GGUF file for a model of so many token ids.
-
-    plain: without transformers, whose import takes longer than a file. Raises InputError where there is none, and where
-    its vocabulary is larger than the model's. (Tokens that were added to it may lie beyond: Gemma 3 has one for images,
-    and a text without it is fine.)
-    """
-    tokenizer = _plain(source) if plain else load_tokenizer(source)
-    highest = _highest_id(source, tokenizer.backend_tokenizer)
-    if highest >= vocabulary:
-        raise InputError(
-            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
-            "copy the model's own tokenizer files into it"
-        )
-    return tokenizer
-
-
-def _plain(source: Path) -> PlainTokenizer:
-    if source.is_dir():
-        return PlainTokenizer.load(source)
-    from chinchilla_lm.models.gguf_tokenizer import read_plain_tokenizer
-
-    return read_plain_tokenizer(source)
-
-
-def _highest_id(source: Path, backend: Any) -> int:
-    """Without tokens that were added beyond the vocabulary."""
-    if source.is_file():  # GGUF numbers its tokens; a copy of 262,144 words to look at takes 0.3 s
-        return int(backend.get_vocab_size(with_added_tokens=False)) - 1
-    return max(backend.get_vocab(with_added_tokens=False).values(), default=0)
-
-
 def _family_of_shortened(folder: Path) -> str | None:
     """The model_type behind a shortened model's own, which transformers does not know and would warn of."""
     path = folder / "config.json"
     config = read_json(path, "model config") if path.is_file() else None
     family = config.get("chinchilla_model_type") if isinstance(config, dict) else None
     return family if isinstance(family, str) else None
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether `save_tokenizer` may write a file of this name, which is relative to the model's folder."""
+    return name in TOKENIZER_FILES or (name.startswith(f"{MORE_TEMPLATES}/") and name.endswith(".jinja"))
+
+
+def check_vocabulary(tokenizer: Any, source: Path, vocabulary: int) -> None:
+    """Raise InputError for a tokenizer whose own vocabulary is larger than the model's.
+
+    Tokens that were added to it may lie beyond: Gemma 3 has one for images, and a text without it is fine.
+    """
+    backend = tokenizer.backend_tokenizer
+    if source.is_file():  # GGUF numbers its tokens; a copy of 262,144 words to look at takes 0.3 s
+        highest = backend.get_vocab_size(with_added_tokens=False) - 1
+    else:
+        highest = max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+    if highest >= vocabulary:
+        raise InputError(
+            f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
+            "copy the model's own tokenizer files into it"
+        )
 
 
 def has_tokenizer(path: Path) -> bool:
@@ -109,6 +100,8 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+        if (source / MORE_TEMPLATES).is_dir():
+            shutil.copytree(source / MORE_TEMPLATES, folder / MORE_TEMPLATES, ignore=_all_but_templates)
         return
     if tokenizer is None and source is not None and has_tokenizer(source):
         tokenizer = load_tokenizer(source)
@@ -120,3 +113,16 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
         kept = read_json(config, "tokenizer config")
         kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
         config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def save_plain(tokenizer: PlainTokenizer, folder: Path) -> None:
+    """Write a tokenizer in the place of the files that stand in `folder`, of which only the stop tokens' stay."""
+    for name in TOKENIZER_FILES:
+        if name != "generation_config.json":
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+    tokenizer.save(folder)
+
+
+def _all_but_templates(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".jinja")]

@@ -21,7 +21,8 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.head import Head
-from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm
+from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm, as_bias
+from chinchilla_lm.models.relative import RelativeBias
 from chinchilla_lm.models.rope import rotation_table
 from chinchilla_lm.plan import chain
 
@@ -41,6 +42,7 @@ class Embedding(nn.Module):
         self.positions = nn.Embedding(config.max_positions + config.position_offset, size) if learned else None
         self.segments = nn.Embedding(config.segment_types, size) if config.segment_types else None
         self.norm = nn.LayerNorm(size, eps=config.norm_eps) if config.embedding_norm else None
+        self.relative = RelativeBias(config) if config.relative_buckets else None
 
     def forward(self, batch: Batch, positions_T: Tensor) -> Tensor:
         """[B, T, D]."""
@@ -118,17 +120,32 @@ class Transformer(nn.Module):
             raise InputError(
                 f"{past + new} tokens are more than the model's {self.config.max_positions} positions; shorten the text"
             )
+        for switch in self.config.switches:
+            if 0 < past <= switch < past + new:
+                raise InputError(
+                    f"{past + new} tokens are more than the {switch} up to which this text was read with other angles; "
+                    "read it again from its start"
+                )
         positions = torch.arange(past, past + new, device=batch.ids.device)
         context = Context(cache=cache, causal=self.config.causal and past == 0)
         context.dropout = self.dropout if self.training else 0.0
-        for rope in set(self.config.ropes):
-            context.tables[rope] = rotation_table(rope, self.config.head_dim, positions)
+        lengths = None if batch.mask is None else past + batch.mask.sum(1)
+        for rope in set(self.config.ropes) - {None}:
+            assert rope is not None
+            context.tables[rope] = rotation_table(rope, self.config.head_dim, positions, lengths)
         for window in set(self.config.windows or (None,)):
-            context.masks[window] = self._mask(batch, past, window)
+            context.masks[window] = self._biased(self._mask(batch, past, window), past, past + new)
         x_BTD = self.embedding(batch, positions)
         if self.training and self.token_dropout:
             x_BTD = x_BTD * (torch.rand(batch.ids.shape, device=x_BTD.device) >= self.token_dropout)[:, :, None]
         return x_BTD, context
+
+    def _biased(self, mask: Tensor | None, past: int, seen: int) -> Tensor | None:
+        """The mask, and what the positions add to the scores, in one, [B or 1, H, T, S]; the mask alone without one."""
+        if self.embedding.relative is None:
+            return mask
+        bias_1HTS = self.embedding.relative(past, seen)
+        return bias_1HTS if mask is None else as_bias(mask, bias_1HTS.dtype) + bias_1HTS
 
     def _mask(self, batch: Batch, past: int, window: int | None) -> Tensor | None:
         """bool [B or 1, 1, T, S], or None where SDPA needs none."""

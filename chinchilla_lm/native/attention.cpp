@@ -100,11 +100,31 @@ void Pass::attention(const Operation& op, const Job& job, Member me) {
     const Input in = inputs(op.first, before, x_.as(), width_, job.rows, me);
     multiply(op.first, in, job.rows, mid_.as(), wide_, false, me);
     me.meet();
+    if (op.whole_norms) norm_heads(op, job.rows, me);
     store(op, job, me);
     me.meet();
     attend(op, job, me);
     me.meet();
     join(op, inputs(op.second, nullptr, seen_.as(), wide_, job.rows, me), mid_.as(), job.rows, me);
+}
+
+// The norms of queries and of keys that are over all heads together.
+void Pass::norm_heads(const Operation& op, int rows, Member me) {
+    float* room = scratch_[me.index].row.as();
+    const int queries = op.heads * op.head_dim, keys = op.kv_heads * op.head_dim;
+    const Share share = me.share(rows);
+    for (int row = share.begin; row < share.end; ++row) {
+        float* x = mid_.as() + row * wide_;
+        // Not in place: a norm writes whole vectors, and keys stand right behind queries.
+        const auto norm = [&](const Norm& one, float* part, int size) {
+            if (!one.present) return;
+            k_.norm(one, part, room, size);
+            std::copy_n(room, size, part);
+        };
+        norm(op.query_norm, x, queries);
+        norm(op.key_norm, x + queries, keys);
+    }
+    me.meet();
 }
 
 // Norms and rotates queries and keys, rounds them, and puts keys and values where attention finds them.
@@ -119,13 +139,15 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
     float* row = scratch_[me.index].row.as();
     std::byte* rounded = scratch_[me.index].tile.as<std::byte>();
     const Input one = place(like, rounded, 1);
+    const int half = op.rope < 0 ? 0 : static_cast<int>(program_.ropes[op.rope].frequencies.size());
     const auto turned = [&](const float* from, const Norm& norm, int at) -> const float* {
-        if (!norm.present && op.rope < 0) return from;
+        const bool normed = norm.present && !op.whole_norms;
+        if (!normed && op.rope < 0) return from;
         std::copy_n(from, size, row);
-        if (norm.present) k_.norm(norm, row, row, size);
+        if (normed) k_.norm(norm, row, row, size);
         if (op.rope >= 0) {
             const float* cosine = angles(op.rope, at);
-            k_.rotate(row, cosine, cosine + round_up(size / 2, kLanes), size / 2);
+            k_.rotate(row, cosine, cosine + round_up(half, kLanes), half);
         }
         return row;
     };
@@ -284,7 +306,8 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
         const int begin = std::max(0, position - window + 1 - low);
         const int end = std::min(program_.causal ? position + 1 : std::min(total, position + window), high) - low;
         float* weight = block.parts > 1 ? part(i) + seen_width : nullptr;
-        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.scale, weight);
+        if (op.softcap > 0) k_.cap(scores + i * width, static_cast<int>(width), op.scale, op.softcap);
+        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.softcap > 0 ? 1.0F : op.scale, weight);
         if (kv.scales) k_.weigh(kv.scales + low, scores + i * width, begin, end);
         k_.prepare(values, scores + i * width, probabilities, i, 0, padded);
     }

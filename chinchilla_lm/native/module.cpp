@@ -107,16 +107,25 @@ Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const 
     for (const int count : counts) {
         if (count < 1) throw std::invalid_argument("a sequence has no tokens; at least 1 is needed");
     }
-    const Rows rows(runner.engine.output_rows(counts, want), width);
+    const Reading reading{{ids.data(), ids.size()}, segments ? segments->data() : nullptr};
+    const Rows rows(runner.engine.output_rows(reading, counts, want), width);
     Array result = rows.array(width);
     const auto breathe = [] {  // Ctrl-C
         const nb::gil_scoped_acquire held;
         if (PyErr_CheckSignals()) throw nb::python_error();
     };
     runner.alone([&](Engine& engine) {
-        engine.run({ids.data(), ids.size()}, segments ? segments->data() : nullptr, counts, inside, want, rows.data,
-                   rows.stride, breathe);
+        engine.run(reading, counts, inside, want, rows.data, rows.stride, breathe);
     });
+    return result;
+}
+
+Array nats(Runner& runner, const Ids& ids, const std::vector<int>& counts, const Ids& targets) {
+    if (targets.size() != ids.size()) throw std::invalid_argument("targets are not as many as token ids");
+    const Reading reading{{ids.data(), ids.size()}, nullptr, targets.data()};
+    const Rows rows(runner.engine.output_rows(reading, counts, Want::nats), 1);
+    Array result = rows.array(1);
+    runner.alone([&](Engine& engine) { engine.run(reading, counts, {}, Want::nats, rows.data, rows.stride); });
     return result;
 }
 
@@ -167,7 +176,7 @@ Array unpack(const std::string& isa, const nb::dict& header, const Bytes& bytes)
     return result;
 }
 
-// One row through a kernel: what = norm, rms, softmax, rotate or the name of an activation.
+// One row through a kernel: what = norm, rms, softmax, rotate, cap or the name of an activation.
 Array transform(const std::string& isa, const std::string& what, const Floats& x, int size, float number) {
     const Kernels& k = kernels_named(isa);
     const int width = static_cast<int>(x.size());
@@ -179,6 +188,8 @@ Array transform(const std::string& isa, const std::string& what, const Floats& x
         k.norm({true, what == "rms", number, nullptr, nullptr}, y.data, y.data, size);
     } else if (what == "softmax") {
         k.softmax(y.data, 0, size, width, number, nullptr);
+    } else if (what == "cap") {
+        k.cap(y.data, width, 1.0F, number);
     } else if (what == "rotate") {
         Rows angles(2, width);
         const Array owner = angles.array(width);
@@ -207,6 +218,7 @@ NB_MODULE(_engine, m) {
              nb::arg("data"), nb::arg("threads"), nb::arg("isa").none() = nb::none())
         .def("run", &run, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{},
              nb::arg("segments").none() = nb::none(), nb::arg("all") = false)
+        .def("nats", &nats, nb::arg("ids"), nb::arg("counts"), nb::arg("targets"))
         .def("take_seconds", [](Runner& runner) { return runner.alone([](Engine& engine) { return engine.take_seconds(); }); })
         .def("rest", [](Runner& runner) { runner.engine.rest(); })
         .def_prop_ro("isa", [](const Runner& runner) { return runner.engine.isa(); })

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 namespace chinchilla {
@@ -32,8 +33,26 @@ void check_attention(const Operation& op, const Program& program) {
     require(op.window >= 0, op.name, "the window is negative");
     require(op.rope < static_cast<int>(program.ropes.size()), op.name, "there is no such rope");
     if (op.rope >= 0) {
-        require(op.head_dim == 2 * static_cast<int>(program.ropes[op.rope].size()), op.name, "the rope has another size");
+        const std::size_t turned = program.ropes[op.rope].frequencies.size();
+        require(turned > 0 && turned <= static_cast<std::size_t>(op.head_dim) / 2, op.name, "the rope turns more than a head has");
     }
+    require(std::isfinite(op.scale), op.name, "the scale of scores is not a number");
+    require(std::isfinite(op.softcap) && op.softcap >= 0, op.name, "the soft cap is not a number from 0");
+}
+
+void check_rope(const Rope& rope, const std::string& where) {
+    require(std::isfinite(rope.scale), where, "its scale is not a number");
+    require((rope.switch_at > 0) == !rope.longer.empty(), where, "only one of the switch and the longer rope is there");
+    require(rope.longer.empty() || rope.longer.size() == rope.frequencies.size(), where, "the longer rope has another size");
+}
+
+// Norms that a link's placement needs, and no others.
+void check_placement(const Operation& op) {
+    const bool inside = op.placement == Placement::sandwich || op.placement == Placement::output;
+    require(op.after.present == inside, op.name, "the norm behind the function does not fit the placement");
+    require(op.placement != Placement::output || !op.norm.present, op.name, "a norm stands in front of the function");
+    require(op.placement != Placement::post || op.residual_scale == 1.0F, op.name, "a post-norm link has a residual scale");
+    require(std::isfinite(op.residual_scale), op.name, "the residual scale is not a number");
 }
 
 void check_mlp(const Operation& op, const Program& program) {
@@ -69,8 +88,10 @@ void Program::check() const {
                 "are fewer than the model's");
     }
     if (embedding.segments.rows) check_table(embedding.segments, hidden, "embedding.segments");
+    for (std::size_t i = 0; i < ropes.size(); ++i) check_rope(ropes[i], "rope " + std::to_string(i));
     int slot = 0;
     for (const Operation& op : operations) {
+        if (op.kind != Kind::norm) check_placement(op);
         if (op.kind == Kind::attention) {
             check_attention(op, *this);
             require(op.slot == slot++, op.name, "its slot of the cache is out of order");
@@ -79,6 +100,8 @@ void Program::check() const {
         }
     }
     if (head.dense_present) check_matrix(head.dense, hidden, hidden, "head.dense");
+    require(std::isfinite(head.scale), "head", "the scale is not a number");
+    require(std::isfinite(head.softcap) && head.softcap >= 0, "head", "the soft cap is not a number from 0");
     if (head.output_present) {
         require(head.output.outputs > 0, "head.output", "has no outputs");
         check_matrix(head.output, head.output.outputs, hidden, "head.output");

@@ -25,8 +25,17 @@ struct Embedding {
     Norm norm;
 };
 
-// Where a link's norm stands. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + after(f(norm(x))).
-enum class Placement : int { pre, post, sandwich };
+// Where a link's norm stands. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + after(f(norm(x))); output:
+// x + after(f(x)).
+enum class Placement : int { pre, post, sandwich, output };
+
+// How far a head's first features turn a position, in radians. A text of more than `switch_at` tokens, if that is above
+// 0, turns by `longer` from its first token on. Cosine and sine are multiplied by `scale`.
+struct Rope {
+    std::vector<float> frequencies, longer;
+    int switch_at = 0;
+    float scale = 1.0F;
+};
 
 enum class Kind : int { attention, mlp, norm };
 
@@ -36,12 +45,15 @@ struct Operation {
     Placement placement = Placement::pre;
     Norm norm, after;
     Matrix first, second;  // qkv and out, or up and down
+    float residual_scale = 1.0F;  // of f, before the sum
     // attention
     int heads = 0, kv_heads = 0, head_dim = 0;
     Norm query_norm, key_norm;
+    bool whole_norms = false;  // over all heads together
     int rope = -1;    // index into Program::ropes; -1: none
     int window = 0;   // positions that a token sees, itself included; 0: all
     float scale = 1.0F;
+    float softcap = 0.0F;  // scores s become softcap · tanh(s / softcap) before the mask; 0: they do not
     int slot = -1;    // of the cache
     // mlp
     bool gated = false;
@@ -58,6 +70,7 @@ struct Head {
     Activation activation = Activation::tanh;
     Norm transform;
     Matrix output;
+    float scale = 1.0F, softcap = 0.0F;  // of its outputs
 };
 
 struct Program {
@@ -66,7 +79,7 @@ struct Program {
     Format cache = Format::f32;  // of keys and values: f32, bf16 or int8
     Embedding embedding;
     std::vector<Operation> operations;
-    std::vector<std::vector<float>> ropes;  // radians a position, [head_dim / 2] each
+    std::vector<Rope> ropes;
     Head head;
 
     int slots() const;       // of a cache

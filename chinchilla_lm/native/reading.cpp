@@ -90,6 +90,22 @@ Matrix matrix_in(const nb::dict& from, const char* key, std::span<const std::byt
     return read_matrix(get<nb::dict>(from, key), data);
 }
 
+// Floats of a norm of queries or of keys: of one head, or of all together.
+int norm_size(const Operation& op, int heads) {
+    const long long all = op.whole_norms ? static_cast<long long>(heads) * op.head_dim : op.head_dim;
+    if (all > kMost) refuse("heads", "have " + std::to_string(all) + " features, more than " + std::to_string(kMost));
+    return static_cast<int>(all);
+}
+
+Rope read_rope(const nb::dict& from) {
+    Rope rope;
+    rope.frequencies = get<std::vector<float>>(from, "frequencies");
+    if (has(from, "longer")) rope.longer = get<std::vector<float>>(from, "longer");
+    rope.switch_at = size(from, "switch");
+    rope.scale = get<float>(from, "scale");
+    return rope;
+}
+
 Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<const std::byte> data) {
     Operation op;
     op.name = get<std::string>(from, "name");
@@ -99,10 +115,12 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     if (op.kind == Kind::norm) return op;
     op.placement = named<Placement>(get<std::string>(from, "placement"), {{"pre", Placement::pre},
                                                                           {"post", Placement::post},
-                                                                          {"sandwich", Placement::sandwich}});
+                                                                          {"sandwich", Placement::sandwich},
+                                                                          {"output", Placement::output}});
     op.after = norm_in(from, "after", hidden, data);
     op.first = matrix_in(from, "first", data);
     op.second = matrix_in(from, "second", data);
+    op.residual_scale = get<float>(from, "residual_scale");
     if (op.kind == Kind::mlp) {
         op.gated = get<bool>(from, "gated");
         op.activation = read_activation(get<std::string>(from, "activation"));
@@ -111,11 +129,13 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     op.heads = size(from, "heads", 1);
     op.kv_heads = size(from, "kv_heads", 1);
     op.head_dim = size(from, "head_dim", 1);
-    op.query_norm = norm_in(from, "query_norm", op.head_dim, data);
-    op.key_norm = norm_in(from, "key_norm", op.head_dim, data);
+    op.whole_norms = get<bool>(from, "whole_norms");
+    op.query_norm = norm_in(from, "query_norm", norm_size(op, op.heads), data);
+    op.key_norm = norm_in(from, "key_norm", norm_size(op, op.kv_heads), data);
     op.rope = has(from, "rope") ? size(from, "rope") : -1;
     op.window = size(from, "window");
     op.scale = get<float>(from, "scale");
+    op.softcap = get<float>(from, "softcap");
     op.slot = slot;
     return op;
 }
@@ -138,6 +158,8 @@ Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data
         head.output_present = true;
         head.output = matrix_in(from, "output", data);
     }
+    head.scale = get<float>(from, "scale");
+    head.softcap = get<float>(from, "softcap");
     return head;
 }
 
@@ -184,7 +206,11 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
     program.embedding.position_offset = size(embedding, "position_offset");
     program.embedding.scale = get<float>(embedding, "scale");
     program.embedding.norm = norm_in(embedding, "norm", program.hidden, data);
-    program.ropes = get<std::vector<std::vector<float>>>(header, "ropes");
+    for (const nb::handle one : get<nb::list>(header, "ropes")) {
+        nb::dict from;
+        if (!nb::try_cast<nb::dict>(one, from)) refuse("ropes", "holds something that is none");
+        program.ropes.push_back(read_rope(from));
+    }
     int slot = 0;
     for (const nb::handle one : get<nb::list>(header, "operations")) {
         nb::dict from;

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from threading import Lock
+from typing import TYPE_CHECKING, Any, get_args
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
-from chinchilla_lm.models.config import HeadKind, ModelConfig
+from chinchilla_lm.models.config import HeadKind, ModelConfig, Scores
 from chinchilla_lm.models.families import family_of
-from chinchilla_lm.models.tokenizer import tokenizer_of
+from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.sentence import PLAIN, Pooling, Sentences, read_sentences
+from chinchilla_lm.models.tokenizer import check_vocabulary
 
 if TYPE_CHECKING:
     from chinchilla_lm.models.checkpoint import Checkpoint
 
-Pooling = Literal["first", "last", "mean"]
 # What a config of ours puts under the names of Hugging Face's; models/saving.py writes it.
 OWN_TYPE = "chinchilla"
 
@@ -26,8 +27,9 @@ class Card:
     """The facts of a model.
 
     labels: of a classification head, in the order of its outputs. vocabulary, max_positions: in tokens; hidden: in
-    features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. plain: the tokenizer is
-    read without transformers, which imports torch.
+    features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. given: a tokenizer of a
+    model in memory, in place of the source's. scores: what a text classifier's outputs mean. sentences: how an
+    embedding model reads texts.
     """
 
     kind: HeadKind
@@ -39,13 +41,17 @@ class Card:
     meta: dict[str, Any]
     hf_config: dict[str, Any]
     source: Path | None
-    plain: bool = False
+    given: Any = None
+    scores: Scores = "softmax"
+    sentences: Sentences = PLAIN
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
+    _tokenizer: PlainTokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Card:
         """The card of a model that was loaded with torch."""
         config = checkpoint.model.config
-        card = cls(
+        return cls(
             kind=config.head.kind,
             labels=config.head.labels,
             causal=config.causal,
@@ -55,10 +61,10 @@ class Card:
             meta=checkpoint.meta,
             hf_config=checkpoint.hf_config,
             source=checkpoint.source,
+            given=vars(checkpoint).get("tokenizer"),
+            scores=config.head.scores,
+            sentences=checkpoint.sentences,
         )
-        if "tokenizer" in vars(checkpoint):
-            card.tokenizer = checkpoint.tokenizer
-        return card
 
     @classmethod
     def of_packed(cls, folder: Path, header: dict[str, Any], meta: dict[str, Any]) -> Card:
@@ -78,8 +84,12 @@ class Card:
         if not isinstance(hf_config, dict):
             raise InputError(f"{folder / 'config.json'} is not a dictionary; run chinchilla pack again")
         facts = {key: card[key] for key in kinds} | {"labels": tuple(card["labels"])}
-        made = cls(**facts, meta=meta, hf_config=hf_config, source=folder, plain=True)
-        made._check(header, made._config())
+        made = cls(**facts, meta=meta, hf_config=hf_config, source=folder)
+        config = made._config()
+        made._check(header, config)
+        made.scores = config.head.scores
+        if made.kind == "embedding":
+            made.sentences = read_sentences(folder, folder)
         return made
 
     def _config(self) -> ModelConfig:
@@ -136,14 +146,27 @@ class Card:
         keys = ("kind", "labels", "causal", "vocabulary", "max_positions", "hidden")
         return {key: getattr(self, key) for key in keys} | {"labels": list(self.labels)}
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """A fast tokenizer. Raises InputError where there is none, and where it has tokens that the model lacks."""
+    @property
+    def tokenizer(self) -> PlainTokenizer:
+        """The tokenizer, read when first asked for.
+
+        Raises InputError where there is none, and where it has tokens that the model lacks.
+        """
+        with self._lock:  # threads that ask for it together wait for one of them to read it
+            if self._tokenizer is None:
+                self._tokenizer = self._read_tokenizer()
+            return self._tokenizer
+
+    def _read_tokenizer(self) -> PlainTokenizer:
+        if self.given is not None:
+            return PlainTokenizer.of(self.given)
         if self.source is None:
             raise InputError(
                 "this model was built without a tokenizer; load it from a folder that holds tokenizer.json"
             )
-        return tokenizer_of(self.source, self.vocabulary, plain=self.plain)
+        tokenizer = PlainTokenizer.load(self.source)
+        check_vocabulary(tokenizer, self.source, self.vocabulary)
+        return tokenizer
 
     @property
     def pad_id(self) -> int:

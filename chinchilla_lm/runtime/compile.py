@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.config import Activation
+from chinchilla_lm.models.config import Activation, RopeConfig
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Norm
-from chinchilla_lm.models.rope import inverse_frequencies
+from chinchilla_lm.models.rope import attention_factor, inverse_frequencies
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import to_halves
 from chinchilla_lm.pack.formats import FORMATS, PIECE, Format, format_named
@@ -49,10 +49,12 @@ class _Compiler:
         self.model, self.config, self.form = model, model.config, form
         self.small = FORMATS["f32" if form.name == "f32" else "bf16"]
         self.data = Parts()
-        self.ropes = list(dict.fromkeys(self.config.ropes))
+        self.ropes = list(dict.fromkeys(rope for rope in self.config.ropes if rope is not None))
 
     def draft(self) -> Draft:
         config = self.config
+        if config.relative_buckets:
+            raise InputError(f"the native engine has no bias of positions ({config.family}); use the torch backend")
         header = {
             "format": self.form.name,
             "hidden": config.hidden_size,
@@ -60,7 +62,7 @@ class _Compiler:
             "max_positions": config.max_positions,
             "causal": config.causal,
             "cache": self.cache(),
-            "ropes": [self._frequencies(index) for index in range(len(self.ropes))],
+            "ropes": [self.rope(rope) for rope in self.ropes],
             "embedding": self.embedding(),
             "operations": [self.operation(name, module) for name, module in self.model.links.items()],
             "head": self.head(),
@@ -71,9 +73,18 @@ class _Compiler:
         """The format of keys and values. What is read once, by a bidirectional model, is not worth rounding further."""
         return "int8" if self.config.causal and self.form.name.startswith(("int8", "int4")) else self.small.name
 
-    def _frequencies(self, index: int) -> list[float]:
-        found: list[float] = inverse_frequencies(self.ropes[index], self.config.head_dim, torch.device("cpu")).tolist()
-        return found
+    def rope(self, rope: RopeConfig) -> Part:
+        """Radians a position; `longer` is for texts of more than `switch` tokens, and `scale` of cosine and sine."""
+        short, long = (
+            inverse_frequencies(rope, self.config.head_dim, torch.device("cpu"), long).tolist()
+            for long in (False, True)
+        )
+        return {
+            "frequencies": short,
+            "longer": None if rope.switch is None else long,
+            "switch": rope.switch or 0,
+            "scale": attention_factor(rope),
+        }
 
     def embedding(self) -> Part:
         config, module = self.config, self.model.embedding
@@ -97,6 +108,7 @@ class _Compiler:
             "placement": module.placement,
             "norm": self.norm(module.norm),
             "after": self.norm(module.norm_after),
+            "residual_scale": module.residual_scale,
         }
         return part | (self.attention(module) if isinstance(module, Attention) else self.mlp(module))
 
@@ -110,9 +122,11 @@ class _Compiler:
             "head_dim": link.head_dim,
             "query_norm": self.norm(link.q_norm),
             "key_norm": self.norm(link.k_norm),
+            "whole_norms": link.whole_norms,
             "rope": None if link.rope is None else self.ropes.index(link.rope),
             "window": link.window or 0,
             "scale": link.head_dim**-0.5 if link.scale is None else link.scale,
+            "softcap": link.softcap or 0.0,
         }
 
     def mlp(self, link: MLP) -> Part:
@@ -139,6 +153,8 @@ class _Compiler:
             "output": None
             if head.output is None
             else self.linear(head.output, "head", self.form if decoder else self.small),
+            "scale": head.scale,
+            "softcap": head.softcap or 0.0,
         }
 
     def linear(self, module: nn.Linear, where: str, form: Format | None = None) -> Part:

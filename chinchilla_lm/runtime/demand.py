@@ -97,7 +97,10 @@ def count_parameters(header: Part) -> int:
         total += sum(_weights(one)) + _norm(one["after"], hidden) + _bias(one["second"])
         total += _first_outputs(one) if one["first"]["bias"] is not None else 0
         if one["kind"] == "attention":
-            total += _norm(one["query_norm"], one["head_dim"]) + _norm(one["key_norm"], one["head_dim"])
+            queries, keys = (one["heads"], one["kv_heads"]) if one["whole_norms"] else (1, 1)
+            total += _norm(one["query_norm"], queries * one["head_dim"]) + _norm(
+                one["key_norm"], keys * one["head_dim"]
+            )
     return total
 
 

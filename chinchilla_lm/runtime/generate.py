@@ -23,7 +23,12 @@ MOST_TOGETHER = 32
 
 
 class Model(Protocol):
-    """A causal language model that reads texts on from where it left them."""
+    """A causal language model that reads texts on from where it left them.
+
+    switches: lengths past which a text is read from its start again, as its positions turn by other angles.
+    """
+
+    switches: tuple[int, ...]
 
     def cache(self, capacity: int) -> Any:
         """The keys and values of a text of at most `capacity` positions, nothing of it read yet."""
@@ -66,7 +71,7 @@ class Generation:
         self.ended = False
         self._model, self._sampler, self._speller = model, sampler, speller
         self._most, self._stop_ids, self._stop = int(max_new_tokens), frozenset(stop_ids), tuple(stop)
-        self._seen, self._unread = set(ids), list(ids)
+        self._seen, self._unread, self._prompt = set(ids), list(ids), list(ids)
         self._logits_V: NDArray[np.float32] | None = None  # of what follows all that was read, until it is drawn
         self._cache: Any = None
         self._shown = ""  # drawn, and not yet given out
@@ -85,6 +90,11 @@ class Generation:
         """The tokens that the model has still to read, and the cache of those before them."""
         if self._cache is None:
             self._cache = self._model.cache(self.prompt_tokens + self._most - 1)
+        whole = self.prompt_tokens + len(self.tokens)
+        past = whole - len(self._unread)
+        if past and any(past <= switch < whole for switch in self._model.switches):
+            self._cache.rewind(0)
+            self._unread = self._prompt + self.tokens
         return self._unread, self._cache
 
     def follow(self, logits_V: NDArray[np.float32]) -> None:

@@ -90,7 +90,6 @@ def native_session(checkpoint: Checkpoint, dtype: str = "auto", threads: int | N
     from chinchilla_lm.runtime.compile import compile_model
 
     card = Card.of(checkpoint)
-    card.plain = card.source is not None and card.source.is_file()
     program = compile_model(checkpoint.model, native_format(dtype))
     return Session(NativeBackend(NativeModel(program, threads), card), card)
 

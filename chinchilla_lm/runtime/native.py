@@ -127,6 +127,21 @@ class NativeModel:
             raise InputError(str(error)) from error
         return found
 
+    def nats(self, sequences: Sequence[NDArray[np.int32]], targets: Sequence[NDArray[np.int32]]) -> Floats:
+        """How unexpected each target is to a language model, −log softmax(logits)[target], float32 [targets from 0].
+
+        sequences: token ids, int32 [T] each; targets: a token id behind each of them, or less than 0 for none. The
+        logits are made in pieces and forgotten; of what is not a finite number among them the answer is NaN. Raises
+        InputError for what does not fit the model.
+        """
+        ids = np.ascontiguousarray(np.concatenate(sequences), np.int32)
+        wanted = np.ascontiguousarray(np.concatenate(targets), np.int32)
+        try:
+            found: Floats = self._engine.nats(ids, [len(one) for one in sequences], wanted)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return found[:, 0]
+
 
 class NativeBackend:
     """A session's model in the engine."""
@@ -135,6 +150,7 @@ class NativeBackend:
 
     def __init__(self, model: NativeModel, card: Card) -> None:
         self.model, self.card = model, card
+        self.switches = tuple(sorted({rope["switch"] for rope in model.program.header["ropes"]} - {0}))
 
     def outputs(self, windows: Sequence[Encoded]) -> list[Floats]:
         """See session.Backend. Like lengths go together, so that threads finish at about the same time."""

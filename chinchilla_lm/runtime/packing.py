@@ -1,4 +1,7 @@
-"""Writing a packed model: the program, and beside it all files of the model folder but its weights."""
+"""Writing a packed model: the program, and beside it all files of the model folder but its weights.
+
+Its tokenizer is written out in full, so that it needs none of the rules by which transformers reads the folder's own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import building
 from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.models.tokenizer import save_plain
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.compile import draft
@@ -28,18 +32,13 @@ def write_packed(model: str | Path, form: str, folder: Path, task: str | None = 
     if checkpoint.fresh:
         raise InputError(f"{model} has no trained head for {task}; run chinchilla finetune first")
     laid = draft(checkpoint.model, form)
-    header = laid.header | {"card": Card.of(checkpoint).to_dict()}
+    card = Card.of(checkpoint)
+    header = laid.header | {"card": card.to_dict()}
     with building(folder) as temporary:
         checkpoints.write_rest(checkpoint, temporary)
-        _write_plain_tokenizer(checkpoint, temporary)
+        save_plain(card.tokenizer, temporary)
         write_program(Draft(header, laid.parts), temporary / PROGRAM)
     return _sizes(laid.header)
-
-
-def _write_plain_tokenizer(checkpoint: checkpoints.Checkpoint, folder: Path) -> None:
-    """A `tokenizer.json`, where the model came with the files of an older kind alone."""
-    if checkpoint.source is not None and not (folder / "tokenizer.json").is_file():
-        checkpoint.tokenizer.save_pretrained(folder)
 
 
 def _sizes(header: dict[str, Any]) -> list[Size]:

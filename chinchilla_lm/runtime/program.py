@@ -29,7 +29,7 @@ from chinchilla_lm.files import json_text
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
 
 MAGIC = b"chprog1\n"
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 START = len(MAGIC) + 8 + 32
 MOST_HEADER = 64 << 20  # bytes; a model of 200 blocks has some 200 kB

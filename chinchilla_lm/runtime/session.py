@@ -10,6 +10,7 @@ torch holds for an earlier one too. A native session has threads of its own.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, overload
 
@@ -20,10 +21,12 @@ from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_
 from chinchilla_lm.data.records import Labelled, Tagged
 from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.config import HeadKind
+from chinchilla_lm.models.config import HeadKind, Scores
+from chinchilla_lm.models.sentence import PLAIN, Sentences
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.entities import Entity, entities_of, words_of
 from chinchilla_lm.runtime.generate import Generation, Model, write
+from chinchilla_lm.runtime.given import check_text, checked_parts, checked_texts, listed
 from chinchilla_lm.runtime.sampling import Sampler, check_finite, check_whole
 from chinchilla_lm.runtime.text import Pieces, prompt_ids, stop_ids
 
@@ -91,7 +94,7 @@ class Session:
     def logits(self, token_ids: Sequence[int] | Tensor) -> Floats:
         """float32 [T, V] for token ids [T]. Raises InputError for none, too many, or one outside the vocabulary."""
         self._needs("logits", "language-modeling")
-        ids = [int(one) for one in token_ids]
+        ids = _whole_numbers(token_ids)
         self._check_ids(ids)
         found = self.runner.logits(ids)
         check_finite(found)
@@ -148,8 +151,10 @@ class Session:
             return iter(generation) if stream else "".join(generation)
         if not isinstance(prompt, list | tuple):
             raise InputError(f"prompt {prompt!r:.60} is neither a text nor a list of texts; pass one of them")
-        for one in prompt:
-            _check_text("prompt", one)
+        for index, one in enumerate(prompt):
+            if not isinstance(one, str):
+                raise InputError(f"prompt {one!r:.60} is not a text; pass a str as prompt {index}, or leave it away")
+            check_text(f"prompt {index}", one)
         generations = [self.start(one, max_new_tokens, **options) for one in prompt]
         pieces = self.write(generations)
         if stream:
@@ -188,7 +193,7 @@ class Session:
         self._needs("generate", "language-modeling")
         if not self.card.causal:
             raise InputError("a bidirectional language-modeling model writes no text; pass a causal language model")
-        _check_text("prompt", prompt)
+        check_text("prompt", prompt)
         check_whole("max-new-tokens", max_new_tokens, 1, "pass --max-new-tokens 64")
         _check_stop(stop)
         sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -202,7 +207,7 @@ class Session:
     def entities(self, texts: Sequence[str]) -> list[list[Entity]]:
         """The named spans of each text, in order. A long text is read in windows cut between words; nothing is lost."""
         self._needs("entities", "token-classification")
-        _refuse_one(texts)
+        texts = checked_texts(texts)
         words = [words_of(text) for text in texts]
         some = [index for index, bounds in enumerate(words) if bounds]
         records = [
@@ -225,32 +230,35 @@ class Session:
         return [entities_of(*parts) for parts in zip(texts, words, tags, sure, strict=True)]
 
     def classify(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
-        """For each text or pair: `label`, its `score` (a probability), and the `scores` of all labels.
+        """For each text or pair: `label`, its `score`, and the `scores` of all labels.
 
-        What is longer than the model takes is cut, with a warning.
+        Scores are probabilities: of one label among all, or, where config.json says `multi_label_classification` or
+        there is but one output, of each label by itself; a regression's are its numbers. What is longer than the model
+        takes is cut, with a warning.
         """
-        self._needs("classify", "text-classification")
+        if self.card.kind != "ranking":  # such a head has one output, which may be asked for of single texts
+            self._needs("classify", "text-classification")
         found = []
         for output in self._outputs(self._encode(texts)):
-            scores = np.exp(log_softmax(output)).tolist()
+            scores = scores_of(output, self.card.scores).tolist()
             best = max(range(len(scores)), key=scores.__getitem__)
             named = dict(zip(self.labels, scores, strict=True))
             found.append({"label": self.labels[best], "score": scores[best], "scores": named})
         return found
 
     def embed(self, texts: Sequence[Text]) -> Floats:
-        """One vector a text, float32 [n, D]. What is longer than the model takes is cut, with a warning."""
+        """One vector a text, float32 [n, D]; a model's own default prompt is put before each.
+
+        What is longer than the model was made for (sentence-transformers' `max_seq_length`) is cut, with a warning.
+        """
         self._needs("embed", "embedding")
-        outputs = self._outputs(self._encode(texts))
+        outputs = self._outputs(self._encode(texts, how=self.card.sentences))
         return np.stack(outputs) if outputs else np.empty((0, self.card.hidden), np.float32)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """How well the second text of each pair answers the first: the head's one output, higher is better."""
         self._needs("score", "ranking")
-        for index, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise InputError(f"pair {index} is {pair!r:.60}, not two texts; pass (question, answer)")
-        return [float(output[0]) for output in self._outputs(self._encode(pairs))]
+        return [float(output[0]) for output in self._outputs(self._encode(pairs, pairs_alone=True))]
 
     @property
     def window(self) -> int:
@@ -258,12 +266,14 @@ class Session:
         trained = self.card.meta.get("window", {}).get("max_tokens")
         return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
-    def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
-        """One window a text; an encoder's limit is its positions, not the window it was trained with."""
-        _refuse_one(texts)
-        parts = [(text, None) if isinstance(text, str) else tuple(text) for text in texts]
-        records = [Labelled(f"text {i}", str(i), None, str(p[0]), p[1], "") for i, p in enumerate(parts)]
-        return encode_labelled(records, self.tokenizer, None, self.card.max_positions)
+    def _encode(self, texts: Sequence[Text], pairs_alone: bool = False, how: Sentences = PLAIN) -> list[Encoded]:
+        """One window a text; an encoder's limit is its positions, or that of `how`, not the window of its training."""
+        parts = _prompted(checked_parts(texts, pairs_alone), how)
+        records = [
+            Labelled(f"text {index}", str(index), None, text, pair, "") for index, (text, pair) in enumerate(parts)
+        ]
+        positions = self.card.max_positions
+        return encode_labelled(records, self.tokenizer, None, min(positions, how.max_tokens or positions))
 
     def _outputs(self, windows: list[Encoded]) -> list[Floats]:
         """What the head gives for each window."""
@@ -281,6 +291,16 @@ class Session:
             raise InputError(f"{call} needs a model for {kind}, this one is for {have}; load another one")
 
 
+def scores_of(outputs: Floats, how: Scores) -> Floats:
+    """What a text classifier's outputs [C] mean; `HeadConfig` says how."""
+    if how == "raw":
+        return outputs
+    if how == "sigmoid":
+        found: Floats = np.exp(-np.logaddexp(np.float32(0.0), -outputs))
+        return found
+    return np.exp(log_softmax(outputs))
+
+
 def log_softmax(values: Floats) -> Floats:
     """Over the last axis."""
     shifted = values - values.max(axis=-1, keepdims=True)
@@ -288,27 +308,30 @@ def log_softmax(values: Floats) -> Floats:
     return found
 
 
-def _refuse_one(texts: object) -> None:
-    """A bare string is a sequence of its letters, and surely not what was meant."""
-    if isinstance(texts, str):
-        raise InputError(f"texts {texts[:40]!r} is one text, not a list of them; pass [text]")
+def _whole_numbers(token_ids: Sequence[int] | Tensor) -> list[int]:
+    """Token ids as they are. Raises InputError for what is no list of whole numbers: int() would cut 3.7, and take a
+    text."""
+    found = []
+    for place, one in enumerate(listed("token ids", token_ids, "pass [5, 9]")):
+        try:
+            found.append(operator.index(one))
+        except TypeError:
+            raise InputError(f"token id {place} is {one!r:.60}, not a whole number; pass the tokenizer's ids") from None
+    return found
 
 
-def _check_text(name: str, text: object) -> None:
-    """Raise InputError for what is no text, and for half a character, which no tokenizer takes."""
-    if not isinstance(text, str):
-        raise InputError(f"{name} {text!r:.60} is not a text; pass a str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{name} has {text[error.start]!r} at character {error.start}, half of a surrogate pair and no character "
-            "of its own; decode the text anew, as UTF-8"
-        ) from None
+def _prompted(parts: Sequence[tuple[str, str | None]], how: Sentences) -> Sequence[tuple[str, str | None]]:
+    """The texts with the model's prompt before them, and in its case; of a pair, the prompt stands before the first."""
+    if not (how.prompt or how.lower):
+        return parts
+    found = [(how.prompt + text, pair) for text, pair in parts]
+    return [(text.lower(), pair and pair.lower()) for text, pair in found] if how.lower else found
 
 
 def _check_stop(stop: Any) -> None:
     """Raise InputError for what is not a list of texts; a bare string would be a list of its letters."""
-    listed = isinstance(stop, Sequence) and not isinstance(stop, str)
-    if not listed or not all(isinstance(one, str) and one for one in stop):
+    several = isinstance(stop, Sequence) and not isinstance(stop, str)
+    if not several or not all(isinstance(one, str) and one for one in stop):
         raise InputError(f"stop {stop!r:.60} is not a list of texts, none of them empty; pass [text]")
+    for index, one in enumerate(stop):
+        check_text(f"stop {index}", one)

@@ -38,6 +38,7 @@ class TorchBackend:
 
     def __init__(self, model: Transformer, pad_id: int = 0) -> None:
         self.model, self.pad_id = model, pad_id
+        self.switches = model.config.switches
         weight = model.embedding.tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
 

@@ -43,7 +43,7 @@ def unpack_checkpoint(path: str | Path, task: str | None = None) -> Checkpoint:
     model.load_state_dict(state, assign=True)
     model.tie()
     files = (located.folder / PROGRAM, located.folder / "config.json")
-    return Checkpoint(model.eval(), about.hf, located.folder, about.meta, (), files)
+    return about.checkpoint(model.eval(), located, (), files)
 
 
 class _State:

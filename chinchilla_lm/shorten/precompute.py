@@ -41,7 +41,8 @@ def fold_norms(model: Transformer) -> Transformer:
         for name in folded.link_names:
             link = folded.link(name)
             assert isinstance(link, Attention | MLP)
-            _fold(link.norm, link.qkv if isinstance(link, Attention) else link.up)
+            if link.norm is not None:
+                _fold(link.norm, link.qkv if isinstance(link, Attention) else link.up)
         first = None if folded.config.head.tied else folded.head.dense or folded.head.output
         if folded.norm is not None and first is not None:
             _fold(folded.norm, first)

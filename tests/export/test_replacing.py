@@ -15,7 +15,12 @@ def export(model: Path, out: Path, *more: str) -> int:
 
 
 def test_force_replaces_an_earlier_export(capsys, model_folder, tmp_path):
-    assert export(model_folder(), tmp_path / "out") == 0
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    (model / "additional_chat_templates").mkdir()
+    for name in ("rag.jinja", "rag.py"):
+        (model / "additional_chat_templates" / name).write_text("{{ messages }}")
+    assert export(model, tmp_path / "out") == 0
+    assert [path.name for path in (tmp_path / "out" / "additional_chat_templates").iterdir()] == ["rag.jinja"]
     (tmp_path / "out" / "merges.txt").write_text("of another tokenizer")
     assert export(model_folder(), tmp_path / "out") == 2
     assert export(model_folder(), tmp_path / "out", "--force") == 0

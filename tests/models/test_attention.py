@@ -43,9 +43,9 @@ def test_explicit_attention_equals_sdpa(kind: str, positions: int) -> None:
 def test_queries_are_not_multiplied_with_keys_that_are_hidden(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, real = [], layers._mix
 
-    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
         sizes.append((query.shape[3], key.shape[2]))
-        return real(query, key, value, mask)
+        return real(query, key, value, mask, softcap)
 
     monkeypatch.setattr(layers, "_mix", mix)
     one = torch.randn(1, 2, 261, 4)

@@ -17,7 +17,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.transformer import Transformer
-from tests.models.tiny import CASES, DECODERS, LABELS, assert_same, auto_class, batch, saved, theirs
+from tests.models.tiny import CASES, DECODERS, LABELS, assert_same, auto_class, batch, has_class, saved, theirs
 
 
 def shortened(checkpoint: Checkpoint, dropped: dict[str, Any]) -> Checkpoint:
@@ -42,7 +42,7 @@ def add_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["language-modeling", "token-classification", "text-classification"])
 @pytest.mark.parametrize("name", CASES)
 def test_saved_models_load_everywhere(name: str, kind: str, tmp_path: Path) -> None:
-    if name.startswith("gemma3") and kind == "token-classification":
+    if not has_class(name, kind):
         pytest.skip("transformers has no such class")
     reference, folder = saved(tmp_path, name, kind)
     checkpoint = load(folder)
@@ -245,7 +245,7 @@ def test_sentence_transformers_settings_are_read(tmp_path: Path) -> None:
     save(checkpoint, tmp_path / "again")
     assert load(tmp_path / "again").model.config == checkpoint.model.config
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(InputError, match="pooling_mode_max_tokens"):
+    with pytest.raises(InputError, match="pooling max is not one of"):
         load(folder)
     (folder / "1_Pooling" / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"1_Pooling/config\.json is not a dictionary; download"):

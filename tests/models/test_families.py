@@ -15,8 +15,11 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.models.families import FAMILIES, family_of
-from tests.models.tiny import CASES, DECODERS, ENCODERS, HIDDEN, assert_same, batch, build, saved, theirs
+from tests.models.tiny import CASES, DECODERS, ENCODERS, HIDDEN, assert_same, batch, build, has_class, saved, theirs
 
+# One of each family of decoders, or two where they differ in what a head sees.
+ONE_EACH = ["llama-gqa", "mistral-window", "qwen2", "qwen3", "gemma3", "gpt2"]
+ONE_EACH += ["smollm3-window-biased", "phi3-partial-tied", "olmo2", "olmo3", "granite", "gemma2"]
 KINDS = ("language-modeling", "token-classification", "text-classification", "ranking")
 
 
@@ -31,9 +34,9 @@ def test_language_model_is_transformers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["token-classification", "text-classification", "ranking"])
-@pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "qwen2", "qwen3", "gemma3", "gpt2", *ENCODERS])
+@pytest.mark.parametrize("name", [*ONE_EACH, *ENCODERS])
 def test_classifier_is_transformers(name: str, kind: str, tmp_path: Path) -> None:
-    if name == "gemma3" and kind == "token-classification":
+    if not has_class(name, kind):
         pytest.skip("transformers has no such class")
     reference, folder = saved(tmp_path, name, kind)
     checkpoint = load(folder)
@@ -47,7 +50,7 @@ def test_classifier_is_transformers(name: str, kind: str, tmp_path: Path) -> Non
             assert_same(checkpoint.model(data), theirs(reference, data), data)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "gpt2", "bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "gpt2", "granite", "olmo2", "bert", "roberta", "distilbert"])
 def test_embedding_is_the_normalised_mean(name: str, tmp_path: Path) -> None:
     reference, folder = saved(tmp_path, name, "embedding")
     data = batch(True)
@@ -147,7 +150,16 @@ def test_older_configs_mean_the_same(tmp_path: Path) -> None:
     [
         ("llama-gqa", {"model_type": "mamba"}, "mamba"),
         ("llama-gqa", {"model_type": None}, "None"),
-        ("llama-gqa", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ("llama-gqa", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ("llama-gqa", {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+        ("llama-gqa", {"rope_parameters": {"rope_type": "yarn", "truncate": False}}, "truncate"),
+        ("phi3-longrope", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "short_factor"),
+        ("phi3-partial-tied", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor"),
+        ("phi3-window", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "linear"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, "x"]}, "no_rope_layers"),
+        ("olmo3", {"rope_parameters": {"rope_type": "default"}}, "keyed by full_attention and sliding_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("llama-gqa", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ("llama-gqa", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama-gqa", {"hidden_act": "quick_gelu"}, "quick_gelu"),

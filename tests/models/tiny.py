@@ -44,6 +44,19 @@ DISTIL = {"vocab_size": VOCAB, "dim": HIDDEN, "hidden_dim": 48, "n_layers": 3, "
 GEMMA = DECODER | {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 5}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
+CAPPED = GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}
+# Short enough that all rows of the test batch are longer, and long enough that none is.
+LONGROPE: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 10_000.0}
+LONGROPE |= {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 9.0]}
+PHI3 = {"bos_token_id": 1, "eos_token_id": 2}
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 3.0,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 16}
+
 # name → (configuration class, its arguments). Windows are shorter than the 24 positions of the test batch.
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama-gqa": (transformers.LlamaConfig, DECODER),
@@ -54,6 +67,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama-linear-wide-heads": (
         transformers.LlamaConfig,
         DECODER | {"head_dim": 16, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
+    ),
+    "llama-yarn": (
+        transformers.LlamaConfig,
+        DECODER | {"rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "attention_factor": 1.3}},
     ),
     "mistral-window": (transformers.MistralConfig, DECODER | {"sliding_window": 7}),
     "mistral-full": (transformers.MistralConfig, DECODER | {"sliding_window": None, "num_key_value_heads": 4}),
@@ -87,6 +104,56 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
             },
         },
     ),
+    "smollm3": (
+        transformers.SmolLM3Config,
+        DECODER | {"no_rope_layer_interval": 2, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "smollm3-window-biased": (
+        transformers.SmolLM3Config,
+        DECODER
+        | {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
+        | {"no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "phi3-window": (transformers.Phi3Config, DECODER | PHI3 | {"sliding_window": 7, "resid_pdrop": 0.1}),
+    "phi3-partial-tied": (
+        transformers.Phi3Config,
+        DECODER
+        | PHI3
+        | {"tie_word_embeddings": True, "num_attention_heads": 2}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.75}},
+    ),
+    "phi3-longrope": (
+        transformers.Phi3Config,
+        DECODER | PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 2},
+    ),
+    "phi3-longrope-short-partial": (
+        transformers.Phi3Config,
+        DECODER
+        | PHI3
+        | {"num_attention_heads": 2, "num_key_value_heads": 1, "original_max_position_embeddings": 30}
+        | {"rope_parameters": LONGROPE | {"partial_rotary_factor": 0.5}},
+    ),
+    "olmo2": (transformers.Olmo2Config, DECODER | {"num_key_value_heads": 4}),
+    "olmo2-grouped-biased-tied": (
+        transformers.Olmo2Config,
+        DECODER | {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    ),
+    "olmo3": (
+        transformers.Olmo3Config,
+        DECODER
+        | {"sliding_window": 5, "layer_types": MIXED, "eos_token_id": 2}
+        | {"rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}},
+    ),
+    "granite": (transformers.GraniteConfig, DECODER | MULTIPLIERS),
+    "granite-biased-tied": (
+        transformers.GraniteConfig,
+        DECODER | MULTIPLIERS | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "gemma2": (transformers.Gemma2Config, CAPPED | {"layer_types": MIXED}),
+    "gemma2-uncapped-untied": (
+        transformers.Gemma2Config,
+        CAPPED | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False},
+    ),
     "gpt2": (transformers.GPT2Config, GPT2),
     "gpt2-untied-unscaled": (
         transformers.GPT2Config,
@@ -101,15 +168,20 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "roberta": (transformers.RobertaConfig, ENCODER | {"type_vocab_size": 1}),
     "roberta-pad-5": (transformers.RobertaConfig, ENCODER | {"pad_token_id": 5, "hidden_act": "gelu_new"}),
     "xlm-roberta": (transformers.XLMRobertaConfig, ENCODER | {"type_vocab_size": 1, "tie_word_embeddings": False}),
+    "mpnet": (transformers.MPNetConfig, ENCODER),
     "distilbert": (transformers.DistilBertConfig, DISTIL),
     "distilbert-relu-untied": (
         transformers.DistilBertConfig,
         DISTIL | {"activation": "relu", "tie_word_embeddings": False, "max_position_embeddings": 30},
     ),
 }
-DECODERS = [name for name in CASES if name.startswith(("llama", "mistral", "qwen", "gemma", "gpt2"))]
+ENCODER_FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet")
+DECODERS = [name for name in CASES if not name.startswith(ENCODER_FAMILIES)]
 ENCODERS = [name for name in CASES if name not in DECODERS]
 LABELS = ("O", "B-X", "I-X")
+
+# Decoders of which transformers has no classifier of tokens, and none of texts.
+NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite"), ("granite",)
 
 AUTO: dict[str, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,
@@ -117,6 +189,13 @@ AUTO: dict[str, Any] = {
     "ranking": transformers.AutoModelForSequenceClassification,
     "embedding": transformers.AutoModel,
 }
+
+
+def has_class(name: str, kind: str) -> bool:
+    """Whether transformers has a class for this head."""
+    if kind == "token-classification":
+        return not name.startswith(NO_TAGGER)
+    return kind in ("language-modeling", "embedding") or not name.startswith(NO_CLASSIFIER)
 
 
 def auto_class(name: str, kind: str) -> Any:

@@ -10,17 +10,34 @@ import torch
 from torch import Tensor
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import NormFate, Transformer
+from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.native import NativeModel, engine_module
+from chinchilla_lm.runtime.generate import Generation, Model
+from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module
+from chinchilla_lm.runtime.sampling import Sampler
+from chinchilla_lm.runtime.torch_backend import TorchBackend
 from chinchilla_lm.shorten.surgery import without
-from tests.models.tiny import CASES, DECODERS, ENCODERS, VOCAB
+from tests.models.tiny import CASES, DECODERS, ENCODERS, LONGROPE, VOCAB, has_class, saved
 from tests.native.examples import assert_near, load, long_reader, texts
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
+# Decoders that differ in what the engine does.
+FEATURES = ["llama-gqa", "gpt2", "gemma3", "smollm3", "phi3-partial-tied", "olmo2", "olmo3", "granite", "gemma2"]
 HEADS = ["token-classification", "text-classification", "ranking", "embedding"]
+
+
+class Numbers:
+    """Spells a token as its number."""
+
+    def add(self, token: int) -> str:
+        return f"{token} "
+
+    def finish(self) -> str:
+        return ""
 
 
 @torch.no_grad()
@@ -41,9 +58,9 @@ def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "roberta", "distilbert", "gemma3"])
+@pytest.mark.parametrize("name", [*FEATURES, "bert", "roberta", "distilbert"])
 def test_every_head(tmp_path: Path, name: str, kind: str):
-    if (name, kind) == ("gemma3", "token-classification"):
+    if not has_class(name, kind):
         pytest.skip("transformers has no such class")
     model = load(tmp_path, name, kind)
     native = NativeModel(compile_model(model, "f32"), 2)
@@ -72,7 +89,7 @@ def test_reading_in_pieces_is_reading_at_once(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("cache", ["bf16", "int8"])
-@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "gemma3"])
+@pytest.mark.parametrize("name", FEATURES)
 def test_a_cache_of_few_bits_read_in_pieces(tmp_path: Path, name: str, cache: str):
     """Weights are exact, so what differs is the cache's rounding; how a text was cut must not show."""
     model = load(tmp_path, name)
@@ -95,7 +112,7 @@ def test_a_cache_of_few_bits_read_in_pieces(tmp_path: Path, name: str, cache: st
 
 
 @pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "bert", "gemma3"])
+@pytest.mark.parametrize("name", [*FEATURES, "bert"])
 def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str):
     """The twin has the same rounded weights; activations are rounded in the engine alone."""
     model = load(tmp_path, name)
@@ -105,7 +122,7 @@ def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str
     assert np.sqrt(np.mean((got - exact) ** 2)) < limit
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "bert"])
+@pytest.mark.parametrize("name", ["llama-gqa", "olmo2", "granite", "gemma2", "bert"])
 def test_dropped_links_are_absent(tmp_path: Path, name: str):
     model = load(tmp_path, name)
     fates: dict[str, NormFate] = {"0.mlp": "lose", "1.attn": "lose", "2.mlp": "keep" if name == "bert" else "lose"}
@@ -115,7 +132,7 @@ def test_dropped_links_are_absent(tmp_path: Path, name: str):
     assert names == ["0.attn", "1.mlp", "2.attn"] + (["2.mlp"] if name == "bert" else [])
     native = NativeModel(program, 2)
     assert_near(native.run(texts(), everywhere=True), torch_rows(short, texts()))
-    if name == "llama-gqa":
+    if name != "bert":
         assert native.cache(10).bytes < NativeModel(compile_model(model, "f32"), 2).cache(10).bytes
 
 
@@ -152,6 +169,37 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     other = NativeModel(compile_model(model, "f32"), 1)
     with pytest.raises(InputError, match="another model"):
         other.run([np.full(1, 8, np.int32)], [cache])
+
+
+def test_a_text_longer_than_the_switch_turns_by_other_angles(tmp_path: Path):
+    """Long from its first token on, though it is read piece by piece; and not read on past the switch from a cache."""
+    folder = saved(
+        tmp_path,
+        "phi3-longrope",
+        original_max_position_embeddings=530,
+        max_position_embeddings=1024,
+        rope_parameters=LONGROPE,
+    )[1]
+    model = checkpoints.load(folder).model.eval()
+    native = NativeModel(compile_model(model, "f32"), 2)
+    sequences = texts((700, 530, 531, 3))
+    expected = torch_rows(model, sequences)
+    assert_near(native.run(sequences, everywhere=True), expected)
+    caches = [native.cache(702) for _ in sequences]
+    assert_near(native.run(sequences, caches, everywhere=True), expected)
+    more = np.append(sequences[0], sequences[0][0])
+    assert_near(native.run([more[-1:]], caches[:1]), torch_rows(model, [more])[-1:])
+    with pytest.raises(InputError, match=r"531 tokens are more than the 530 up to which .*; read it again from its"):
+        native.run([sequences[1][:1]], caches[1:2])
+    assert caches[1].length == 530
+    backends: list[Model] = [NativeBackend(native, Card.of(checkpoints.load(folder))), TorchBackend(model)]
+    written = [Generation(one, sequences[1][:525].tolist(), 12, Sampler(), Numbers()) for one in backends]
+    for one in written:
+        assert len("".join(one).split()) == 12
+    ids = sequences[1][:525].tolist()
+    for _ in range(12):
+        ids.append(int(torch_rows(model, [np.array(ids)])[-1].argmax()))
+    assert written[0].tokens == written[1].tokens == ids[525:]
 
 
 @torch.no_grad()

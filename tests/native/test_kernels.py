@@ -179,6 +179,15 @@ def test_softmax_sees_only_its_part(isa: str, size: int):
 
 
 @pytest.mark.parametrize("isa", SETS)
+def test_soft_cap(isa: str):
+    x = np.linspace(-300.0, 300.0, 640, dtype=np.float32)
+    for cap in (0.5, 30.0, 50.0):
+        got = engine.transform(isa, "cap", x, x.size, cap)[0]
+        np.testing.assert_allclose(got, cap * np.tanh(x.astype(np.float64) / cap), rtol=0, atol=3e-7 * cap)
+    assert np.isnan(engine.transform(isa, "cap", x * np.float32(np.nan), x.size, 30.0)).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("size", [2, 12, 32, 64, 80])
 def test_rotation(isa: str, size: int):
     x = np.random.default_rng(size).standard_normal(size).astype(np.float32)

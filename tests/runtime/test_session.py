@@ -194,6 +194,8 @@ def test_a_tagger_finds_the_spans_of_transformers_tags(model_folder):
 class Tagger(Backend):
     """A backend for windows alone."""
 
+    switches = ()
+
     def logits(self, ids):
         raise NotImplementedError
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,9 +19,12 @@ HEADS = {
     "ranking-last": HeadConfig("ranking", labels=("score",), pooling="last"),
     "embedding": HeadConfig("embedding", pooling="mean", normalize=True),
 }
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "gemma": {"placement": "sandwich", "norm_unit_offset": True, "qk_norm": True, "embedding_scale": 5.7},
+    "olmo2": {"placement": "output", "qk_norm": True, "qk_norm_over": "all"},
+    "granite": {"residual_scale": 0.3, "logit_scale": 0.5, "attention_scale": 0.2},
+    "gemma2": {"placement": "sandwich", "norm_unit_offset": True, "attention_softcap": 2.0, "logit_softcap": 3.0},
     "gpt2": {"norm": "layernorm", "gated": False, "positions": "learned", "qkv_bias": True, "mlp_bias": True},
     "no-bias-layernorm": {"norm": "layernorm", "causal": False, "windows": (4, None, 4)},
     "bert": {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False},
@@ -61,8 +66,10 @@ def test_norms_lose_their_weights_and_the_rest_is_shared(tiny_config, tiny_model
     folded = fold_norms(model)
     assert folded.link_names == model.link_names
     for name in folded.link_names:
-        assert folded.link(name).norm.weight is None
-        assert folded.link(name).norm.bias is None
+        norm = folded.link(name).norm
+        assert norm is not None
+        assert norm.weight is None
+        assert norm.bias is None
     assert folded.norm is not None
     assert folded.norm.weight is None
     theirs, ours = dict(model.named_parameters()), dict(folded.named_parameters())

@@ -6,7 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.families import bert, distilbert, gemma3_text, gpt2, llama, qwen2, qwen3, roberta
+from chinchilla_lm.models.families import (
+    bert,
+    distilbert,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    granite,
+    llama,
+    mpnet,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    smollm3,
+)
 from chinchilla_lm.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
@@ -14,12 +29,19 @@ FAMILIES: dict[str, Family] = {
     "roberta": roberta.FAMILY,
     "xlm-roberta": roberta.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "mpnet": mpnet.FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": llama.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "gemma3_text": gemma3_text.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "phi3": phi3.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "olmo3": olmo2.FAMILY,
+    "granite": granite.FAMILY,
+    "gemma2": gemma2.FAMILY,
 }
 
 

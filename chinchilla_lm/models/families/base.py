@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chinchilla_lm.errors import InputError
@@ -36,6 +36,8 @@ class Family:
     what a model with a head puts before the names of its base model. depth_key: the config's number of blocks.
     ignored: regular expressions of tensors that a checkpoint may hold and we do not need. decoder: causal unless
     config says otherwise. ours_only: heads of which transformers has no class; such a model is no stock folder.
+    layer_types, rope_layers: whether, and under which key, its config has a list of the blocks' kinds of attention,
+    and of those whose positions turn.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Family:
     default_head: Callable[[Mapping[str, Any], HeadKind, tuple[str, ...]], HeadConfig]
     ignored: tuple[str, ...] = ()
     layer_types: bool = False
+    rope_layers: str | None = None
     ours_only: frozenset[HeadKind] = frozenset()
 
     def read(self, hf: Mapping[str, Any], head: HeadConfig | None = None) -> ModelConfig:
@@ -74,9 +77,10 @@ class Family:
 
     def _trained(self, hf: Mapping[str, Any], kind: HeadKind) -> HeadConfig:
         labels = Fields(hf).labels() if kind in ("token-classification", "text-classification") else ()
-        if kind == "text-classification" and len(labels) == 1:
-            kind = "ranking"
-        return self.default_head(hf, kind, labels)
+        if kind != "text-classification":
+            return self.default_head(hf, kind, labels)
+        head = self.default_head(hf, "ranking" if len(labels) == 1 else kind, labels)
+        return replace(head, scores=Fields(hf).scores(len(labels)))
 
     def architecture(self, model_type: str, kind: HeadKind) -> str:
         """The class that holds this head; transformers has it unless the head is in `ours_only`."""

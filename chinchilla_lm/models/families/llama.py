@@ -127,7 +127,9 @@ def block_weights(config: ModelConfig, attn: str, mlp: str, theirs: str) -> list
     if config.qk_norm:
         found += [Weight(f"{attn}{name}_norm.weight", (f"{theirs}self_attn.{name}_norm.weight",)) for name in "qk"]
     norms = {"norm": "input_layernorm"}, {"norm": "post_attention_layernorm"}
-    if config.placement == "sandwich":
+    if config.placement == "output":
+        norms = {"norm_after": "post_attention_layernorm"}, {"norm_after": "post_feedforward_layernorm"}
+    elif config.placement == "sandwich":
         norms[0]["norm_after"] = "post_attention_layernorm"
         norms[1].update(norm="pre_feedforward_layernorm", norm_after="post_feedforward_layernorm")
     for link, names_of in zip((attn, mlp), norms, strict=True):

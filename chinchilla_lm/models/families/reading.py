@@ -6,12 +6,13 @@ Transformers 5 writes `rope_parameters` (one dictionary, or one a layer type); o
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.config import Activation, HeadConfig, HeadKind, RopeConfig
+from chinchilla_lm.models.config import Activation, HeadConfig, HeadKind, RopeConfig, Scores
 
 # What transformers' ACT2FN calls them, and what we do. `gelu_fast` has tanh constants rounded to ten digits.
 ACTIVATION_NAMES: dict[str, Activation] = {
@@ -26,6 +27,13 @@ ACTIVATION_NAMES: dict[str, Activation] = {
     "tanh": "tanh",
 }
 
+# What a sequence classifier's `problem_type` says of its outputs.
+PROBLEM_TYPES: dict[Scores, str] = {
+    "softmax": "single_label_classification",
+    "sigmoid": "multi_label_classification",
+    "raw": "regression",
+}
+
 # More is a damaged file, and would have us build modules for ever. The largest published models have about 130.
 MAX_BLOCKS = 4096
 
@@ -33,6 +41,7 @@ SCALING_FACTORS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (),
 }
 
 
@@ -116,8 +125,11 @@ class Fields:
         seen = None if window is None else window + (0 if causal else 1)
         return tuple(seen if name == "sliding_attention" else None for name in types)
 
-    def rope(self, theta: float, layer_type: str | None = None) -> RopeConfig:
-        """The rotary embedding; `theta` is the family's default base, `layer_type` the key of a nested dictionary."""
+    def rope(self, theta: float, layer_type: str | None = None, share: float | None = None) -> RopeConfig:
+        """The rotary embedding; `theta` is the family's default base, `layer_type` the key of a nested dictionary.
+
+        share: the family's default part of a head's features that turn; None where a config cannot say so.
+        """
         given = self.dictionary("rope_scaling") or self.dictionary("rope_parameters")
         nested = [key for key in given if isinstance(given[key], Mapping)]
         if nested:
@@ -125,22 +137,75 @@ class Fields:
                 raise self.error("rope_parameters", sorted(given), f"keyed by {layer_type or 'rope_theta'}")
             given = self.dictionary(layer_type, given)
         base = given.get("rope_theta", self._get("rope_theta", theta))
-        return self.rope_of(given, self._positive("rope_theta", base))
+        return self.rope_of(given, self._positive("rope_theta", base), share)
 
-    def rope_of(self, given: Mapping[str, Any], theta: float) -> RopeConfig:
+    def rope_of(self, given: Mapping[str, Any], theta: float, share: float | None = None) -> RopeConfig:
         """The rotary embedding of one dictionary of parameters."""
         kind = given.get("rope_type", given.get("type", "default"))
         if not isinstance(kind, str) or kind not in SCALING_FACTORS:
             raise self.error("rope_type", kind, "one of " + ", ".join(SCALING_FACTORS))
-        partial = given.get("partial_rotary_factor", self._get("partial_rotary_factor", 1.0))
-        if partial != 1.0:
-            raise self.error("partial_rotary_factor", partial, "1.0")
+        given_share = given.get("partial_rotary_factor", self._get("partial_rotary_factor", share or 1.0))
+        partial = self._positive("partial_rotary_factor", given_share)
+        if partial > 1.0 or (share is None and partial != 1.0):
+            raise self.error("partial_rotary_factor", given_share, "1.0" if share is None else "in (0, 1]")
         if kind == "default":
-            return RopeConfig(theta)
+            return RopeConfig(theta, (), partial)
+        if kind == "yarn":
+            return self._yarn(given, theta, partial)
         items: dict[str, float | str] = {"rope_type": kind}
         for key in SCALING_FACTORS[kind]:
             items[key] = self._positive(key, given.get(key, self.hf.get(key)))
-        return RopeConfig(theta, tuple(sorted(items.items())))
+        return RopeConfig(theta, tuple(sorted(items.items())), partial)
+
+    def longrope(self, given: Mapping[str, Any], theta: float, share: float, head_dim: int) -> RopeConfig:
+        """LongRoPE, with two tables of factors: for texts up to the first training's length, and for longer ones."""
+        old, factor = self._stretch(given)
+        attention = given.get("attention_factor")
+        if attention is None:
+            attention = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(old))
+        count = -(-int(head_dim * share) // 2)
+        items: dict[str, float | str | tuple[float, ...]] = {
+            "rope_type": "longrope",
+            "attention_factor": self._positive("attention_factor", attention),
+            "original_max_position_embeddings": float(old),
+            "short_factor": self._factors("short_factor", given.get("short_factor"), count),
+            "long_factor": self._factors("long_factor", given.get("long_factor"), count),
+        }
+        return RopeConfig(theta, tuple(sorted(items.items())), share)
+
+    def _stretch(self, given: Mapping[str, Any]) -> tuple[int, float]:
+        """Positions of the first training, and how many times as many there are now."""
+        key, positions = "original_max_position_embeddings", self.whole("max_position_embeddings", 2048)
+        said = Fields({"model_type": self.model_type, key: self.hf.get(key, given.get(key))})
+        old, factor = said.whole(key, positions, low=2), given.get("factor")
+        return old, self._positive("factor", positions / old if factor is None else factor)
+
+    def _yarn(self, given: Mapping[str, Any], theta: float, share: float) -> RopeConfig:
+        """YaRN: waves that turn often in the first training's length are kept, slow ones are stretched."""
+        if given.get("truncate", True) is not True:
+            raise self.error("truncate", given["truncate"], "true")
+        if theta <= 1.0:
+            raise self.error("rope_theta", theta, "above 1, as YaRN needs")
+        old, factor = self._stretch(given)
+        one, all_dims = (self._positive(key, given.get(key) or 1.0) for key in ("mscale", "mscale_all_dim"))
+        default = _yarn_scale(factor, 1.0)
+        if given.get("mscale") and given.get("mscale_all_dim"):
+            default = _yarn_scale(factor, one) / _yarn_scale(factor, all_dims)
+        attention = given.get("attention_factor")
+        items: dict[str, float | str | tuple[float, ...]] = {
+            "rope_type": "yarn",
+            "factor": factor,
+            "attention_factor": self._positive("attention_factor", default if attention is None else attention),
+            "original_max_position_embeddings": float(old),
+            "beta_fast": self._positive("beta_fast", given.get("beta_fast") or 32.0),
+            "beta_slow": self._positive("beta_slow", given.get("beta_slow") or 1.0),
+        }
+        return RopeConfig(theta, tuple(sorted(items.items())), share)
+
+    def _factors(self, key: str, value: object, count: int) -> tuple[float, ...]:
+        if not isinstance(value, list | tuple) or len(value) != count:
+            raise self.error(key, value, f"a list of {count} numbers")
+        return tuple(self._positive(key, one) for one in value)
 
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the logits, from `id2label` or `num_labels` (transformers' default is two)."""
@@ -153,6 +218,20 @@ class Fields:
         if not names:
             raise self.error("id2label", table, "a dictionary with at least one label")
         return tuple(names[index] for index in range(len(names)))
+
+    def scores(self, outputs: int) -> Scores:
+        """What the outputs of a sequence classifier mean, as transformers' pipeline takes them."""
+        kind = self.hf.get("problem_type")
+        if kind is not None and kind not in PROBLEM_TYPES.values():
+            raise self.error("problem_type", kind, "one of " + ", ".join(PROBLEM_TYPES.values()))
+        if kind == PROBLEM_TYPES["raw"]:
+            return "raw"
+        return "sigmoid" if kind == PROBLEM_TYPES["sigmoid"] or outputs == 1 else "softmax"
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    """The part of YaRN's attention factor that grows with the stretch."""
+    return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def plain_head(hf: Mapping[str, Any], kind: HeadKind, labels: tuple[str, ...], **more: Any) -> HeadConfig:

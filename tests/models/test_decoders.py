@@ -1,0 +1,125 @@
+"""What single families of decoders do differently: positions that switch, caps, blocks without positions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.export.hf import export_hf
+from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.models.cache import KVCache
+from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.models.families import family_of
+from tests.models.test_checkpoint import shortened
+from tests.models.tiny import DECODERS, LONGROPE, assert_same, batch, build, saved, theirs
+
+SWITCH: dict[str, Any] = {"original_max_position_embeddings": 12, "rope_parameters": LONGROPE}
+
+
+@torch.no_grad()
+def test_each_row_turns_by_its_own_length(tmp_path: Path) -> None:
+    """What transformers gives for a text alone, whatever stands beside it in the batch; 12 is read as short."""
+    reference, folder = saved(tmp_path, "phi3-longrope", **SWITCH)
+    model, data = load(folder).model, batch(True)
+    assert data.mask is not None
+    assert data.mask.sum(1).tolist() == [24, 12, 3]
+    rows = model(data)
+    for row, length in enumerate((24, 12, 3)):
+        alone = Batch(data.ids[row : row + 1, :length])
+        assert_same(rows[row : row + 1, :length], theirs(reference, alone), alone)
+        assert_same(model(alone), theirs(reference, alone), alone)
+    whole = theirs(reference, Batch(data.ids[1:2, :13]))
+    assert not torch.allclose(whole[:, :12], theirs(reference, Batch(data.ids[1:2, :12])), atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_cache_is_not_read_on_past_the_switch(tmp_path: Path) -> None:
+    model = load(saved(tmp_path, "phi3-longrope", **SWITCH)[1]).model
+    ids, cache = batch(False).ids[:1], KVCache(model, 1, 24)
+    model(Batch(ids[:, :10]), cache)
+    model(Batch(ids[:, 10:12]), cache)
+    with pytest.raises(InputError, match=r"13 tokens are more than the 12 up to which .*; read it again"):
+        model(Batch(ids[:, 12:13]), cache)
+    cache.rewind(0)
+    pieces = [model(Batch(piece), cache) for piece in ids.split([13, 1, 10], dim=1)]
+    assert_same(torch.cat(pieces, 1), model(Batch(ids)), Batch(ids), 1e-5)
+    with pytest.raises(InputError, match="cannot go to 25"):
+        cache.rewind(25)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "rope_scaling": {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+            | {"original_max_position_embeddings": 16}
+        },
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 9.0}},
+        {"rope_theta": 777.0, "partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}},
+    ],
+)
+def test_older_phi3_configs_mean_what_they_mean_to_transformers(given: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
+    old = given | sizes | {"original_max_position_embeddings": 16, "model_type": "phi3", "architectures": None}
+    new = transformers.Phi3Config(**given, **sizes, original_max_position_embeddings=16).to_dict()
+    new["architectures"] = None
+    family = family_of(old)
+    assert family.read(old).ropes == family.read(new).ropes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma2", "smollm3-window-biased", "olmo3", "phi3-window", "llama-yarn"])
+def test_texts_far_longer_than_a_window(name: str, tmp_path: Path) -> None:
+    """Longer than the stretches of queries that are multiplied at once, and than the scores that are kept whole."""
+    reference, folder = saved(tmp_path, name, max_position_embeddings=1024)
+    ids = torch.randint(7, 97, (1, 600), generator=torch.Generator().manual_seed(3))
+    model = load(folder).model
+    assert_same(model(Batch(ids)), theirs(reference, Batch(ids)), Batch(ids))
+    cache = KVCache(model, 1, 600)
+    pieces = [model(Batch(piece), cache) for piece in ids.split([301, 298, 1], dim=1)]
+    assert_same(torch.cat(pieces, 1), theirs(reference, Batch(ids)), Batch(ids))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_training_has_the_gradients_of_transformers(name: str, tmp_path: Path) -> None:
+    """Of a matrix in front of everything else, by the loss of next tokens."""
+    reference, folder = saved(tmp_path, name)
+    data = batch(False)
+    ours = load(folder).model
+    logits = ours.train()(data)
+    found = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), data.ids[:, 1:].flatten())
+    found.backward()
+    expected = reference.eval()(input_ids=data.ids, labels=data.ids).loss
+    expected.backward()
+    wanted = reference.get_input_embeddings().weight.grad
+    assert ours.embedding.tokens.weight.grad is not None
+    assert abs(found.item() - expected.item()) < 1e-4
+    torch.testing.assert_close(ours.embedding.tokens.weight.grad, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_blocks_without_positions_stay_so_where_others_go(tmp_path: Path) -> None:
+    """`no_rope_layers` is by pattern in the original; of a cut model it is said block by block."""
+    _, folder = saved(tmp_path, "smollm3", num_hidden_layers=4)
+    short = shortened(load(folder), {"0.attn": "lose", "0.mlp": "lose"})
+    export_hf(short, tmp_path / "portable")
+    config = json.loads((tmp_path / "portable" / "config.json").read_text())
+    assert config["no_rope_layers"] == [0, 1, 0]
+    assert [rope is not None for rope in load(tmp_path / "portable").model.config.ropes] == [False, True, False]
+
+
+def test_a_cap_changes_what_is_computed() -> None:
+    """The caps of the tiny model are low enough for a test to notice when they are left out."""
+    data = batch(False)
+    capped = theirs(build("gemma2"), data)
+    assert capped.abs().max() < 2.0
+    loose = theirs(build("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None), data)
+    assert loose.abs().max() > 3.0
+    inner = theirs(build("gemma2", attn_logit_softcapping=None), data)
+    assert not torch.allclose(capped, inner, atol=1e-2)
