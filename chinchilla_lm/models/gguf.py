@@ -1,7 +1,8 @@
 """GGUF models as Hugging Face checkpoints: their config, and their tensors under Hugging Face names, dequantised.
 
-What llama.cpp's converter (convert_hf_to_gguf.py) changed is undone: Llama's query and key rows are interleaved for its
-rotation, Gemma's norms have one added. Llama 3.1's rope scaling is stored as a table of factors; it is recognised.
+What llama.cpp's converter (convert_hf_to_gguf.py) changed is undone: query and key rows of Llama and its kin are
+interleaved for its rotation, Gemma's norms have one added. Llama 3.1's rope scaling is stored as a table of factors; it
+is recognised. Phi-3's two tables are LongRoPE's as they are.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,6 @@ from chinchilla_lm.models.config import RopeConfig
 from chinchilla_lm.models.gguf_file import GgufFile, open_file
 from chinchilla_lm.models.rope import inverse_frequencies
 
-# general.architecture → model_type and class.
-ARCHITECTURES = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
-}
 PLAIN_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output.weight": "lm_head.weight",
@@ -43,16 +38,47 @@ BLOCK_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
 }
 # The norms behind the attention have other names where there are four of them.
-TWO_NORMS = {"ffn_norm": "post_attention_layernorm"}
+TWO_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+FUSED = TWO_NORMS | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+OUTPUT_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 FOUR_NORMS = {
+    "attn_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One general.architecture: the model_type and class that it is for transformers, and what the converter does.
+
+    names: of a block's parts, beside or instead of those that all have. interleaved: rows of query and key are.
+    one_more: norms are stored with one added.
+    """
+
+    model_type: str
+    class_name: str
+    names: Mapping[str, str]
+    interleaved: bool = False
+    one_more: bool = False
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", "LlamaForCausalLM", TWO_NORMS, interleaved=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", TWO_NORMS),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", TWO_NORMS),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", FOUR_NORMS, one_more=True),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", FOUR_NORMS, one_more=True),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", TWO_NORMS, interleaved=True),
+    "granite": Architecture("granite", "GraniteForCausalLM", TWO_NORMS, interleaved=True),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", OUTPUT_NORMS),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", FUSED),
+}
 ROPE_FACTORS = "rope_freqs.weight"
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 # Llama 3.1 and 3.2: config.json of meta-llama/Llama-3.1-8B and Llama-3.2-1B.
 LLAMA3_FACTORS = (8.0, 32.0)
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -66,20 +92,21 @@ class GgufSource:
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self._architecture = str(file.metadata.get("general.architecture"))
-        if self._architecture not in ARCHITECTURES:
+        name = str(file.metadata.get("general.architecture"))
+        if name not in ARCHITECTURES:
             raise InputError(
-                f"{file.path}: architecture {self._architecture!r} is not one of {', '.join(ARCHITECTURES)}; "
-                "use another model"
+                f"{file.path}: architecture {name!r} is not one of {', '.join(ARCHITECTURES)}; use another model"
             )
-        self.config = read_config(file, self._architecture)
-        self._places = {self._their_name(name): name for name in file.tensors if name != ROPE_FACTORS}
+        self._architecture = ARCHITECTURES[name]
+        self.config = read_config(file, name)
+        tables = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
+        self._places = {self._their_name(tensor): tensor for tensor in file.tensors if tensor not in tables}
 
     def _their_name(self, name: str) -> str:
         if name in PLAIN_NAMES:
             return PLAIN_NAMES[name]
         found = _BLOCK.fullmatch(name)
-        names = BLOCK_NAMES | (FOUR_NORMS if self._architecture == "gemma3" else TWO_NORMS)
+        names = BLOCK_NAMES | dict(self._architecture.names)
         if found is None or found[2] not in names:
             return f"model.{name}"  # which no family knows, so it is refused by name
         return f"model.layers.{found[1]}.{names[found[2]]}.{found[3]}"
@@ -100,10 +127,10 @@ class GgufSource:
     def read(self, name: str) -> Tensor:
         """Its values in float32, as Hugging Face's model has them."""
         tensor = self._file.read(self._places[name])
-        if self._architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
+        if self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name):
             heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-        if self._architecture == "gemma3" and "norm" in name:
+        if self._architecture.one_more and "norm" in name:
             return tensor - 1.0
         return tensor
 
@@ -118,19 +145,20 @@ def open_gguf(path: Path) -> Iterator[GgufSource]:
 def read_config(file: GgufFile, architecture: str) -> dict[str, Any]:
     """The Hugging Face config that the metadata amount to."""
     items = Items(file, architecture)
-    model_type, class_name = ARCHITECTURES[architecture]
     if "token_embd.weight" not in file.tensors:
         raise InputError(f"tensor token_embd.weight is missing from {file.path}; download it again")
     heads, hidden = items.whole("attention.head_count"), items.whole("embedding_length")
     head_dim = items.whole("attention.key_length", hidden // max(heads, 1))
     items.refuse("expert_count", 0)
     items.refuse("attention.value_length", head_dim)
-    items.refuse("rope.dimension_count", head_dim)
-    items.refuse("final_logit_softcapping", 0)
-    items.refuse("attn_logit_softcapping", 0)
+    if architecture != "phi3":
+        items.refuse("rope.dimension_count", head_dim)
+    if architecture != "gemma2":
+        items.refuse("final_logit_softcapping", 0)
+        items.refuse("attn_logit_softcapping", 0)
     config: dict[str, Any] = {
-        "architectures": [class_name],
-        "model_type": model_type,
+        "architectures": [ARCHITECTURES[architecture].class_name],
+        "model_type": ARCHITECTURES[architecture].model_type,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": items.whole("feed_forward_length"),
@@ -144,11 +172,23 @@ def read_config(file: GgufFile, architecture: str) -> dict[str, Any]:
     }
     for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         config[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-    if architecture == "gemma3":
-        return config | _gemma(items, config)
-    if architecture in ("llama", "qwen3"):
+    if architecture in OWN:
+        return config | OWN[architecture](items, config)
+    if architecture in ("llama", "qwen3", "granite", "smollm3"):
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    if architecture == "granite":
+        config |= {key: items.number(name, 1.0) for key, name in GRANITE_NUMBERS.items()}
+        config["attention_multiplier"] = items.number("attention.scale", head_dim**-0.5)
+    if architecture == "olmo2":
+        items.refuse("attention.sliding_window", 0)  # an OLMo 3
     return config | {"hidden_act": "silu", "rope_parameters": _rope(file, items, head_dim)}
+
+
+GRANITE_NUMBERS = {
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
 
 
 class Items:
@@ -160,6 +200,10 @@ class Items:
     def get(self, key: str) -> Any:
         """A value, or None."""
         return self.file.metadata.get(f"{self.architecture}.{key}")
+
+    def table(self, name: str) -> list[float]:
+        """A stored table, each number with the fewest digits that give its float32."""
+        return [float(str(one)) for one in self.file.read(name).numpy().reshape(-1)]
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number from 1."""
@@ -175,7 +219,7 @@ class Items:
             raise self.error(key, value, "a number above 0")
         return float(str(np.float32(value)))
 
-    def refuse(self, key: str, allowed: float) -> None:
+    def refuse(self, key: str, allowed: float | str) -> None:
         """Refuse any value but one; a missing key is allowed."""
         if self.get(key) not in (None, allowed):
             raise self.error(key, self.get(key), f"{allowed}, all that is supported")
@@ -232,3 +276,43 @@ def _gemma(items: Items, config: Mapping[str, Any]) -> dict[str, Any]:
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
         },
     }
+
+
+def _gemma2(items: Items, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every second block sees everything."""
+    items.refuse("rope.scaling.type", "none")
+    # As llama.cpp: only the 27B, with its 46 blocks, scales by the width of a head before the projection.
+    wide = config["num_hidden_layers"] == 46
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": items.whole("attention.sliding_window", 4096),
+        "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"],
+        "attn_logit_softcapping": items.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": items.number("final_logit_softcapping", 30.0),
+        "rope_parameters": {"rope_type": "default", "rope_theta": items.number("rope.freq_base", 10_000.0)},
+    }
+
+
+def _phi3(items: Items, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A window of 0 is none; both tables of factors, or neither."""
+    head_dim, tables = config["head_dim"], [name in items.file.tensors for name in (SHORT_FACTORS, LONG_FACTORS)]
+    share = items.whole("rope.dimension_count", head_dim) / head_dim
+    rope: dict[str, Any] = {"rope_theta": items.number("rope.freq_base", 10_000.0), "partial_rotary_factor": share}
+    if any(tables) != all(tables):
+        raise items.error(SHORT_FACTORS, "(alone)", f"there with {LONG_FACTORS}")
+    old = items.whole("rope.scaling.original_context_length", config["max_position_embeddings"])
+    if all(tables):
+        rope |= {"rope_type": "longrope", "attention_factor": items.number("rope.scaling.attn_factor", 1.0)}
+        rope |= {"short_factor": items.table(SHORT_FACTORS), "long_factor": items.table(LONG_FACTORS)}
+        rope["original_max_position_embeddings"] = old
+    else:
+        rope["rope_type"] = "default"
+    return {
+        "hidden_act": "silu",
+        "sliding_window": items.get("attention.sliding_window") or None,
+        "original_max_position_embeddings": old,
+        "rope_parameters": rope,
+    }
+
+
+OWN = {"gemma2": _gemma2, "gemma3": _gemma, "phi3": _phi3}

@@ -34,6 +34,9 @@ GPT2_RULE, DIGITS_RULE = "", r"\p{N}"
 RULES: dict[str, tuple[str, bool, bool, bool]] = {
     "gpt-2": (GPT2_RULE, False, False, False),
     "smollm": (DIGITS_RULE, False, False, False),
+    "refact": (DIGITS_RULE, False, False, False),
+    "dbrx": (_LLAMA3, False, False, False),
+    "smaug-bpe": (_LLAMA3, False, False, False),
     "llama-bpe": (_LLAMA3, True, True, False),
     "llama3": (_LLAMA3, True, True, False),
     "llama-v3": (_LLAMA3, True, True, False),
@@ -51,7 +54,7 @@ def read_tokenizer(path: Path) -> Any:
 
     metadata = _metadata(path)
     # transformers copies what it is given, by way of JSON, which takes a second: so it is given an empty one.
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **_others(metadata))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **_settings(metadata))
     named = _fill(tokenizer.backend_tokenizer, path, metadata)
     for role, token in named.items():
         setattr(tokenizer, role, token)
@@ -65,12 +68,12 @@ def read_plain_tokenizer(path: Path) -> PlainTokenizer:
 
     metadata = _metadata(path)
     backend = Tokenizer(models.BPE())
-    named = _fill(backend, path, metadata)
-    return PlainTokenizer(backend, named, metadata.get("tokenizer.chat_template"), others=_others(metadata))
+    specials = _fill(backend, path, metadata)
+    return PlainTokenizer(backend, specials, metadata.get("tokenizer.chat_template"), others=_settings(metadata))
 
 
-def _others(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What transformers should know of a tokenizer besides."""
+def _settings(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What transformers should know of the tokenizer besides."""
     architecture = metadata.get("general.architecture")
     return {
         "model_max_length": metadata.get(f"{architecture}.context_length"),

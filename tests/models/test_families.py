@@ -19,7 +19,16 @@ from tests.models.tiny import CASES, DECODERS, ENCODERS, HIDDEN, assert_same, ba
 
 # One of each family of decoders, or two where they differ in what a head sees.
 ONE_EACH = ["llama-gqa", "mistral-window", "qwen2", "qwen3", "gemma3", "gpt2"]
-ONE_EACH += ["smollm3-window-biased", "phi3-partial-tied", "olmo2", "olmo3", "granite", "gemma2"]
+ONE_EACH += [
+    "smollm3-window-biased",
+    "phi3-partial-tied",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "gemma2",
+    "exaone4",
+    "ministral",
+]
 KINDS = ("language-modeling", "token-classification", "text-classification", "ranking")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
 }
+INTERLEAVED, FOUR_NORMS = ("llama", "smollm3", "granite"), ("gemma2", "gemma3", "olmo2")
 TOKENS = ["a", "b", "ab", *(f"<{index}>" for index in range(VOCAB - 3))]
 
 
@@ -59,6 +63,7 @@ def add_config(writer: GGUFWriter, config: Any) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0)))
     writer.add_vocab_size(config.vocab_size)
     parameters = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(parameters["rope_theta"])
@@ -67,12 +72,35 @@ def add_config(writer: GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_factor(parameters["factor"])
 
 
+def add_features(writer: GGUFWriter, config: Any) -> None:
+    """What llama.cpp's converter says of single architectures."""
+    arch, rope = writer.arch, config.rope_parameters
+    if arch in ("gemma2", "gemma3", "phi3"):
+        writer.add_sliding_window(config.sliding_window or 0)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if arch == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if arch == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        if rope["rope_type"] == "longrope":
+            old = config.original_max_position_embeddings
+            stretch = config.max_position_embeddings / old
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(stretch) / math.log(old)))
+            for kind in ("short", "long"):
+                factors = np.array(rope[f"{kind}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+
+
 def write_gguf(path: Path, model: Any, arch: str, kind: GGMLQuantizationType = GGMLQuantizationType.F32) -> Path:
     """A model of transformers as llama.cpp's converter would write it."""
     config, writer = model.config, GGUFWriter(path, arch)
     add_config(writer, config)
-    if arch == "gemma3":
-        writer.add_sliding_window(config.sliding_window)
+    add_features(writer, config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
@@ -84,11 +112,11 @@ def write_gguf(path: Path, model: Any, arch: str, kind: GGMLQuantizationType = G
             continue
         values = tensor.float().numpy()
         module, part = name.rsplit(".", 1)
-        if arch == "llama" and module.endswith(("q_proj", "k_proj")):
+        if arch in INTERLEAVED and module.endswith(("q_proj", "k_proj")):
             values = permuted(values, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
-        if arch == "gemma3" and module.endswith("norm"):
+        if arch.startswith("gemma") and module.endswith("norm"):
             values = values + 1
-        ours = NAMES | {"post_attention_layernorm": "post_attention_norm" if arch == "gemma3" else "ffn_norm"}
+        ours = NAMES | {"post_attention_layernorm": "post_attention_norm" if arch in FOUR_NORMS else "ffn_norm"}
         block = module.removeprefix("model.layers.").split(".", 1)
         full = f"blk.{block[0]}.{ours[block[1]]}" if module.startswith("model.layers.") else ours[module]
         packed = kind if values.ndim == 2 and values.shape[1] % 32 == 0 else GGMLQuantizationType.F32
@@ -101,14 +129,26 @@ def write_gguf(path: Path, model: Any, arch: str, kind: GGMLQuantizationType = G
     return path
 
 
+# No name of a block that does not see positions is stored: it is every fourth, so of three none.
+ALL_TURN = {"no_rope_layers": [1, 1, 1]}
+OTHERS: list[tuple[str, str, dict[str, Any]]] = [
+    ("gemma3", "gemma3", {"layer_types": ["sliding_attention"] * 3, "query_pre_attn_scalar": 16}),
+    ("gemma2", "gemma2", {"layer_types": None, "query_pre_attn_scalar": 16}),
+    ("smollm3", "smollm3", ALL_TURN),
+    ("granite", "granite", {}),
+    ("granite-biased-tied", "granite", {"mlp_bias": False}),
+    ("olmo2", "olmo2", {}),
+    ("phi3-window", "phi3", {}),
+    ("phi3-partial-tied", "phi3", {}),
+    ("phi3-longrope", "phi3", {}),
+]
 MODELS = [("llama-gqa", "llama"), ("llama-linear-wide-heads", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")]
 
 
-@pytest.mark.parametrize(("name", "arch"), [*MODELS, ("gemma3", "gemma3")])
-def test_weights_and_config_are_those_of_the_original(name: str, arch: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = (
-        {"layer_types": ["sliding_attention"] * 3, "query_pre_attn_scalar": 16} if arch == "gemma3" else {}
-    )
+@pytest.mark.parametrize(("name", "arch", "more"), [*((name, arch, {}) for name, arch in MODELS), *OTHERS])
+def test_weights_and_config_are_those_of_the_original(
+    name: str, arch: str, more: dict[str, Any], tmp_path: Path
+) -> None:
     reference, data = build(name, **more), batch(True)
     checkpoint = load(write_gguf(tmp_path / "tiny.gguf", reference, arch))
     assert checkpoint.source == tmp_path / "tiny.gguf"
@@ -117,7 +157,7 @@ def test_weights_and_config_are_those_of_the_original(name: str, arch: str, tmp_
     save(checkpoint, tmp_path / "hf")
     stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     assert_same(theirs(stock, data), theirs(reference, data), data)
-    assert stock.config.rms_norm_eps == 1e-6
+    assert stock.config.rms_norm_eps == reference.config.rms_norm_eps
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("abba")["input_ids"] == [2, 1, 0]
 
 

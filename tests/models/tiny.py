@@ -154,6 +154,15 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.Gemma2Config,
         CAPPED | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False},
     ),
+    "exaone4": (transformers.Exaone4Config, DECODER | {"sliding_window": 5, "layer_types": MIXED}),
+    "exaone4-full": (
+        transformers.Exaone4Config,
+        DECODER | {"sliding_window": None, "layer_types": ["full_attention"] * 3, "tie_word_embeddings": True},
+    ),
+    "ministral": (
+        transformers.MinistralConfig,
+        DECODER | {"sliding_window": 6, "layer_types": MIXED, "head_dim": 16},
+    ),
     "gpt2": (transformers.GPT2Config, GPT2),
     "gpt2-untied-unscaled": (
         transformers.GPT2Config,

@@ -9,11 +9,13 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.families import (
     bert,
     distilbert,
+    exaone4,
     gemma2,
     gemma3_text,
     gpt2,
     granite,
     llama,
+    ministral,
     mpnet,
     olmo2,
     phi3,
@@ -42,6 +44,8 @@ FAMILIES: dict[str, Family] = {
     "olmo3": olmo2.FAMILY,
     "granite": granite.FAMILY,
     "gemma2": gemma2.FAMILY,
+    "exaone4": exaone4.FAMILY,
+    "ministral": ministral.FAMILY,
 }
 
 
