@@ -23,6 +23,7 @@
 
 #include "engine.h"
 #include "merges.h"
+#include "packing.h"
 #include "reading.h"
 
 namespace nb = nanobind;
@@ -140,6 +141,28 @@ nb::ndarray<nb::numpy, std::int32_t> merges(const std::vector<std::string_view>&
     return nb::ndarray<nb::numpy, std::int32_t>(found->data(), {found->size()}, owner);
 }
 
+using Room = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatRoom = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void decode(const Bytes& blocks, const FloatRoom& y) {
+    if (blocks.size() % 34 || blocks.size() / 34 * 32 != y.size()) throw std::invalid_argument("the room is not that of the blocks");
+    const std::uint8_t* const from = blocks.data();
+    float* const to = y.data();
+    const nb::gil_scoped_release released;
+    decode_q8_0(from, blocks.size() / 34, to);
+}
+
+void pack_halves(const Floats& x, const Room& y) {
+    if (x.ndim() != 2) throw std::invalid_argument("x is no matrix");
+    const int rows = static_cast<int>(x.shape(0)), inputs = static_cast<int>(x.shape(1));
+    const std::size_t bytes = static_cast<std::size_t>(round_up(rows, kLanes)) * round_up(inputs, 32) * 2;
+    if (y.size() != bytes || reinterpret_cast<std::uintptr_t>(y.data()) % 4) throw std::invalid_argument("the room is not that of x");
+    const float* const from = x.data();
+    std::uint16_t* const to = reinterpret_cast<std::uint16_t*>(y.data());
+    const nb::gil_scoped_release released;
+    pack_bf16(from, rows, inputs, to);
+}
+
 const Kernels& kernels_named(const std::string& isa) {
     const Kernels* found = kernels_of(isa.c_str());
     if (!found) throw std::invalid_argument("the instruction set " + isa + " does not run here");
@@ -240,6 +263,8 @@ NB_MODULE(_engine, m) {
             });
         }, nb::arg("length"));
     m.def("last_merges", &merges, nb::arg("tokens"), nb::arg("scores"));
+    m.def("decode_q8_0", &decode, nb::arg("blocks"), nb::arg("y"));
+    m.def("pack_bf16", &pack_halves, nb::arg("x"), nb::arg("y"));
     m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
     m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));
     m.def("transform", &transform, nb::arg("isa"), nb::arg("what"), nb::arg("x"), nb::arg("size"), nb::arg("number"));

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.data.encoded import Encoded
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.native import engine_module as engine_module
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.cpu import NATIVE_BFLOAT16, cpu_flags, usable_cores
 from chinchilla_lm.runtime.memory import keep_freed_memory
@@ -26,15 +24,6 @@ CALL_WINDOWS = 512
 MOST_THREADS = 1024
 
 Floats = NDArray[np.float32]
-
-
-@cache
-def engine_module() -> ModuleType | None:
-    """The compiled engine, or None where the package was installed without it."""
-    try:
-        return importlib.import_module("chinchilla_lm.native._engine")
-    except ImportError:
-        return None
 
 
 def instruction_set() -> str | None:
