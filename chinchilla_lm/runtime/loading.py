@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,12 @@ def compile_file(path: str | Path, form: str, task: str | None = None) -> tuple[
 
     with checkpoints.unread(path, task=task) as (checkpoint, weights):
         _refuse_fresh(checkpoint, path, task)
-        return compile_model(checkpoint.model, form, weights.read), Card.of(checkpoint)
+        card = Card.of(checkpoint)
+        with ThreadPoolExecutor(1) as meanwhile:
+            if card.source is not None and card.source.is_file():
+                # A GGUF file's tokenizer is built here; what is wrong with it is said when somebody asks for it.
+                meanwhile.submit(lambda: card.tokenizer)
+            return compile_model(checkpoint.model, form, weights.read), card
 
 
 def _refuse_fresh(checkpoint: Checkpoint, path: str | Path, task: str | None) -> None:
