@@ -126,10 +126,13 @@ class GgufSource:
         """A tensor's shape."""
         return self._file.tensors[self._places[name]].shape
 
-    def read(self, name: str) -> Tensor:
-        """Its values in float32, as Hugging Face's model has them."""
-        tensor = self._file.read(self._places[name])
-        if self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name):
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Its values, or those of some rows, in float32, as Hugging Face's model has them."""
+        interleaved = self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name)
+        if interleaved and rows is not None:
+            return self.read(name)[rows]
+        tensor = self._file.read(self._places[name], rows)
+        if interleaved:
             heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
         if self._architecture.one_more and "norm" in name:
