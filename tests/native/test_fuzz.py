@@ -81,7 +81,7 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", "gemma2", "olmo2", "phi3-longrope"])
+@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", "gemma2", "olmo2", "phi3-longrope", "qwen3_5"])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
     kind = "token-classification" if request.param == "bert" else "language-modeling"
     folder = tmp_path_factory.mktemp("fuzz")
