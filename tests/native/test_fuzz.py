@@ -34,7 +34,8 @@ pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is n
 
 # Products of two of them leave 32 bits, or 64, or come back to a small number.
 LARGE = [2**13, 2**16, 2**16 + 1, 2**20, 2**26 + 1, 2**27 + 1, 2**28 - 1, 2**28]
-SIZES = ("heads", "kv_heads", "head_dim", "outputs", "inputs", "rows", "size", "window", "group", "position_offset")
+SIZES = ("key_heads", "value_heads", "key_dim", "value_dim", "kernel", "switch")
+SIZES += ("heads", "kv_heads", "head_dim", "outputs", "inputs", "rows", "size", "window", "group", "position_offset")
 CASES = 150 * int(os.environ.get("CHINCHILLA_FUZZ", "1"))
 VALUES: list[Any] = [
     *(
@@ -149,7 +150,12 @@ def assert_exact(header: dict[str, Any]) -> None:
         if part["kind"] == "attention":
             heads, kv_heads, size = part["heads"], part["kv_heads"], part["head_dim"]
             assert part["second"]["inputs"] == heads * size
-            assert part["first"]["outputs"] == (heads + 2 * kv_heads) * size
+            assert part["first"]["outputs"] == ((2 if part["gated_heads"] else 1) * heads + 2 * kv_heads) * size
+        elif part["kind"] == "delta":
+            keys, values = part["key_heads"] * part["key_dim"], part["value_heads"] * part["value_dim"]
+            assert part["value_heads"] % part["key_heads"] == 0
+            assert part["second"]["inputs"] == values
+            assert part["first"]["outputs"] == 2 * (keys + values + part["value_heads"])
         elif part["kind"] == "mlp":
             inner = part["second"]["inputs"]
             assert part["first"]["outputs"] == (2 * -(-inner // 16) * 16 if part["gated"] else inner)
