@@ -114,6 +114,8 @@ class Recipe(_Settings):
     """column or key of the date, for splits by time"""
     split_by: Literal["auto", "hash", "group", "time"] = "auto"
     """how to split data that comes in one piece; auto: by group or time where a column is named, else by hash"""
+    encoding: str | None = Field(default=None, min_length=1, examples=["gb18030"])
+    """how the data files are encoded, where it is not found by itself: gb18030, shift-jis, cp1251 …"""
     output: str | None = Field(default=None, min_length=1)
     """folder to write to"""
     speedup: float | None = Field(default=None, gt=1.0, le=20, examples=[1.5])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "text_column", "label_column",
-    "group_column", "time_column", "split_by", "margin", "metric",
+    "group_column", "time_column", "split_by", "encoding", "margin", "metric",
     "device", "dtype", "backend", "threads", "context", "max_tokens", "seed",
 )  # fmt: skip
 CERTIFICATE_FAILED = 3

@@ -11,7 +11,7 @@ from chinchilla_lm.recipe import Recipe, add_flags, from_args
 
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "output", "text_column", "label_column",
-    "group_column", "time_column", "split_by",
+    "group_column", "time_column", "split_by", "encoding",
     "device", "dtype", "threads", "context", "bidirectional", "max_tokens", "seed", "finetune",
 )  # fmt: skip
 
@@ -33,10 +33,12 @@ def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
     one, test."""
     from chinchilla_lm.commands.folder import RunFolder
     from chinchilla_lm.commands.job import Job
+    from chinchilla_lm.data.labels import require_classes
 
     begun = time.monotonic()
     folder = RunFolder.of(recipe, console)
     job = Job(recipe, console, new_head=True)
+    require_classes(job.dataset)
     inputs = {
         "model": job.checkpoint.sha256,
         "data": job.data_sha256,

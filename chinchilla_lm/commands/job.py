@@ -88,6 +88,7 @@ class Job:
             group_column=recipe.group_column,
             time_column=recipe.time_column,
             split_by=split_by,
+            encoding=recipe.encoding,
         )
         sizes = ", ".join(f"{name} {len(records):,}" for name, records in dataset.splits.items())
         self.console.say(f"data: {dataset.name}: {sizes} records")

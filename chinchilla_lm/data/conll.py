@@ -1,6 +1,7 @@
-"""CoNLL files: a word a line in columns, its tag in the last, a blank line between sentences.
+"""CoNLL files: a word a line in columns, a blank line between sentences; the columns are found in `columns`.
 
-`-DOCSTART-` lines separate documents. Tags are detected over the whole file (see `tags`) and become BIO.
+`-DOCSTART-` lines, `# newdoc` and `#begin document` separate documents. Tags are detected over the whole file (see
+`tags`) and become BIO.
 """
 
 from __future__ import annotations
@@ -10,107 +11,150 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from chinchilla_lm.data.columns import TAG, Choice, choose, header_of
 from chinchilla_lm.data.decode import read_string
 from chinchilla_lm.data.records import BadRecord, Reading, Skipped, Tagged
 from chinchilla_lm.data.tags import detect_scheme, to_bio
 
 _DOCUMENT_START = "-DOCSTART-"
-_TAG = re.compile(r"O|[BIESLUM]-.+")
+_DOCUMENT_COMMENT = re.compile(r"#\s*(?:newdoc\b|begin document\b)")
+_NAMES = re.compile(r"#\s*global\.columns\s*=\s*(.+)")
+_COMMENT = re.compile(r"#(?:\s|end document\b|begin document\b)")
 _GAP = re.compile(r"[ \t]+")  # not every white space: a word may hold a no-break space
+_WHOLE_WORD = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Lines of one sentence: number of the first (from 1), number of its document, columns line by line."""
+    """Lines of one sentence: number of each (from 1), number of its document, columns line by line."""
 
-    line: int
     document: int
+    lines: list[int]
     rows: list[list[str]]
 
 
-def read_conll(path: Path) -> Reading:
+@dataclass(frozen=True, slots=True)
+class _Parted:
+    """A file in sentences; the number of document separators; the names of the columns, where the file says them."""
+
+    blocks: list[_Block]
+    documents: int
+    names: list[str] | None
+
+
+def read_conll(
+    path: Path, word_column: str | None = None, tag_column: str | None = None, encoding: str | None = None
+) -> Reading:
     """The sentences of a CoNLL file as Tagged records.
 
     A sentence with a line of too few or too many columns, or with an illegal tag, is skipped whole and recorded.
 
+    Args:
+        word_column, tag_column: number (from 1) or name of a column; else found by what the columns hold.
+
     Raises:
-        InputError: the file is missing or empty.
+        InputError: the file is missing or empty, or it is not clear which columns have the words and the tags.
     """
-    text, notes = read_string(path)
-    blocks, documents = _blocks(text)
-    width = _usual_width(blocks)
-    reading = Reading(path.name, notes=notes, has_documents=documents > 0)
-    usable: list[tuple[str, _Block]] = []
-    for block in blocks:
-        where = f"{path.name}:{block.line}"
-        rows = _without_comments(block.rows, width)
-        why = _wrong_columns(rows, block, width)
-        if why:
-            reading.skipped.append(Skipped(where, why))
-        elif rows:
-            usable.append((where, _Block(block.line, block.document, rows)))
-    scheme = detect_scheme([_tags(block) for _, block in usable])
-    if scheme == "plain" and usable:
-        notes.append(f"{path.name}: tags have no B- or I- prefix and are kept as they are")
-    for where, block in usable:
-        document = f"{path.name}#{block.document}" if documents else where
-        try:
-            tags = to_bio(_tags(block), scheme)
-        except BadRecord as error:
-            reading.skipped.append(Skipped(where, str(error)))
-            continue
-        reading.records.append(Tagged(where, document, tuple(row[0] for row in block.rows), tags))
+    text, notes = read_string(path, encoding)
+    parted = _parted(text)
+    width = _usual_width(parted.blocks)
+    reading = Reading(path.name, notes=notes, has_documents=parted.documents > 0)
+    usable: list[_Block] = []
+    for block in parted.blocks:
+        block = _without_comments(block, width)
+        wrong = next((i for i, row in enumerate(block.rows) if len(row) != width), None)
+        if wrong is not None:
+            why = f"line {block.lines[wrong]} has {len(block.rows[wrong])} columns where the file has {width}"
+            reading.skipped.append(Skipped(f"{path.name}:{block.lines[0]}", why))
+        elif block.rows:
+            usable.append(block)
+    if usable:
+        names = parted.names if parted.names is not None and len(parted.names) == width else None
+        choice = choose([block.rows for block in usable], width, names, word_column, tag_column, path.name)
+        notes.extend(choice.notes)
+        _read_sentences(usable, choice, reading)
     return reading
 
 
-def _blocks(text: str) -> tuple[list[_Block], int]:
-    """Sentences, and the number of document separators."""
+def _read_sentences(blocks: list[_Block], choice: Choice, reading: Reading) -> None:
+    """Adds the records of sound blocks to the reading."""
+    found: list[tuple[_Block, tuple[str, ...], tuple[str, ...]]] = []
+    left_out = 0
+    for block in blocks:
+        rows = [row for row in block.rows if _is_word(row, choice.numbered)]
+        left_out += len(block.rows) - len(rows)
+        words = tuple(row[choice.word].removeprefix(choice.prefix) for row in rows)
+        if rows and all(words):
+            found.append((block, words, tuple(row[choice.tag] for row in rows)))
+        else:
+            reading.skipped.append(Skipped(f"{reading.source}:{block.lines[0]}", "a line has no word"))
+    if left_out:
+        reading.notes.append(f"{reading.source}: {left_out} lines of ranges and empty nodes, as 1-2 and 1.1, left out")
+    scheme = detect_scheme([tags for *_, tags in found])
+    if scheme == "plain" and found:
+        reading.notes.append(f"{reading.source}: tags have no B- or I- prefix and are kept as they are")
+    for block, words, tags in found:
+        where = f"{reading.source}:{block.lines[0]}"
+        document = f"{reading.source}#{block.document}" if reading.has_documents else where
+        try:
+            reading.records.append(Tagged(where, document, words, to_bio(tags, scheme)))
+        except BadRecord as error:
+            reading.skipped.append(Skipped(where, str(error)))
+
+
+def _is_word(row: list[str], numbered: int | None) -> bool:
+    """Not so the lines of CoNLL-U for what is written as one (1-2) or not written at all (1.1)."""
+    return numbered is None or _WHOLE_WORD.fullmatch(row[numbered]) is not None
+
+
+def _parted(text: str) -> _Parted:
+    """Sentences. Columns are parted at tabs where every line has one, so that words may hold spaces; else at blanks."""
+    lines = text.split("\n")
+    data = [line for line in lines if line.strip() and not line.startswith(("#", _DOCUMENT_START))]
+    tabbed = bool(data) and all("\t" in line.strip(" ") for line in data)
     blocks: list[_Block] = []
+    names: list[str] | None = None
     documents = 0
     open_block: _Block | None = None
-    for number, line in enumerate(text.split("\n"), start=1):
-        columns = _GAP.split(line.strip(" \t"))
+    for number, line in enumerate(lines, start=1):
+        columns = [c.strip(" ") for c in line.rstrip("\t ").split("\t")] if tabbed else _GAP.split(line.strip(" \t"))
+        if match := _NAMES.match(line):
+            names = match[1].lower().split()
         if not line.strip():
             open_block = None
         elif columns[0] == _DOCUMENT_START:
             documents += 1
             open_block = None
+        elif not blocks and names is None and (found := header_of(columns)):
+            names = found
         else:
+            documents += _DOCUMENT_COMMENT.match(line) is not None
             if open_block is None:
-                open_block = _Block(number, documents, [])
+                open_block = _Block(documents, [], [])
                 blocks.append(open_block)
+            open_block.lines.append(number)
             open_block.rows.append(columns)
-    return blocks, documents
+    return _Parted(blocks, documents, names)
 
 
 def _usual_width(blocks: list[_Block]) -> int:
     """The most common number of columns; the larger where two tie."""
-    counts = Counter(len(row) for block in blocks for row in block.rows)
+    rows = [row for block in blocks for row in block.rows]
+    words = [row for row in rows if not row[0].startswith("#")] or rows
+    counts = Counter(len(row) for row in words)
     return max(counts, key=lambda width: (counts[width], width), default=2)
 
 
-def _without_comments(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Rows less the leading `# id …` lines of MultiCoNER; a word "#" in the usual columns with a tag is a word."""
+def _without_comments(block: _Block, width: int) -> _Block:
+    """A block less the leading `# id …` lines; a word "#" or "#fun" in the usual columns with a tag is a word."""
+    others = [row for row in block.rows if not row[0].startswith("#") and len(row) == width]
+    tagged = [column for column in range(width) if others and all(TAG.fullmatch(row[column]) for row in others)]
     start = 0
-    while start < len(rows) and rows[start][0] == "#":
-        others = [row for row in rows if row[0] != "#"]
-        has_tag = _TAG.fullmatch(rows[start][-1]) or not all(_TAG.fullmatch(row[-1]) for row in others)
-        if len(rows[start]) == width and has_tag:
+    while start < len(block.rows) and block.rows[start][0].startswith("#"):
+        row = block.rows[start]
+        if len(row) == width and all(TAG.fullmatch(row[column]) for column in tagged):
+            break
+        if len(row) != width and not _COMMENT.match(" ".join(row) + " ") and others:
             break
         start += 1
-    return rows[start:]
-
-
-def _wrong_columns(rows: list[list[str]], block: _Block, width: int) -> str:
-    """Why a sentence cannot be used, or ""."""
-    if width < 2:
-        return f"line {block.line} has 1 column; a word and a tag are needed"
-    for row in rows:
-        if len(row) != width:
-            line = block.line + next(i for i, other in enumerate(block.rows) if other is row)
-            return f"line {line} has {len(row)} columns where the file has {width}"
-    return ""
-
-
-def _tags(block: _Block) -> tuple[str, ...]:
-    return tuple(row[-1] for row in block.rows)
+    return _Block(block.document, block.lines[start:], block.rows[start:])

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal
 
 from chinchilla_lm.data.encoded import IGNORED, DataWarning, Encoded, tokenize
 from chinchilla_lm.data.records import Labelled, Tagged
-from chinchilla_lm.data.spans import is_cjk
 from chinchilla_lm.data.windows import encode_text
+from chinchilla_lm.data.words import is_cjk
 from chinchilla_lm.errors import InputError
 
 if TYPE_CHECKING:

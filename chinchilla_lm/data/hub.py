@@ -13,8 +13,10 @@ from chinchilla_lm.data.rows import Columns, Located, read_rows
 from chinchilla_lm.errors import InputError
 
 
-def read_hub(name: str, task: Task, columns: Columns | None = None) -> dict[str, Reading]:
+def read_hub(name: str, task: Task, columns: Columns | None = None) -> dict[str, Reading | InputError]:
     """Every split of a hub data set by the hub's own split names; `name` is NAME, OWNER/NAME, or either with :CONFIG.
+
+    A split that cannot be read for the task is the error that says why: it may not be wanted.
 
     Raises:
         InputError: `datasets` is not installed, or the data set cannot be had.
@@ -34,7 +36,13 @@ def read_hub(name: str, task: Task, columns: Columns | None = None) -> dict[str,
         raise InputError(
             f"{name!r} is no file here, and the hub gives none ({reason}); pass a path, or NAME:CONFIG when online"
         ) from error
-    return {split: read_split(found[split], f"{name}/{split}", task, columns) for split in found}
+    readings: dict[str, Reading | InputError] = {}
+    for split in found:
+        try:
+            readings[split] = read_split(found[split], f"{name}/{split}", task, columns)
+        except InputError as error:
+            readings[split] = error
+    return readings
 
 
 def read_split(split: Any, source: str, task: Task, columns: Columns | None = None) -> Reading:

@@ -14,13 +14,13 @@ from chinchilla_lm.errors import InputError
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
-def read_jsonl(path: Path, task: Task, columns: Columns | None = None) -> Reading:
+def read_jsonl(path: Path, task: Task, columns: Columns | None = None, encoding: str | None = None) -> Reading:
     """The records of a JSON file. For token-classification also character spans (see `spans`).
 
     Raises:
         InputError: the file is missing or empty, its one array cannot be parsed, or a field is missing throughout.
     """
-    text, notes = read_string(path)
+    text, notes = read_string(path, encoding)
     rows = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path.name)
     reading = read_rows(rows, task, columns or Columns(), path.name)
     reading.notes[:0] = notes

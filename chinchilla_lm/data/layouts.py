@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chinchilla_lm.data import jsonl, table, text
+from chinchilla_lm.data.binary import HEAD, kind_of
 from chinchilla_lm.data.conll import read_conll
 from chinchilla_lm.data.decode import COMPRESSED, inner_suffix
 from chinchilla_lm.data.records import SPLITS, Reading, Skipped, Task
@@ -27,6 +29,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "tst", "testb"), "test"),
 }
 _CONLL = (".conll", ".conll03", ".bio", ".iob", ".iob2", ".bioes", ".txt", ".tsv", ".ner")
+# What file managers leave behind, and Kaggle's form for answers.
+_NO_DATA = ("thumbs.db", "desktop.ini", "__macosx")
+_FORMS = ("sample_submission", "samplesubmission", "submission_format")
+_SHOWN = 5  # files that a note names
 UNUSABLE = 0.01  # more of a file's records than this mean that it is the wrong file or the wrong reader
 WHOLE = "all"  # the place of files that name no split
 
@@ -40,7 +46,9 @@ def split_of(name: str) -> str | None:
 def is_data(path: Path, task: Task) -> bool:
     """Whether a file in a folder looks like data for the task."""
     suffix = inner_suffix(path)
-    if not path.is_file() or path.name.startswith(".") or text.is_paper(path.name):
+    if not path.is_file() or not _is_visible(path) or text.is_paper(path.name):
+        return False
+    if path.name.lower().split(".")[0] in _FORMS:
         return False
     if suffix in jsonl.SUFFIXES:
         return True
@@ -51,7 +59,12 @@ def is_data(path: Path, task: Task) -> bool:
     return suffix in (*table.SUFFIXES, ".txt")
 
 
-def read_file(path: Path, task: Task, columns: Columns) -> Reading:
+def _is_visible(path: Path) -> bool:
+    """Whether a file or folder is not one that a system makes for itself: `._train.csv`, `__MACOSX`, `Thumbs.db`."""
+    return not path.name.startswith(".") and path.name.lower() not in _NO_DATA
+
+
+def read_file(path: Path, task: Task, columns: Columns, encoding: str | None = None) -> Reading:
     """One file, by the reader that its extension and the task call for.
 
     Raises:
@@ -59,20 +72,23 @@ def read_file(path: Path, task: Task, columns: Columns) -> Reading:
     """
     suffix = inner_suffix(path)
     columnar = suffix in jsonl.SUFFIXES or (suffix in table.SUFFIXES and task != "token-classification")
-    if not columnar and columns != Columns():
+    unread = replace(columns, by_time=False)
+    if task == "token-classification":
+        unread = replace(unread, text=None, label=None)  # a number of a column
+    if not columnar and unread != Columns():
         raise InputError(
             f"{path.name} names no columns; leave out text_column, label_column, group_column, time_column"
         )
     if suffix in jsonl.SUFFIXES:
-        reading = jsonl.read_jsonl(path, task, columns)
+        reading = jsonl.read_jsonl(path, task, columns, encoding)
     elif task == "token-classification":
-        reading = read_conll(path)
+        reading = read_conll(path, columns.text, columns.label, encoding)
     elif suffix in table.SUFFIXES:
-        reading = table.read_table(path, task, columns)
+        reading = table.read_table(path, task, columns, encoding)
     elif task == "language-modeling":
-        reading = text.read_text([path])
+        reading = text.read_text([path], encoding)
     elif task == "text-classification":
-        reading = table.read_at_lines(path)
+        reading = table.read_at_lines(path, encoding)
     else:
         raise InputError(f"{path.name} cannot hold pairs to rank; pass a .csv, .tsv or .jsonl file")
     return require_usable(reading)
@@ -99,15 +115,22 @@ def require_usable(reading: Reading) -> Reading:
 def find_files(folder: Path, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
     """The data files of a folder by split (or all under WHOLE), and notes on what was left aside.
 
+    A folder that holds nothing but one folder, as unpacked archives do, is that folder.
+
     Raises:
         InputError: nothing looks like data for the task, or it is not clear which file is which.
     """
-    files = sorted(path for path in folder.iterdir() if is_data(path, task))
+    folder = _inner(folder, task)
+    present = sorted(path for path in folder.iterdir() if path.is_file() and _is_visible(path))
+    binary = {path.name: what for path in present if (what := _what_binary(path, task))}
+    files = [path for path in present if is_data(path, task) and path.name not in binary]
+    described = ", ".join(f"{name} ({what})" for name, what in list(binary.items())[:_SHOWN])
+    described += f" and {len(binary) - _SHOWN} more" if len(binary) > _SHOWN else ""
+    notes = [f"left aside in {folder.name}, since they are no text: {described}"] if binary else []
     named: dict[str, list[Path]] = {}
     for path in files:
         if split := split_of(path.name):
             named.setdefault(split, []).append(path)
-    notes = []
     if named:
         aside = [path.name for path in files if split_of(path.name) is None]
         for split, paths in named.items():
@@ -117,8 +140,10 @@ def find_files(folder: Path, task: Task) -> tuple[dict[str, list[Path]], list[st
             notes.append(f"left aside in {folder.name}: {', '.join(aside)}")
         return {split: named[split] for split in SPLITS if split in named}, notes
     if not files:
+        but = f" but {described}" if binary else ""
         raise InputError(
-            f"{folder} holds no file that looks like data for {task}; pass one file, or name --train, --dev and --test"
+            f"{folder} holds no file that looks like data for {task}{but}; pass one file, or name --train, --dev and "
+            "--test"
         )
     if len(files) > 1 and task != "language-modeling":
         names = ", ".join(path.name for path in files)
@@ -126,6 +151,28 @@ def find_files(folder: Path, task: Task) -> tuple[dict[str, list[Path]], list[st
             f"{folder} holds {len(files)} files and none is named train, dev or test ({names}); pass one of them"
         )
     return {WHOLE: files}, notes
+
+
+def _inner(folder: Path, task: Task) -> Path:
+    while True:
+        visible = [path for path in folder.iterdir() if _is_visible(path)]
+        inner = [path for path in visible if path.is_dir()]
+        if len(inner) != 1 or any(is_data(path, task) for path in visible):
+            return folder
+        folder = inner[0]
+
+
+def _what_binary(path: Path, task: Task) -> str:
+    """What a file is whose first bytes are those of no text, "" where it may be text or is unpacked in reading."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED or (task == "language-modeling" and suffix == text.ARCHIVE):
+        return ""
+    try:
+        with path.open("rb") as file:
+            found = kind_of(file.read(HEAD))
+    except OSError:
+        return ""  # the reader of the file says why, if it is wanted
+    return found[0] if found else ""
 
 
 def _one_of(paths: list[Path], split: str) -> tuple[list[Path], list[str]]:
@@ -139,12 +186,12 @@ def _one_of(paths: list[Path], split: str) -> tuple[list[Path], list[str]]:
     raise InputError(f"{names} could each be the {split} split; name one by --{split}")
 
 
-def read_files(paths: Sequence[Path], task: Task, columns: Columns) -> Reading:
+def read_files(paths: Sequence[Path], task: Task, columns: Columns, encoding: str | None = None) -> Reading:
     """Several files as one reading; plain text is read together, since the number of files decides the cut."""
     plain = [path for path in paths if inner_suffix(path) in (*text.SUFFIXES, text.ARCHIVE)]
     together = plain if task == "language-modeling" else []
-    readings = [require_usable(text.read_text(together))] if together else []
-    readings += [read_file(path, task, columns) for path in paths if path not in together]
+    readings = [require_usable(text.read_text(together, encoding))] if together else []
+    readings += [read_file(path, task, columns, encoding) for path in paths if path not in together]
     if len(readings) == 1:
         return readings[0]
     whole = Reading(", ".join(r.source for r in readings), has_documents=all(r.has_documents for r in readings))

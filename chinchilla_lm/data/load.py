@@ -11,7 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from chinchilla_lm.data.decode import require_encoding
 from chinchilla_lm.data.hub import read_hub
+from chinchilla_lm.data.labels import label_notes, unify, why_hidden
 from chinchilla_lm.data.layouts import (
     WHOLE,
     find_files,
@@ -23,9 +25,9 @@ from chinchilla_lm.data.layouts import (
     split_of,
     total_skipped,
 )
-from chinchilla_lm.data.records import SPLITS, TASKS, Dataset, Reading, Tagged, Task, sorted_labels
+from chinchilla_lm.data.records import SPLITS, TASKS, Dataset, Reading, Skipped, Tagged, Task, Unlabelled, sorted_labels
 from chinchilla_lm.data.rows import Columns
-from chinchilla_lm.data.splits import SplitBy, make_splits, shared_texts
+from chinchilla_lm.data.splits import SplitBy, TooFewDocuments, make_splits, shared_texts
 from chinchilla_lm.errors import InputError
 
 _UNUSED: dict[Task, tuple[str, ...]] = {
@@ -44,6 +46,7 @@ def load_dataset(
     group_column: str | None = None,
     time_column: str | None = None,
     split_by: SplitBy | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """The records of a data set, by split.
 
@@ -54,9 +57,10 @@ def load_dataset(
         text_column, label_column, group_column, time_column: fields of a table or of JSON objects; else usual names.
         split_by: how the missing splits are made; without it, by time where time_column is given, else by group where
             group_column is, else by hash of the document.
+        encoding: how the files are encoded, as Python names it; without it, see `decode`.
 
     A file whose name says test or dev becomes that split alone. Every other single file is train, and is split
-    80/10/10.
+    80/10/10. A dev or test split whose labels are kept secret is left aside, with a note, unless `splits` names it.
 
     Raises:
         InputError: nothing there, an empty file, more than 1 % of a file unusable, columns or files that are not clear,
@@ -66,15 +70,19 @@ def load_dataset(
     for option, name in (("label_column", label_column), ("time_column", time_column)):
         if name is not None and option in _UNUSED.get(kind, ()):
             raise InputError(f"{option} {name!r} has no use in {task}; leave it out")
-    columns = Columns(text_column, label_column, group_column, time_column)
+    if encoding is not None:
+        require_encoding(encoding)
+    columns = Columns(text_column, label_column, group_column, time_column, by_time=split_by == "time")
     path = Path(source).expanduser()
     if path.exists():
         name = path.name if path.is_dir() else path.name.split(".")[0]
-        readings, notes = _read_path(path, kind, splits, columns)
+        readings, notes = _read_path(path, kind, splits, columns, encoding)
     elif looks_like_path(str(source)):
         raise InputError(f"{source} is not there; pass a folder or file that exists, or the name of a hub data set")
     else:
         name = str(source)
+        if encoding is not None:
+            raise InputError(f"encoding {encoding!r} has no use for the hub data set {name!r}; leave it out")
         readings, notes = _read_name(name, kind, splits, columns)
     by = split_by or ("time" if time_column else "group" if group_column else "hash")
     return _assemble(name, kind, readings, notes, by, split_by is not None)
@@ -88,18 +96,48 @@ def _task(name: str) -> Task:
 
 
 def _read_path(
-    path: Path, task: Task, splits: Mapping[str, str] | None, columns: Columns
+    path: Path, task: Task, splits: Mapping[str, str] | None, columns: Columns, encoding: str | None
 ) -> tuple[dict[str, Reading], list[str]]:
     """Readings by split (or under WHOLE) of a folder or file."""
     if splits:
         chosen = resolve(path if path.is_dir() else path.parent, splits)
         if path.is_file() and path.resolve() not in {file.resolve() for file in chosen.values()}:
             raise InputError(f"{path} is none of the files that are named; name it too, as in --train {path.name}")
-        return {split: read_file(chosen[split], task, columns) for split in SPLITS if split in chosen}, []
-    if path.is_dir():
-        files, notes = find_files(path, task)
-        return {split: read_files(paths, task, columns) for split, paths in files.items()}, notes
-    return {split_of(path.name) or WHOLE: read_file(path, task, columns)}, []
+        return {split: read_file(chosen[split], task, columns, encoding) for split in SPLITS if split in chosen}, []
+    if not path.is_dir():
+        return {split_of(path.name) or WHOLE: read_file(path, task, columns, encoding)}, []
+    files, notes = find_files(path, task)
+    found: dict[str, Reading | InputError] = {}
+    for split, paths in files.items():
+        try:
+            found[split] = read_files(paths, task, columns, encoding)
+        except Unlabelled as error:
+            found[split] = error
+    readings, aside = _with_labels(found, task)
+    return readings, notes + aside
+
+
+def _with_labels(found: Mapping[str, Reading | InputError], task: Task) -> tuple[dict[str, Reading], list[str]]:
+    """The splits less dev and test where their labels are kept secret, and notes on these.
+
+    Raises:
+        InputError: what stands in the place of a split that cannot be done without.
+    """
+    readings: dict[str, Reading] = {}
+    notes = []
+    train = found.get("train")
+    for split, reading in found.items():
+        if isinstance(reading, Unlabelled) and split != "train" and isinstance(train, Reading):
+            why = str(reading)
+        elif isinstance(reading, InputError):
+            raise reading
+        else:
+            why = why_hidden(task, reading, train) if split != "train" and isinstance(train, Reading) else ""
+            readings[split] = reading
+        if why:
+            readings.pop(split, None)
+            notes.append(f"{split} is left aside, since it has no labels: {why}")
+    return readings, notes
 
 
 def _read_name(
@@ -115,11 +153,13 @@ def _read_name(
     if unknown:
         have = ", ".join(found)
         raise InputError(f"split {unknown[0]!r} is not in {name!r}, which has {have}; mend --train, --dev or --test")
-    readings = {split: require_usable(found[theirs[split]]) for split in SPLITS if split in theirs}
-    if not readings:
+    wanted = {split: found[theirs[split]] for split in SPLITS if split in theirs}
+    if not wanted:
         raise InputError(f"{name!r} has the splits {', '.join(found)}; say which is which by --train, --dev and --test")
-    aside = [split for split in found if split not in {theirs[ours] for ours in readings}]
-    return readings, [f"left aside in {name}: {', '.join(aside)}"] if aside else []
+    aside = [split for split in found if split not in {theirs[ours] for ours in wanted}]
+    notes = [f"left aside in {name}: {', '.join(aside)}"] if aside else []
+    readings, hidden = _with_labels(wanted, task)
+    return {split: require_usable(reading) for split, reading in readings.items()}, notes + hidden
 
 
 def _assemble(
@@ -129,7 +169,8 @@ def _assemble(
     skipped = total_skipped(readings)
     has_documents = all(reading.has_documents for reading in readings.values())
     notes = [*notes, *(note for reading in readings.values() for note in reading.notes)]
-    records = {split: reading.records for split, reading in readings.items()}
+    records, spelt = unify(task, {split: reading.records for split, reading in readings.items()})
+    notes += spelt
     if WHOLE in records:
         records["train"] = records.pop(WHOLE)
     missing = [split for split in ("dev", "test") if split not in records]
@@ -141,15 +182,31 @@ def _assemble(
     else:
         if by == "group" and not has_documents:
             raise InputError(f"{name!r} names no groups; pass --group-column, or split by hash")
-        made, without_place = make_splits(records["train"], missing, by)
+        made, without_place, missing, too_few = _made(records["train"], missing, by)
+        notes += too_few
         skipped += without_place
         records.update(made)
         sizes = ", ".join(f"{split} {len(made[split])}" for split in made)
-        notes.append(f"{' and '.join(missing)} made from train by {by}: {sizes} records")
+        if missing:
+            notes.append(f"{' and '.join(missing)} made from train by {by}: {sizes} records")
     records = {split: records[split] for split in SPLITS if split in records}
-    notes += _shared(records)
+    notes += _shared(records) + label_notes(task, records)
     labels = sorted_labels(task, _seen(records.values()))
     return Dataset(name, task, records, labels, skipped, has_documents, notes)
+
+
+def _made(
+    records: list[Any], missing: list[str], by: SplitBy
+) -> tuple[dict[str, list[Any]], list[Skipped], list[str], list[str]]:
+    """`make_splits`; which splits were made, less than `missing` where one text must not be on two sides; notes."""
+    notes: list[str] = []
+    while True:
+        try:
+            made, without_place = make_splits(records, missing, by)
+            return made, without_place, missing, notes
+        except TooFewDocuments as error:
+            notes = notes or [f"{error}, so not all were made"]
+            missing = missing[:-1]
 
 
 def _shared(records: Mapping[str, list[Any]]) -> list[str]:

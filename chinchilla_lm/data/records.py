@@ -21,6 +21,14 @@ class BadRecord(ValueError):
     """One record cannot be used; the reader records it as `Skipped` and goes on. Never leaves this room."""
 
 
+class MissingLabel(BadRecord):
+    """The record is sound, but has no label."""
+
+
+class Unlabelled(InputError):
+    """A file or split has no labels at all, as test data have whose labels are kept secret."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tagged:
     """A sentence with one BIO tag a word."""
@@ -68,13 +76,18 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reader found in one file. `has_documents`: the file itself said which records belong together."""
+    """What a reader found in one file.
+
+    `has_documents`: the file itself said which records belong together. `label_column`: the field that the labels are
+    from, "" where the file names no fields.
+    """
 
     source: str
     records: list[Any] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     has_documents: bool = False
+    label_column: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,19 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from chinchilla_lm.data.records import BadRecord, Labelled, Reading, Skipped, Tagged, Task, Text
+from chinchilla_lm.data.records import (
+    BadRecord,
+    Labelled,
+    MissingLabel,
+    Reading,
+    Skipped,
+    Tagged,
+    Task,
+    Text,
+    Unlabelled,
+)
 from chinchilla_lm.data.spans import spans_of, tag_spans
 from chinchilla_lm.data.tags import detect_scheme, to_bio
 from chinchilla_lm.data.times import day_first, to_iso
@@ -40,12 +50,13 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The fields that the caller names; None means a usual name."""
+    """The fields that the caller names; None means a usual name. `by_time`: splits go by the time, which must be read."""
 
     text: str | None = None
     label: str | None = None
     group: str | None = None
     time: str | None = None
+    by_time: bool = False
 
 
 def find_column(names: Sequence[str], asked: str | None, usual: str, where: str) -> str | None:
@@ -83,6 +94,16 @@ def require_column(names: Sequence[str], asked: str | None, usual: str, option: 
     return found
 
 
+def _label_column(names: Sequence[str], asked: str | None, usual: str, where: str) -> str:
+    """The name of the field of the labels. Raises Unlabelled where the fields have none."""
+    if asked is not None and asked not in names:
+        raise Unlabelled(f"column {asked!r} is not in {where}; its columns are {', '.join(names)}")
+    found = find_column(names, asked, usual, where)
+    if found is None:
+        raise Unlabelled(f"{where} has no {usual} column among {', '.join(names)}; name it by --label-column")
+    return found
+
+
 def read_rows(rows: Iterable[Located], task: Task, columns: Columns, source: str) -> Reading:
     """Records of the task from rows; a row that cannot be used is recorded as skipped.
 
@@ -103,25 +124,40 @@ def read_rows(rows: Iterable[Located], task: Task, columns: Columns, source: str
     return _read_labelled(good, names, task, columns, reading)
 
 
+def _require_labels(reading: Reading, without: int, column: str) -> None:
+    """Raises Unlabelled where no record is left and most were sound but for their label."""
+    if not reading.records and 2 * without > len(reading.skipped):
+        raise Unlabelled(
+            f"{reading.source}: none of its {without} records has a label in {column!r}; name the labels by --label-column"
+        )
+
+
 def _read_tagged(rows: list[tuple[str, Row]], names: list[str], columns: Columns, reading: Reading) -> Reading:
     group = find_column(names, columns.group, "group", reading.source)
     words_field = find_column(names, columns.text, "words", reading.source)
     if words_field is not None and isinstance(rows[0][1].get(words_field), str):
         words_field = None  # the caller named the text that the spans are in
-    tags_field = require_column(names, columns.label, "tags", "label_column", reading.source) if words_field else ""
+    tags_field = _label_column(names, columns.label, "tags", reading.source) if words_field else ""
     found: list[tuple[str, Row, tuple[str, ...], tuple[str, ...]]] = []
+    without = widened = 0
     for where, row in rows:
         try:
             if words_field is not None:
-                words, tags = _strings(row, words_field), _strings(row, tags_field)
+                words, tags = _strings(row, words_field), _tags(row, tags_field)
             else:
-                words, tags = tag_spans(_string(row, columns.text or "text", strip=False), spans_of(row))
+                words, tags, count = tag_spans(_string(row, columns.text or "text", strip=False), spans_of(row))
+                widened += count
             if len(words) != len(tags):
                 raise BadRecord(f"{len(words)} words but {len(tags)} tags")
         except BadRecord as error:
+            without += isinstance(error, MissingLabel)
             reading.skipped.append(Skipped(where, str(error)))
         else:
             found.append((where, row, words, tags))
+    if widened:
+        reading.notes.append(
+            f"{reading.source}: {widened} entities end at a hyphen or the like and take the whole word"
+        )
     scheme = detect_scheme([tags for *_, tags in found])
     for where, row, words, tags in found:
         try:
@@ -129,7 +165,8 @@ def _read_tagged(rows: list[tuple[str, Row]], names: list[str], columns: Columns
             reading.records.append(Tagged(where, document, words, to_bio(tags, scheme)))
         except BadRecord as error:
             reading.skipped.append(Skipped(where, str(error)))
-    return _with_documents(reading, group is not None)
+    _require_labels(reading, without, tags_field)
+    return replace(reading, has_documents=group is not None, label_column=tags_field)
 
 
 def _read_plain(rows: list[tuple[str, Row]], names: list[str], columns: Columns, reading: Reading) -> Reading:
@@ -140,7 +177,7 @@ def _read_plain(rows: list[tuple[str, Row]], names: list[str], columns: Columns,
         return [Text(where, _group(row, group) or where, _string(row, text))]
 
     _each(rows, read, reading)
-    return _with_documents(reading, True)
+    return replace(reading, has_documents=True)
 
 
 def _read_labelled(
@@ -149,22 +186,21 @@ def _read_labelled(
     source = reading.source
     ranking = task == "ranking"
     text = require_column(names, columns.text, "text", "text_column", source)
-    label = require_column(names, columns.label, "relevance" if ranking else "label", "label_column", source)
+    label = _label_column(names, columns.label, "relevance" if ranking else "label", source)
     pair = find_column(
         [name for name in names if name not in (text, label)], None, "ranked" if ranking else "pair", source
     )
     if ranking and pair is None:
         raise InputError(f"{source} has no second text among {', '.join(names)}; call it text_pair")
     group = find_column(names, columns.group, "group", source)
-    time = find_column(names, columns.time, "time", source)
-    days_first = day_first((str(row[time]) for _, row in rows if row.get(time)), source) if time else True
+    time, days_first = _time_column(rows, names, columns, reading)
 
     queries: dict[str, str] = {}  # the first place of each query: one document to rank for
 
     def read(where: str, row: Row) -> list[Labelled]:
         moment = to_iso(str(row.get(time) or ""), days_first) if time else None
         document = _group(row, group) or (queries.setdefault(_string(row, text), where) if ranking else where)
-        second = _string(row, pair) if pair is not None and (ranking or row.get(pair)) else None
+        second = _string(row, pair) if pair is not None and (ranking or not _is_missing(row.get(pair))) else None
         labels = _labels_by_entity(row.get(label)) if task == "text-classification" and second is None else None
         if labels is None:
             value = _number(row, label) if ranking else _label(row, label)
@@ -174,29 +210,54 @@ def _read_labelled(
             for i, (entity, value) in enumerate(labels.items())
         ]
 
-    _each(rows, read, reading)
+    _require_labels(reading, _each(rows, read, reading), label)
     undated = sum(record.time is None for record in reading.records) if time else 0
     if undated:
         reading.notes.append(f"{source}: {undated} of {len(reading.records)} records have no readable {time!r}")
     several = len({record.document for record in reading.records}) < len(reading.records)
-    return _with_documents(reading, group is not None or several)
+    return replace(reading, has_documents=group is not None or several, label_column=label)
 
 
-def _each(rows: list[tuple[str, Row]], read: Callable[[str, Row], Sequence[Labelled | Text]], reading: Reading) -> None:
+def _time_column(
+    rows: list[tuple[str, Row]], names: list[str], columns: Columns, reading: Reading
+) -> tuple[str | None, bool]:
+    """The field of the time, if any, and whether it writes the day before the month.
+
+    Raises:
+        InputError: the dates contradict each other, in a column that the caller named or wants to split by.
+    """
+    time = find_column(names, columns.time, "time", reading.source)
+    if time is None:
+        return None, True
+    try:
+        return time, day_first((str(row[time]) for _, row in rows if row.get(time)), reading.source)
+    except InputError as error:
+        if columns.time is not None or columns.by_time:
+            raise
+        reading.notes.append(f"column {time!r} is not read as a time, since nothing asks for it: {error}")
+        return None, True
+
+
+def _each(rows: list[tuple[str, Row]], read: Callable[[str, Row], Sequence[Labelled | Text]], reading: Reading) -> int:
+    """Reads every row into the reading; the number of those that lack a label."""
+    without = 0
     for where, row in rows:
         try:
             reading.records.extend(read(where, row))
         except BadRecord as error:
+            without += isinstance(error, MissingLabel)
             reading.skipped.append(Skipped(where, str(error)))
+    return without
 
 
-def _with_documents(reading: Reading, has_documents: bool) -> Reading:
-    return Reading(reading.source, reading.records, reading.skipped, reading.notes, has_documents)
+def _is_missing(value: object) -> bool:
+    """Whether a cell holds nothing: null of JSON, None, or the NaN that pandas writes. "NA" and "None" are texts."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _string(row: Row, name: str, *, strip: bool = True) -> str:
     value = row.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
         raise BadRecord(f"no text in {name!r}")
     if not isinstance(value, str):
         raise BadRecord(f"{name!r} is {value!r}, not a text")
@@ -217,12 +278,19 @@ def _strings(row: Row, name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _tags(row: Row, name: str) -> tuple[str, ...]:
+    values = row.get(name)
+    if _is_missing(values) or (isinstance(values, list) and all(_is_missing(value) for value in values)):
+        raise MissingLabel(f"no tags in {name!r}")
+    return _strings(row, name)
+
+
 def _label(row: Row, name: str) -> str:
     value = row.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or value == "":
-        raise BadRecord(f"no label in {name!r}")
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+        raise MissingLabel(f"no label in {name!r}")
     if not isinstance(value, str | int | float) or not str(value).strip():
         raise BadRecord(f"label {value!r} is not a name or a number")
     return str(value).strip()
@@ -258,4 +326,4 @@ def _labels_by_entity(value: object) -> dict[str, str] | None:
 
 def _group(row: Row, name: str | None) -> str:
     value = row.get(name) if name is not None else None
-    return "" if value is None else str(value).strip()
+    return "" if _is_missing(value) else str(value).strip()

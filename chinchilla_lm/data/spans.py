@@ -3,67 +3,63 @@
     CLUENER   {"text": "…", "label": {type: {surface: [[start, end], …]}}}              end inclusive
     generic   {"text": "…", "entities": [{"start": 0, "end": 6, "label": "PER"}, …]}    end exclusive
 
-Chinese and Japanese write no spaces, so there every character is a word. A span that cuts a word in two cannot be spelt
-in tags: cutting the word there would tell the model where the entity ends, so the record is refused.
+Texts are parted by `words`, in training as in use. A span that cuts a word in two cannot be spelt in tags: cutting the
+word there would tell the model where the entity ends. Where it cuts at a hyphen or the like (`Paris` in `Paris-based`)
+it is widened to the word, which is all that a tagger can mark in use either; anywhere else the record is refused.
 """
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_right
 from collections.abc import Mapping
 
 from chinchilla_lm.data.records import BadRecord
 from chinchilla_lm.data.tags import tags_of
+from chinchilla_lm.data.words import JOINTS, words_of
 
 Span = tuple[int, int, str]  # first character, character after the last, type
 
-# Han with extension A and the compatibility block, kana, and Han beyond the basic plane. Hangul writes spaces.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CJK_CHARACTER = re.compile(f"[{_CJK}]")
-_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s]|_")
-# Next to CJK, Latin letters and digits touch without a space and belong to different words: 星际2无力, 魔兽争霸3.
-_WORD_AMONG_CJK = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+|\d+|[^\w\s]|_")
 
-
-def is_cjk(character: str) -> bool:
-    """Whether a character is Han or kana, written without spaces between words."""
-    return _CJK_CHARACTER.match(character) is not None
-
-
-def split_words(text: str) -> list[tuple[int, int]]:
-    """Word boundaries of a text as (first character, character after the last).
-
-    A word is a run of letters and digits, one punctuation mark, or one CJK character; letters and digits are parted in
-    a text that has CJK characters.
-    """
-    pattern = _WORD_AMONG_CJK if _CJK_CHARACTER.search(text) else _WORD
-    return [match.span() for match in pattern.finditer(text)]
-
-
-def tag_spans(text: str, spans: list[Span]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Words and BIO tags of a text with entity spans.
+def tag_spans(text: str, spans: list[Span]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """Words and BIO tags of a text with entity spans, and how many spans were widened to whole words.
 
     Raises:
         BadRecord: no words, a span outside the text, off the word boundaries, or overlapping another.
     """
-    bounds = split_words(text)
+    bounds = words_of(text)
     if not bounds:
         raise BadRecord("the text has no words")
-    starts = {start: i for i, (start, _) in enumerate(bounds)}
-    stops = {stop: i + 1 for i, (_, stop) in enumerate(bounds)}
-    entities = []
-    free_from = 0
+    entities: list[tuple[int, int, str]] = []
+    free_from = widened = 0
     for start, stop, kind in sorted(set(spans)):
-        surface = text[max(start, 0) : stop]
         if not 0 <= start < stop <= len(text):
             raise BadRecord(f"span [{start}, {stop}) is not inside the text of {len(text)} characters")
-        if start not in starts or stop not in stops:
-            raise BadRecord(f"span [{start}, {stop}) {surface!r} does not fit word boundaries")
-        if start < free_from:
-            raise BadRecord(f"span [{start}, {stop}) {surface!r} overlaps another")
-        entities.append((starts[start], stops[stop], kind))
-        free_from = stop
-    return tuple(text[start:stop] for start, stop in bounds), tags_of(entities, len(bounds))
+        found = _words_under(text, bounds, start, stop)
+        if found is None:
+            raise BadRecord(f"span [{start}, {stop}) {text[start:stop]!r} does not fit word boundaries")
+        if found[0] < free_from:
+            raise BadRecord(f"span [{start}, {stop}) {text[start:stop]!r} overlaps another")
+        entities.append((*found, kind))
+        free_from = found[1]
+        widened += len(text[start:stop].strip()) < bounds[found[1] - 1][1] - bounds[found[0]][0]
+    return tuple(text[start:stop] for start, stop in bounds), tags_of(entities, len(bounds)), widened
+
+
+def _words_under(text: str, bounds: list[tuple[int, int]], start: int, stop: int) -> tuple[int, int] | None:
+    """(first word, word after the last) of a span, white space at its ends aside; None where it cuts a word."""
+    surface = text[start:stop]
+    start, stop = stop - len(surface.lstrip()), start + len(surface.rstrip())
+    if start >= stop:
+        return None
+    first = bisect_right(bounds, start, key=lambda word: word[0]) - 1
+    last = bisect_right(bounds, stop - 1, key=lambda word: word[0]) - 1
+    fits = all(at in bounds[word] or _is_joint(text, at) for at, word in ((start, first), (stop, last)))
+    return (first, last + 1) if fits else None
+
+
+def _is_joint(text: str, at: int) -> bool:
+    """Whether a mark that joins two parts of one word stands at either side of a place."""
+    return text[at - 1] in JOINTS or text[at] in JOINTS
 
 
 def spans_of(row: Mapping[str, object]) -> list[Span]:

@@ -18,6 +18,10 @@ SHARE = 0.1  # of the documents go to test and as many to dev, the usual 80/10/1
 UNDATED = 0.05  # at most this share of records may lack a time where the split goes by time
 
 
+class TooFewDocuments(InputError):
+    """There are fewer different documents than splits to make of them."""
+
+
 def document_hashes(records: Sequence[Record]) -> list[str]:
     """For each record the SHA-256 of its whole document: the record texts in order, one a line."""
     texts: dict[str, list[str]] = {}
@@ -50,7 +54,8 @@ def make_splits(
     with the latest of them, so that train holds nothing of test.
 
     Raises:
-        InputError: too few documents, or too many without a time.
+        TooFewDocuments: fewer different documents than splits.
+        InputError: too many records without a time, or too few different times.
     """
     units = _units(records)
     skipped: list[Skipped] = []
@@ -94,7 +99,7 @@ def _by_hash(units: Sequence[str], missing: Sequence[str], seed: int) -> dict[st
     position = {unit: int(text_hash(f"{seed}:{unit}")[:16], 16) / 2**64 for unit in units}
     if len(position) <= len(missing):
         need = f"{len(missing) + 1} are needed for train, {' and '.join(missing)}"
-        raise InputError(
+        raise TooFewDocuments(
             f"{len(position)} different documents cannot be split, {need}; name files by --train, --dev and --test"
         )
     order = sorted(position, key=lambda unit: position[unit])

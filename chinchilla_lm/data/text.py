@@ -23,6 +23,7 @@ PIECE_CHARACTERS = 2000  # a few paragraphs, about 500 tokens: a document of usu
 # Unpacked bytes of an archive, as its entries claim. Assumption: twice WikiText-103's 0.54 GB is as much as one wants
 # in memory at once.
 UNPACKED_UP_TO = 1 << 30
+NAMED = 5  # files of which a note says how they were decoded
 MANY_FILES = 10  # in one folder or archive: from here on a file is a document; fewer could not be split three ways
 # Not data, though they end in .txt.
 PAPERS = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
@@ -38,7 +39,12 @@ def is_paper(name: str) -> bool:
     return Path(name).name.lower().split(".")[0] in PAPERS
 
 
-def read_text(paths: Sequence[Path]) -> Reading:
+def _is_hidden(name: str) -> bool:
+    """Whether an entry of an archive is one of those that macOS adds: `__MACOSX/data/._a.txt`."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def read_text(paths: Sequence[Path], encoding: str | None = None) -> Reading:
     """The documents of text files and zip archives of text files, in order, as Text records.
 
     Raises:
@@ -48,14 +54,15 @@ def read_text(paths: Sequence[Path]) -> Reading:
     loose = [path for path in paths if inner_suffix(path) != ARCHIVE]
     folders = [[(path.name, read_bytes(path)) for path in loose]] if loose else []
     folders += [_unzip(path) for path in paths if path not in loose]
-    not_utf8: list[str] = []
+    guessed: list[str] = []
     for files in folders:
         for name, data in files:
-            text, notes = decode(data, name)
-            not_utf8 += [name] if notes else []
+            text, notes = decode(data, name, encoding)
+            guessed += notes
             reading.records.extend(_documents(name, text, whole=len(files) >= MANY_FILES))
-    if not_utf8:
-        reading.notes.append(f"not UTF-8 and read as ISO-8859-1: {', '.join(not_utf8)}")
+    reading.notes.extend(guessed[:NAMED])
+    if len(guessed) > NAMED:
+        reading.notes.append(f"the encoding of {len(guessed) - NAMED} more files was guessed")
     return reading
 
 
@@ -76,7 +83,9 @@ def _unzip(path: Path) -> list[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(
-                name for name in archive.namelist() if name.lower().endswith(SUFFIXES) and not is_paper(name)
+                name
+                for name in archive.namelist()
+                if name.lower().endswith(SUFFIXES) and not is_paper(name) and not _is_hidden(name)
             )
             unpacked = sum(archive.getinfo(name).file_size for name in names)
             if unpacked > UNPACKED_UP_TO:

@@ -27,8 +27,9 @@ from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
 from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
+from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
-from chinchilla_lm.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
+from chinchilla_lm.models.tokenizer import save_tokenizer, tokenizer_of
 from chinchilla_lm.models.transformer import NormFate, Transformer
 
 
@@ -97,13 +98,6 @@ class Checkpoint:
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def tokenizer_of(source: Path, vocabulary: int) -> Any:
-    """The fast tokenizer of a folder or GGUF file. Raises InputError as `Checkpoint.tokenizer` does."""
-    tokenizer = load_tokenizer(source)
-    check_vocabulary(tokenizer, source, vocabulary)
-    return tokenizer
 
 
 def load(
@@ -183,23 +177,25 @@ def write_rest(checkpoint: Checkpoint, folder: Path, meta: Mapping[str, Any] | N
     model = checkpoint.model
     extra = checkpoint.meta if meta is None else meta
     content = dict(extra) | {"version": VERSION, "dropped": model.dropped}
-    write_config(model, _with_padding(checkpoint), folder)
+    pad = _padding(checkpoint)
+    write_config(model, checkpoint.hf_config | ({"pad_token_id": pad[1]} if pad else {}), folder)
     save_tokenizer(checkpoint.source, folder, checkpoint.__dict__.get("tokenizer"))
+    tokenizer_for_both(folder, pad[0] if pad else None)
     if model.config.head.kind == "embedding":
         write_sentences(checkpoint.sentences, model.config.hidden_size, checkpoint.root or checkpoint.source, folder)
     if model.dropped or extra:
         (folder / META).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _with_padding(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The config, with the padding id that transformers needs to find a text's last token."""
-    hf = checkpoint.hf_config
-    if checkpoint.model.config.head.pooling != "last" or hf.get("pad_token_id") is not None:
-        return hf
+def _padding(checkpoint: Checkpoint) -> tuple[str, int] | None:
+    """The token, and its id, with which transformers pads batches for a decoder's classifier: it finds a text's last
+    token by it. None for what needs none, and where there is no tokenizer, so that nobody pads."""
+    if not checkpoint.family.decoder or checkpoint.model.config.head.kind == "language-modeling":
+        return None
     try:
-        return hf | {"pad_token_id": checkpoint.tokenizer.pad_token_id}
-    except InputError:  # without a tokenizer nobody pads
-        return hf
+        return padding_token(checkpoint.tokenizer, checkpoint.model.config.vocab_size)
+    except InputError:
+        return None
 
 
 @contextmanager

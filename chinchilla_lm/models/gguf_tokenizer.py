@@ -3,7 +3,7 @@
 Byte-level BPE is built here from vocabulary, merges and `tokenizer.ggml.pre`, the name of the rule that cuts text into
 words before merging. That name matters: transformers 5.23 reads SmolLM's file without its rule that every digit stands
 alone, and then splits `\\n\\n5` differently from the tokenizer that the model was trained with. SentencePiece
-vocabularies are read by transformers.
+vocabularies, which list no merges, are in gguf_sentencepiece.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.models.gguf_file import open_file
+from chinchilla_lm.models.gguf_sentencepiece import GEMMA, fill_sentencepiece
+from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
@@ -47,16 +49,68 @@ SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_
 
 def read_tokenizer(path: Path) -> Any:
     """A fast tokenizer of transformers. Raises InputError for a file without one, or of a kind that we do not know."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    metadata = _metadata(path)
+    # transformers copies what it is given, by way of JSON, which takes a second: so it is given an empty one.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **_settings(metadata))
+    named = _fill(tokenizer.backend_tokenizer, path, metadata)
+    for role, token in named.items():
+        setattr(tokenizer, role, token)
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    return tokenizer
+
+
+def read_plain_tokenizer(path: Path) -> PlainTokenizer:
+    """The same without transformers, whose import takes longer than the file. Raises InputError likewise."""
+    from tokenizers import Tokenizer, models
+
+    metadata = _metadata(path)
+    backend = Tokenizer(models.BPE())
+    specials = _fill(backend, path, metadata)
+    return PlainTokenizer(backend, specials, metadata.get("tokenizer.chat_template"), others=_settings(metadata))
+
+
+def _settings(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What transformers should know of the tokenizer besides."""
+    architecture = metadata.get("general.architecture")
+    return {
+        "model_max_length": metadata.get(f"{architecture}.context_length"),
+        "padding_side": "left" if architecture in GEMMA else "right",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _metadata(path: Path) -> dict[str, Any]:
     with open_file(path) as file:
-        metadata = file.metadata
+        return file.metadata
+
+
+def _fill(backend: Any, path: Path, metadata: dict[str, Any]) -> dict[str, str]:
+    """Give a `tokenizers.Tokenizer` all that the file says; returns the special tokens by their role."""
     model = metadata.get("tokenizer.ggml.model")
-    if model == "llama":
-        return _by_transformers(path)
-    if model != "gpt2":
+    if model not in ("gpt2", "llama"):
         raise InputError(
             f"{path}: tokenizer model {model!r} is not one of gpt2, llama; pass a folder with tokenizer.json"
         )
-    return _byte_level(path, metadata)
+    named = {role: token for role, key in SPECIAL.items() if (token := _token(path, metadata, key)) is not None}
+    try:
+        if model == "llama":
+            fill_sentencepiece(backend, path, metadata)
+        bos = model == "llama" or _byte_level(backend, path, metadata)
+        _add_tokens(backend, metadata, named)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise unreadable(path, error) from error
+    eos = model == "llama" and metadata.get("tokenizer.ggml.add_eos_token")
+    _frame(
+        backend,
+        named.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", bos) else None,
+        named.get("eos_token") if eos else None,
+    )
+    return named
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
@@ -66,18 +120,9 @@ def unreadable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _by_transformers(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    except Exception as error:  # the libraries raise nothing narrower
-        raise unreadable(path, error) from error
-
-
-def _byte_level(path: Path, metadata: dict[str, Any]) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
+def _byte_level(backend: Any, path: Path, metadata: dict[str, Any]) -> bool:
+    """Give a tokenizer vocabulary, merges and its rule; returns whether a BOS is the rule too."""
+    from tokenizers import decoders, models, normalizers
 
     rule = metadata.get("tokenizer.ggml.pre")
     if rule not in RULES:
@@ -90,34 +135,45 @@ def _byte_level(path: Path, metadata: dict[str, Any]) -> Any:
         raise InputError(f"{path} holds no vocabulary with merges; pass a folder with tokenizer.json")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    try:
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
-    except Exception as error:  # the library raises nothing narrower
-        raise unreadable(path, error) from error
+    backend.model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words)
     backend.pre_tokenizer = _pre_tokenizer(pattern)
     backend.decoder = decoders.ByteLevel()
     if composed:
         backend.normalizer = normalizers.NFC()
-    types = metadata.get("tokenizer.ggml.token_type") or []
-    for token, kind in zip(tokens, types, strict=False):
-        if kind == CONTROL:
-            backend.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-        elif kind == USER_DEFINED:
-            backend.add_tokens([AddedToken(token, normalized=False, special=False)])
-    named = {name: _token(path, metadata, key) for name, key in SPECIAL.items()}
-    bos = named["bos_token"]
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", default_bos):
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary[bos])]
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **{name: token for name, token in named.items() if token is not None},
-        model_max_length=metadata.get(f"{metadata.get('general.architecture')}.context_length"),
-        clean_up_tokenization_spaces=False,
+    return default_bos
+
+
+def _add_tokens(backend: Any, metadata: dict[str, Any], named: dict[str, str]) -> None:
+    """What is found in a text before it is cut: control tokens, those with a role, and those that users defined."""
+    from tokenizers import AddedToken
+
+    kinds = metadata.get("tokenizer.ggml.token_type") or []
+    found: dict[int, list[str]] = {CONTROL: [], USER_DEFINED: []}
+    for token, kind in zip(metadata["tokenizer.ggml.tokens"], kinds, strict=False):
+        # Gemma's runs of spaces are spelt otherwise in the vocabulary: its merges make them.
+        if kind in found and backend.token_to_id(token) is not None:
+            found[kind].append(token)
+    special = dict.fromkeys([*found[CONTROL], *named.values()])
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in found[USER_DEFINED]])
+
+
+def _frame(backend: Any, bos: str | None, eos: str | None) -> None:
+    """Tokens around a text, and around each of a pair."""
+    from tokenizers import processors
+
+    present = [token for token in (bos, eos) if token is not None]
+    if not present:
+        return
+
+    def framed(text: str) -> str:
+        return " ".join([*([] if bos is None else [bos]), text, *([] if eos is None else [eos])])
+
+    backend.post_processor = processors.TemplateProcessing(
+        single=framed("$A"),
+        pair=f"{framed('$A')} {framed('$B')}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(present)],
     )
-    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
-    return tokenizer
 
 
 def _token(path: Path, metadata: dict[str, Any], key: str) -> str | None:

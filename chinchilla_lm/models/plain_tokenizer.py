@@ -59,6 +59,10 @@ class PlainTokenizer:
     @classmethod
     def load(cls, source: Path) -> PlainTokenizer:
         """From a folder, or a GGUF file. Raises InputError where there is no tokenizer, or a damaged one."""
+        if source.is_file():
+            from chinchilla_lm.models.gguf_tokenizer import read_plain_tokenizer
+
+            return read_plain_tokenizer(source)
         path = source / CONFIG
         config = read_json(path, "tokenizer config") if path.is_file() else {}
         if not isinstance(config, dict):
@@ -148,8 +152,7 @@ class PlainTokenizer:
         if text_pair is not None:
             columns.append([text_pair] if isinstance(text_pair, str) else list(text_pair))
         if truncation in (False, "do_not_truncate"):
-            rows = columns[0] if text_pair is None else list(zip(*columns, strict=True))
-            found = self.backend_tokenizer.encode_batch(rows, add_special_tokens=add_special_tokens)
+            found = self._whole(columns, add_special_tokens)
         elif truncation in (True, "longest_first"):
             found = self._cut(columns, add_special_tokens, max_length)
         else:
@@ -164,6 +167,14 @@ class PlainTokenizer:
         given = {name: [getattr(row, key) for row in found] for name, (key, asked) in wanted.items() if asked}
         return {name: values[0] for name, values in given.items()} if one else given
 
+    def _whole(self, columns: list[list[str]], specials: bool) -> list[Any]:
+        """Encodings of texts or pairs; one alone without the library's threads, which take longer to wake."""
+        rows = list(zip(*columns, strict=True))
+        if len(rows) == 1:
+            return [self.backend_tokenizer.encode(*rows[0], add_special_tokens=specials)]
+        batch = columns[0] if len(columns) == 1 else rows
+        return list(self.backend_tokenizer.encode_batch(batch, add_special_tokens=specials))
+
     def _cut(self, columns: list[list[str]], specials: bool, max_length: int | None) -> list[Any]:
         """Encodings of at most `max_length` tokens. The library's encodings can be cut one by one, and framed then."""
         if max_length is None:
@@ -173,7 +184,7 @@ class PlainTokenizer:
         room = max_length - around
         if room < 0:
             raise InputError(f"max_length {max_length} leaves no room beside {around} special tokens; pass more")
-        sides = [backend.encode_batch(column, add_special_tokens=False) for column in columns]
+        sides = [self._whole([column], specials=False) for column in columns]
         found = []
         for row in zip(*sides, strict=True):
             lengths = kept_lengths([len(side.ids) for side in row], room)

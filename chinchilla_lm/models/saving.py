@@ -14,6 +14,7 @@ from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.families.reading import PROBLEM_TYPES, Fields
 from chinchilla_lm.models.filling import spread
+from chinchilla_lm.models.stock import for_both
 from chinchilla_lm.models.tensors import SINGLE
 from chinchilla_lm.models.transformer import Transformer
 
@@ -50,7 +51,7 @@ def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]
     dtype = next(iter(model.parameters())).dtype
     name = family.architecture(hf["model_type"], head.kind)
     config = {key: value for key, value in hf.items() if key not in DROPPED_KEYS + LABEL_KEYS}
-    config |= {"architectures": [name], "dtype": str(dtype).removeprefix("torch.")}
+    config = for_both(config, str(dtype).removeprefix("torch.")) | {"architectures": [name]}
     if head.labels:
         config["id2label"] = {str(index): label for index, label in enumerate(head.labels)}
         config["label2id"] = {label: index for index, label in enumerate(head.labels)}

@@ -9,6 +9,7 @@ from typing import Any
 from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.files import json_text, read_json
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.stop_tokens import ends_of_gguf
 
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
@@ -53,6 +54,21 @@ def load_tokenizer(source: Path) -> Any:
     return tokenizer
 
 
+def tokenizer_of(source: Path, vocabulary: int) -> Any:
+    """The fast tokenizer of a folder or GGUF file for a model of so many token ids. Raises InputError where there is
+    none, and where its vocabulary is larger than the model's."""
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(tokenizer, source, vocabulary)
+    return tokenizer
+
+
+def _highest_id(source: Path, backend: Any) -> int:
+    """Without tokens that were added beyond the vocabulary."""
+    if source.is_file():  # GGUF numbers its tokens; a copy of 262,144 words to look at takes 0.3 s
+        return int(backend.get_vocab_size(with_added_tokens=False)) - 1
+    return max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+
+
 def _family_of_shortened(folder: Path) -> str | None:
     """The model_type behind a shortened model's own, which transformers does not know and would warn of."""
     path = folder / "config.json"
@@ -71,7 +87,7 @@ def check_vocabulary(tokenizer: Any, source: Path, vocabulary: int) -> None:
 
     Tokens that were added to it may lie beyond: Gemma 3 has one for images, and a text without it is fine.
     """
-    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    highest = _highest_id(source, tokenizer.backend_tokenizer)
     if highest >= vocabulary:
         raise InputError(
             f"the tokenizer in {source} has token ids up to {highest}, the model 0 … {vocabulary - 1}; "
@@ -104,11 +120,16 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
     if tokenizer is None:
         return
     tokenizer.save_pretrained(folder)
-    config = folder / "tokenizer_config.json"
-    if config.is_file():  # how the tokenizer came here is nobody's business
-        kept = read_json(config, "tokenizer config")
-        kept = {key: value for key, value in kept.items() if key not in ("is_local", "local_files_only")}
-        config.write_text(json_text(kept, indent=2) + "\n", encoding="utf-8")
+    if source is not None:
+        _write_ends(source, folder, tokenizer)
+
+
+def _write_ends(gguf: Path, folder: Path, tokenizer: Any) -> None:
+    """A generation config, the only place in a folder that several stop tokens are named in."""
+    ends = ends_of_gguf(gguf)
+    if ends:
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+        (folder / "generation_config.json").write_text(json_text(ids, indent=2) + "\n", encoding="utf-8")
 
 
 def save_plain(tokenizer: PlainTokenizer, folder: Path) -> None:

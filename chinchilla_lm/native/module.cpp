@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include <thread>
 
 #include "engine.h"
+#include "merges.h"
 #include "reading.h"
 
 namespace nb = nanobind;
@@ -116,6 +118,17 @@ Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const 
                    rows.stride, breathe);
     });
     return result;
+}
+
+// The list is alive while this runs, and with it the text that the views are of; other Python threads go on meanwhile.
+nb::ndarray<nb::numpy, std::int32_t> merges(const std::vector<std::string_view>& tokens, const Floats& scores) {
+    const auto find = [&] {
+        const nb::gil_scoped_release released;
+        return new std::vector<std::int32_t>(last_merges(tokens, {scores.data(), scores.size()}));
+    };
+    std::vector<std::int32_t>* found = find();
+    const nb::capsule owner(found, [](void* memory) noexcept { delete static_cast<std::vector<std::int32_t>*>(memory); });
+    return nb::ndarray<nb::numpy, std::int32_t>(found->data(), {found->size()}, owner);
 }
 
 const Kernels& kernels_named(const std::string& isa) {
@@ -219,6 +232,7 @@ NB_MODULE(_engine, m) {
                 cache.cache.length = length;
             });
         }, nb::arg("length"));
+    m.def("last_merges", &merges, nb::arg("tokens"), nb::arg("scores"));
     m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
     m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));
     m.def("transform", &transform, nb::arg("isa"), nb::arg("what"), nb::arg("x"), nb::arg("size"), nb::arg("number"));

@@ -1,9 +1,7 @@
 """Names in running text: words found in it, a tag for each, and spans of characters made of the tags.
 
-A tagger was trained on words that somebody had parted, and it reads best what is parted in the same way. For languages
-with spaces that is the way of the CoNLL sets: punctuation stands alone, but a hyphen, a dot or a slash inside a word
-(`Jean-Paul`, `U.S.`, `3.5`, `AT&T`) does not part it, and `'s` does. Texts with Chinese or Japanese characters are
-parted as `data.spans` parts them for training, a character a word.
+A tagger was trained on words that somebody had parted, and it reads best what is parted in the same way: `words_of` is
+the rule that the training data of running texts are read by too.
 """
 
 from __future__ import annotations
@@ -12,17 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chinchilla_lm.data.spans import is_cjk, split_words
+from chinchilla_lm.data.words import words_of
 
-# A letter is whatever is not space, control or punctuation: `\w` would cut words at the vowel signs of Hindi or Thai.
-_LETTER = r"[^\s!-/:-@\[-`{-~\u00a1-\u00bf\u00d7\u00f7\u2010-\u2027\u2030-\u205e\u3000-\u303f]"
-_POSSESSIVE = rf"['’][sS](?!{_LETTER})"
-_WORD = re.compile(
-    r"(?:[^\W\d_]\.){2,}|[A-Z]\.(?=\s+[A-Z])"  # U.S. and George W. Bush, with the last dot
-    rf"|{_POSSESSIVE}"
-    rf"|{_LETTER}+(?:(?!{_POSSESSIVE})(?:[-‐‑.&@/'’_+]|(?<=\d)[,:](?=\d)){_LETTER}+)*"
-    r"|\S"
-)
+__all__ = ["Entity", "entities_of", "words_of"]
+
 _PREFIXED = re.compile(r"([BIES])(?:-(.*))?", re.DOTALL)
 
 
@@ -35,13 +26,6 @@ class Entity:
     end: int
     text: str
     score: float
-
-
-def words_of(text: str) -> list[tuple[int, int]]:
-    """The words of a text as (first character, character after the last); every character but white space is in one."""
-    if any(is_cjk(character) for character in text):
-        return split_words(text)
-    return [match.span() for match in _WORD.finditer(text)]
 
 
 def entities_of(

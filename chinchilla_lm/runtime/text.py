@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
+from chinchilla_lm.models.stop_tokens import ends_by_name, ends_of_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,14 +70,18 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool) -> l
 
 
 def stop_ids(hf_config: dict[str, Any], tokenizer: PreTrainedTokenizerFast, source: Path | None) -> frozenset[int]:
-    """Ids of the tokens that end a text: those that the config, the generation config or the tokenizer names.
+    """Ids of the tokens that end a text: those that the config, the generation config, the tokenizer or a GGUF file
+    names, and those of the tokenizer's own tokens that are known to.
 
-    Instruction-tuned models have several, and each of the three places may name another.
+    Instruction-tuned models have several, and each of these places may name another.
     """
-    named: list[Any] = [hf_config.get("eos_token_id"), tokenizer.eos_token_id]
+    added = {str(token): index for index, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()}
+    named: list[Any] = [hf_config.get("eos_token_id"), tokenizer.eos_token_id, list(ends_by_name(added))]
+    if source is not None and source.is_file():
+        named.append(ends_of_gguf(source))
     path = source / "generation_config.json" if source is not None and source.is_dir() else None
     if path is not None and path.is_file():
         generation = read_json(path, "generation config")
         named.append(generation.get("eos_token_id") if isinstance(generation, dict) else None)
     flat = [one for some in named for one in (some if isinstance(some, list) else [some])]
-    return frozenset(one for one in flat if isinstance(one, int))
+    return frozenset(one for one in flat if isinstance(one, int) and not isinstance(one, bool))

@@ -75,7 +75,7 @@ def test_archives(tmp_path):
         archive.writestr("a/c.png", "no text")
     reading = read_text([path])
     assert [(r.id, r.text) for r in reading.records] == [("a.zip/a/a.txt", "Ä"), ("a.zip/a/b.txt", "B")]
-    assert reading.notes == ["not UTF-8 and read as ISO-8859-1: a.zip/a/a.txt"]
+    assert reading.notes == ["a.zip/a/a.txt is not UTF-8 and was read as Windows-1252"]
     path.write_bytes(b"PK no archive")
     with pytest.raises(InputError, match="cannot be read"):
         read_text([path])
