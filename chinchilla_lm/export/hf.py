@@ -1,6 +1,7 @@
 """A shortened model as a stock Hugging Face folder, which transformers and others load and compute the same with.
 
-A block whose links are both gone is absent, and the blocks behind it move up. A single dropped link stays as a link
+A block whose links are both gone is absent, and the blocks behind it move up; but the first one stays where stock code
+has no norm in front of its attention, as another could not take its place. A single dropped link stays as a link
 that adds nothing: zero output weights and bias.
 
 In a post-norm model a dropped link may also have lost its norm, and stock code has no way to leave one out. But a norm
@@ -62,6 +63,11 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
             state[name] = neutral(name, config, tensor.shape, example)
     for position, (block, kind) in enumerate((block, kind) for block in blocks for kind in KINDS):
         if config.post_norm and model.dropped.get(f"{block}.{kind}") == "lose":
+            if position == 0 and config.embedding_size is not None:  # no norm stands right in front
+                raise InputError(
+                    f"link {block}.{kind} lost its norm, which a stock {checkpoint.family.name} cannot leave out; "
+                    "use the model's own folder, or a plan that keeps this norm"
+                )
             move_norm(state, position)
     full.load_state_dict(state, assign=True)
     full.tie()
@@ -70,7 +76,7 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def remaining_blocks(model: Transformer) -> list[int]:
-    """The blocks that still do something; the first one where none does, as a model needs a block.
+    """The blocks that still do something; the first one where none does, or where it is not built like the others.
 
     Of a model with a linear attention one block with another one stays too: without it transformers' cache fails.
     """
@@ -78,7 +84,8 @@ def remaining_blocks(model: Transformer) -> list[int]:
     blocks = [
         block
         for block in range(model.config.num_blocks)
-        if not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
+        if (block == 0 and not model.config.first_norm)
+        or not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
     ]
     deltas = model.config.deltas
     attending = [block for block, delta in enumerate(deltas) if delta is None]

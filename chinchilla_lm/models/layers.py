@@ -70,7 +70,8 @@ class Norm(nn.Module):
         self.size, self.eps = size, config.norm_eps
         self.rms, self.unit_offset = config.norm == "rmsnorm", config.norm_unit_offset
         self.weight = nn.Parameter(torch.ones(size) if not config.norm_unit_offset else torch.zeros(size))
-        self.register_parameter("bias", None if self.rms else nn.Parameter(torch.zeros(size)))
+        bias = config.norm_bias and not self.rms
+        self.register_parameter("bias", nn.Parameter(torch.zeros(size)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
@@ -139,6 +140,8 @@ class Attention(Link):
     def __init__(self, config: ModelConfig, block: int) -> None:
         super().__init__(config, block)
         self.name = f"{block}.attn"
+        if block == 0 and not config.first_norm:
+            self.norm = None
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.gated = config.attention_gate

@@ -96,6 +96,23 @@ def test_gemma_tags_too_in_our_own_layout(tmp_path: Path) -> None:
         assert torch.equal(again.model(data)[data.mask], checkpoint.model(data)[data.mask])
 
 
+def test_a_discriminator_is_a_body_for_other_heads(tmp_path: Path) -> None:
+    """ELECTRA's discriminator is what people fine-tune; what it was trained for is none of our tasks."""
+    reference, folder = saved(tmp_path, "electra", "embedding")
+    discriminator = transformers.ElectraForPreTraining(reference.config).eval()
+    discriminator.electra.load_state_dict(reference.state_dict())
+    discriminator.save_pretrained(folder)
+    with pytest.raises(InputError, match="ElectraForPreTraining"):
+        load(folder)
+    tagger = load(folder, task="token-classification", labels=LABELS)
+    assert tagger.fresh == ("head.output.weight", "head.output.bias")
+    data = batch(False)
+    embedder = load(folder, task="embedding")
+    expected = torch.nn.functional.normalize(theirs(reference, data).mean(1), dim=-1)
+    with torch.no_grad():
+        assert_same(embedder.model(data), expected, data)
+
+
 def test_tokenizer_travels_with_a_shortened_model(tmp_path: Path) -> None:
     _, folder = saved(tmp_path, "llama-gqa")
     add_tokenizer(folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
@@ -71,7 +72,22 @@ def test_classifier_is_transformers(name: str, kind: str, tmp_path: Path) -> Non
             assert_same(checkpoint.model(data), theirs(reference, data), data)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "gpt2", "granite", "olmo2", "bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-gqa",
+        "gemma3",
+        "gpt2",
+        "granite",
+        "olmo2",
+        "bert",
+        "roberta",
+        "distilbert",
+        "electra",
+        "mpnet",
+        "modernbert",
+    ],
+)
 def test_embedding_is_the_normalised_mean(name: str, tmp_path: Path) -> None:
     reference, folder = saved(tmp_path, name, "embedding")
     data = batch(True)
@@ -146,6 +162,22 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
     family = family_of(full)
     kind = family.default_head(full, "language-modeling", ())
     assert family.read(head, kind) == family.read(full, kind)
+
+
+def test_an_older_modernbert_means_the_same() -> None:
+    """As the models on the hub are: a step for the full blocks, one key for each base."""
+    new = build("modernbert").config.to_dict()
+    older = {key: value for key, value in new.items() if key not in ("layer_types", "rope_parameters")}
+    older |= {"global_attn_every_n_layers": 2, "global_rope_theta": 900.0, "local_rope_theta": 30.0}
+    new["layer_types"] = ["full_attention", "sliding_attention", "full_attention"]
+    new["rope_parameters"]["full_attention"]["rope_theta"] = 900.0
+    new["rope_parameters"]["sliding_attention"]["rope_theta"] = 30.0
+    family = FAMILIES["modernbert"]
+    head = family.default_head(new, "embedding", ())
+    assert family.read(older, head) == family.read(new, head)
+    theirs_of_it = transformers.ModernBertConfig(**older)
+    assert theirs_of_it.layer_types == new["layer_types"]
+    assert theirs_of_it.rope_parameters == new["rope_parameters"]
 
 
 def test_older_configs_mean_the_same(tmp_path: Path) -> None:
