@@ -14,7 +14,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.export.hf import export_hf
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
-from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.delta import gated_delta
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.runtime.torch_backend import TorchBackend
@@ -104,6 +104,17 @@ def test_training_has_the_gradients_of_transformers(name: str, tmp_path: Path) -
     assert ours.embedding.tokens.weight.grad is not None
     assert abs(found.item() - expected.item()) < 1e-4
     torch.testing.assert_close(ours.embedding.tokens.weight.grad, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_an_attention_factor_of_its_own_survives(tmp_path: Path) -> None:
+    """Older keys have no room for it, and are believed where they are there; so they are not."""
+    own: dict[str, Any] = {"rope_parameters": LONGROPE | {"attention_factor": 1.7}}
+    reference, folder = saved(tmp_path, "phi3-longrope", **own)
+    save(load(folder), tmp_path / "again")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    data = batch(False)
+    assert_same(theirs(stock, data), theirs(reference, data), data, 1e-6)
+    assert not torch.allclose(theirs(reference, data), theirs(build("phi3-longrope"), data), atol=1e-3)
 
 
 def test_blocks_without_positions_stay_so_where_others_go(tmp_path: Path) -> None:
