@@ -60,6 +60,16 @@ def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads:
         assert_near(native.run([one], everywhere=True), torch_rows(model, [one]))
 
 
+@pytest.mark.parametrize("isa", [] if engine_module() is None else engine_module().kernel_names())  # type: ignore[union-attr]
+@pytest.mark.parametrize("name", ["gemma2", "granite", "olmo2", "phi3-partial-tied", "qwen3_5"])
+def test_every_instruction_set(tmp_path: Path, name: str, isa: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CHINCHILLA_ISA", isa)
+    model = load(tmp_path, name)
+    native = NativeModel(compile_model(model, "f32"), 2)
+    assert native.isa == isa
+    assert_near(native.run(texts(), everywhere=True), torch_rows(model, texts()))
+
+
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize(
     "name", [*FEATURES, "qwen3_5", "bert", "roberta", "distilbert", "electra", "mpnet", "modernbert-biased-mean"]
