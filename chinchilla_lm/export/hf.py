@@ -1,6 +1,7 @@
 """A shortened model as a stock Hugging Face folder, which transformers and others load and compute the same with.
 
-A block whose links are both gone is absent, and the blocks behind it move up. A single dropped link stays as a link
+A block whose links are both gone is absent, and the blocks behind it move up; but the first one stays where stock code
+has no norm in front of its attention, as another could not take its place. A single dropped link stays as a link
 that adds nothing: zero output weights and bias.
 
 In a post-norm model a dropped link may also have lost its norm, and stock code has no way to leave one out. But a norm
@@ -62,6 +63,11 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
             state[name] = neutral(name, config, tensor.shape, example)
     for position, (block, kind) in enumerate((block, kind) for block in blocks for kind in KINDS):
         if config.post_norm and model.dropped.get(f"{block}.{kind}") == "lose":
+            if position == 0 and config.embedding_size is not None:  # no norm stands right in front
+                raise InputError(
+                    f"link {block}.{kind} lost its norm, which a stock {checkpoint.family.name} cannot leave out; "
+                    "use the model's own folder, or a plan that keeps this norm"
+                )
             move_norm(state, position)
     full.load_state_dict(state, assign=True)
     full.tie()
@@ -70,13 +76,21 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def remaining_blocks(model: Transformer) -> list[int]:
-    """The blocks that still do something; the first one where none does, as a model needs a block."""
+    """The blocks that still do something; the first one where none does, or where it is not built like the others.
+
+    Of a model with a linear attention one block with another one stays too: without it transformers' cache fails.
+    """
     gone = "lose" if model.config.post_norm else None
     blocks = [
         block
         for block in range(model.config.num_blocks)
-        if not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
+        if (block == 0 and not model.config.first_norm)
+        or not all(_is_gone(model.dropped.get(f"{block}.{kind}"), gone) for kind in KINDS)
     ]
+    deltas = model.config.deltas
+    attending = [block for block, delta in enumerate(deltas) if delta is None]
+    if attending and not set(attending) & set(blocks):
+        blocks = sorted([*blocks, attending[0]])
     return blocks or [0]
 
 
@@ -91,6 +105,7 @@ def cut_config(config: ModelConfig, blocks: list[int]) -> ModelConfig:
         num_blocks=len(blocks),
         windows=tuple(config.windows[block] for block in blocks) if config.windows else (),
         ropes=tuple(config.ropes[block] for block in blocks) if config.ropes else (),
+        deltas=tuple(config.deltas[block] for block in blocks) if config.deltas else (),
     )
 
 
@@ -98,11 +113,18 @@ def cut_hf_config(hf: Mapping[str, Any], family: Family, config: ModelConfig) ->
     """The Hugging Face config of the remaining blocks; what was said by a pattern is now said block by block."""
     depth = {key: config.num_blocks for key in (family.depth_key, "num_hidden_layers") if key in hf}
     cut = dict(hf) | depth | {family.depth_key: config.num_blocks}
-    if family.layer_types and config.windows:
-        cut["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+    if family.layer_types and (config.windows or config.deltas):
+        cut["layer_types"] = [_layer_type(config, block) for block in range(config.num_blocks)]
     if family.rope_layers is not None:
         cut[family.rope_layers] = [int(rope is not None) for rope in config.ropes]
     return cut
+
+
+def _layer_type(config: ModelConfig, block: int) -> str:
+    """What transformers calls a block's way to mix tokens."""
+    if config.deltas and config.deltas[block] is not None:
+        return "linear_attention"
+    return "sliding_attention" if config.windows and config.windows[block] is not None else "full_attention"
 
 
 def renumbered(model: Transformer, blocks: list[int]) -> dict[str, Tensor]:

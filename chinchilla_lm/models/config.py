@@ -14,9 +14,10 @@ Scores = Literal["softmax", "sigmoid", "raw"]
 class HeadConfig:
     """What stands on top of the last hidden state.
 
-    language-modeling: `transform` (BERT's: dense, activation, norm) and the decoder, tied to the embedding or not;
-    token-classification: one linear layer; text-classification and ranking: pooling, an optional dense layer with
-    `dense_activation`, one linear layer (a ranking head has one output); embedding: pooling, L2-normalised or not.
+    language-modeling: the decoder, tied to the embedding or not; token-classification: one linear layer;
+    text-classification and ranking: pooling and one linear layer (a ranking head has one output); embedding: pooling,
+    L2-normalised or not. In front of each linear layer there may be a dense one with `dense_activation` (None: the
+    model's own), and a norm behind it where `transform` says so.
     scores: what a text classifier's outputs mean: `softmax`, one label a text; `sigmoid`, each label by itself, any
     number of them a text; `raw`, numbers of a regression.
     """
@@ -26,6 +27,7 @@ class HeadConfig:
     bias: bool = True
     tied: bool = False
     transform: bool = False
+    dense_bias: bool = True
     dense_activation: Activation | None = None
     pooling: Literal["first", "last", "mean"] = "first"
     normalize: bool = False
@@ -52,6 +54,17 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """A block's gated delta rule (models/delta.py): heads and their features, and tokens that are mixed beforehand."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One transformer. Widths are in features, windows and positions in tokens.
 
@@ -59,9 +72,14 @@ class ModelConfig:
     residual_scale: what f is multiplied by before the sum. qk_norm_over: one norm for each `head`, or one over `all`.
     softcap: s becomes softcap · tanh(s / softcap), of scores before the mask, and of an LM head's logits, which are
     multiplied by logit_scale before that.
+    norm_bias: of layer norms. first_norm: false where no norm stands in front of the first block's attention.
     windows: one entry a block, None for full attention, else the number of positions a token sees (itself included)
     on each side that it may look to.
+    deltas: one entry a block, None for attention; empty where all are. attention_gate: what a head saw is multiplied by
+    the sigmoid of a gate, which stands behind the head's query in the first matrix.
     ropes: one entry a block, None for a block that does not see positions; empty for learned positions.
+    embedding_size: features of a token's embedding where they are not the hidden ones; a matrix leads from one to the
+    other, and the transform of a language-modelling head back.
     relative_buckets: rows of one table, shared by all blocks, of what each head adds to a score by the distance from
     query to key (T5's buckets: half of them for each side, from `relative_distance` on all one); 0 for none.
     """
@@ -83,6 +101,8 @@ class ModelConfig:
     gated: bool
     head: HeadConfig
     norm_unit_offset: bool = False
+    norm_bias: bool = True
+    first_norm: bool = True
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
@@ -91,6 +111,7 @@ class ModelConfig:
     positions: Literal["rope", "learned"] = "learned"
     position_offset: int = 0
     segment_types: int = 0
+    embedding_size: int | None = None
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     attention_scale: float | None = None
@@ -103,6 +124,13 @@ class ModelConfig:
     relative_distance: int = 128
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig | None, ...] = field(default=())
+    deltas: tuple[DeltaConfig | None, ...] = ()
+    attention_gate: bool = False
+
+    @property
+    def embedding_width(self) -> int:
+        """Features of a token's embedding."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def post_norm(self) -> bool:

@@ -187,7 +187,7 @@ def untie_if_different(config: ModelConfig, family: Family, source: TensorSource
     output, embedding = names.find(decoder, decoder.theirs[0]), names.find(table, table.theirs[0])
     if output is None or embedding is None:
         return config
-    shape = (config.vocab_size, config.hidden_size)
+    shape = (config.vocab_size, config.embedding_width)
     same = torch.equal(read_checked(source, output, shape), read_checked(source, embedding, shape))
     return config if same else untied(config)
 

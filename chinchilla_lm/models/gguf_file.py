@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.gguf_metadata import check_metadata
 from chinchilla_lm.native import engine_module
 
 VERSIONS = (2, 3)
@@ -123,7 +124,10 @@ class GgufFile:
             raise cursor.error("it does not begin with GGUF")
         version = cursor.unpack("I")
         if version not in VERSIONS:
-            raise cursor.error(f"version {version} is not one of {VERSIONS}")
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            known = " or ".join(map(str, VERSIONS))
+            what = "is big-endian" if swapped in VERSIONS else f"has version {version}, not {known}"
+            raise InputError(f"{path} {what}; convert the model to GGUF anew, little-endian")
         # A tensor's entry takes at least 32 bytes, a metadata entry at least 13.
         tensors, pairs = cursor.unpack("Q"), cursor.unpack("Q")
         cursor.count(tensors, 32)
@@ -131,7 +135,10 @@ class GgufFile:
         self.metadata: dict[str, Any] = {}
         for _ in range(pairs):
             key = cursor.text()
+            if key in self.metadata:
+                raise cursor.error(f"key {key!r:.60} stands twice in its metadata")
             self.metadata[key] = cursor.value(cursor.unpack("I"))
+        check_metadata(path, self.metadata)
         self.tensors = self._table(cursor, tensors)
 
     def _table(self, cursor: Cursor, count: int) -> dict[str, TensorInfo]:
@@ -144,15 +151,15 @@ class GgufFile:
                 raise cursor.error(f"tensor {name} has {dimensions} dimensions")
             shape = tuple(cursor.unpack("Q") for _ in range(dimensions))[::-1]
             entries.append((name, shape, cursor.unpack("I"), cursor.unpack("Q")))
-        alignment = int(self.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
-        if alignment <= 0:
-            raise cursor.error(f"alignment {alignment} is not above 0")
+        alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment <= 0:
+            raise cursor.error(f"general.alignment {alignment!r:.60} is not a whole number above 0")
         base = -(-cursor.at // alignment) * alignment
         known = {int(kind): GGML_QUANT_SIZES[kind] for kind in GGMLQuantizationType if kind in GGML_QUANT_SIZES}
         table: dict[str, TensorInfo] = {}
         for name, shape, code, offset in entries:
             if code not in known:
-                raise cursor.error(f"tensor {name} has the unknown type {code}")
+                raise InputError(f"tensor {name!r:.60} of {self.path} has type {code}, which is not known; use Q8_0")
             block, size = known[code]
             if shape[-1] % block or name in table:
                 raise cursor.error(f"tensor {name} is doubled, or its rows are no whole blocks of {block}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.gguf_metadata import check_merges
 from chinchilla_lm.native import engine_module
 
 # general.architecture of tokenizers without a space in front of the text.
@@ -35,8 +36,11 @@ def fill_sentencepiece(backend: Any, path: Path, metadata: dict[str, Any]) -> No
     unknown = _unknown(metadata, tokens)
     listed = metadata.get("tokenizer.ggml.merges")
     merges = find_merges(tokens, scores, unknown) if listed is None else [_pair(merge) for merge in listed]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if listed is not None:
+        check_merges(path, merges, vocabulary)
     backend.model = models.BPE(
-        vocab={token: index for index, token in enumerate(tokens)},
+        vocab=vocabulary,
         merges=merges,
         unk_token=unknown if gemma else None,
         fuse_unk=True,

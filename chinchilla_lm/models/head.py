@@ -27,14 +27,16 @@ class Head(nn.Module):
         size = config.hidden_size
         lm = head.kind == "language-modeling"
         self.scale, self.softcap = (config.logit_scale, config.logit_softcap) if lm else (1.0, None)
-        transform = head.kind == "language-modeling" and head.transform
         self.activation = ACTIVATIONS[head.dense_activation or config.activation]
-        self.dense = nn.Linear(size, size) if transform or head.dense_activation else None
-        self.transform_norm = nn.LayerNorm(size, eps=config.norm_eps) if transform else None
+        inner = config.embedding_width if head.kind == "language-modeling" else size
+        dense = head.transform or head.dense_activation is not None
+        self.dense = nn.Linear(size, inner, bias=head.dense_bias) if dense else None
+        norm = nn.LayerNorm(inner, eps=config.norm_eps, bias=config.norm_bias) if head.transform else None
+        self.transform_norm = norm
         if head.kind == "embedding":
             self.output = None
         elif head.kind == "language-modeling":
-            self.output = nn.Linear(size, config.vocab_size, bias=head.bias)
+            self.output = nn.Linear(inner, config.vocab_size, bias=head.bias)
         else:
             self.output = nn.Linear(size, len(head.labels), bias=head.bias)
 

@@ -70,7 +70,8 @@ class Norm(nn.Module):
         self.size, self.eps = size, config.norm_eps
         self.rms, self.unit_offset = config.norm == "rmsnorm", config.norm_unit_offset
         self.weight = nn.Parameter(torch.ones(size) if not config.norm_unit_offset else torch.zeros(size))
-        self.register_parameter("bias", None if self.rms else nn.Parameter(torch.zeros(size)))
+        bias = config.norm_bias and not self.rms
+        self.register_parameter("bias", nn.Parameter(torch.zeros(size)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
@@ -94,6 +95,13 @@ class Link(nn.Module, ABC):
         self.norm = None if config.placement == "output" else Norm(config, config.hidden_size)
         self.norm_after = Norm(config, config.hidden_size) if config.placement in ("sandwich", "output") else None
         self.residual_scale = config.residual_scale
+
+    remembers = False  # whether a cache holds a state of it, instead of keys and values
+
+    @property
+    @abstractmethod
+    def first(self) -> nn.Linear:
+        """The matrix that the norm in front, if there is one, is for."""
 
     @abstractmethod
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -132,21 +140,34 @@ class Attention(Link):
     def __init__(self, config: ModelConfig, block: int) -> None:
         super().__init__(config, block)
         self.name = f"{block}.attn"
+        if block == 0 and not config.first_norm:
+            self.norm = None
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.widths = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.gated = config.attention_gate
+        self.widths = [queries * (2 if self.gated else 1), keys, keys]
         self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=config.qkv_bias)
-        self.out = nn.Linear(self.widths[0], config.hidden_size, bias=config.out_bias)
+        self.out = nn.Linear(queries, config.hidden_size, bias=config.out_bias)
         self.whole_norms = config.qk_norm_over == "all"
-        sizes = self.widths[:2] if self.whole_norms else [self.head_dim] * 2
+        sizes = [queries, keys] if self.whole_norms else [self.head_dim] * 2
         self.q_norm, self.k_norm = (Norm(config, size) if config.qk_norm else None for size in sizes)
         self.rope = config.ropes[block] if config.positions == "rope" else None
         self.window = config.windows[block] if config.windows else None
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
 
+    @property
+    def first(self) -> nn.Linear:
+        """See Link."""
+        return self.qkv
+
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Attention over this pass's and, with a cache, all earlier positions, [B, T, D]."""
         rows, positions, _ = x_BTD.shape
         query, key, value = self.qkv(x_BTD).split(self.widths, dim=-1)
+        gate = None
+        if self.gated:
+            query, gate = query.unflatten(-1, (self.heads, 2, self.head_dim)).unbind(-2)
+            query, gate = query.flatten(-2), gate.flatten(-2)
         if self.whole_norms and self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
@@ -159,8 +180,8 @@ class Attention(Link):
             query, key = rotate(query, table), rotate(key, table)
         if context.cache is not None:
             key, value = context.cache.extend(self.name, key, value)
-        mixed = self._attend(query, key, value, context)
-        return self.out(mixed.transpose(1, 2).reshape(rows, positions, -1))
+        mixed = self._attend(query, key, value, context).transpose(1, 2).reshape(rows, positions, -1)
+        return self.out(mixed if gate is None else mixed * gate.sigmoid())
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         plain = query.device.type == "cpu" and (query.requires_grad or query.dtype is torch.bfloat16)
@@ -243,6 +264,11 @@ class MLP(Link):
         inner = config.intermediate_size
         self.up = nn.Linear(config.hidden_size, inner * (2 if config.gated else 1), bias=config.mlp_bias)
         self.down = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+
+    @property
+    def first(self) -> nn.Linear:
+        """See Link."""
+        return self.up
 
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """[B, T, D]."""

@@ -51,7 +51,7 @@ def config_to_write(model: Transformer, hf: Mapping[str, Any]) -> dict[str, Any]
     dtype = next(iter(model.parameters())).dtype
     name = family.architecture(hf["model_type"], head.kind)
     config = {key: value for key, value in hf.items() if key not in DROPPED_KEYS + LABEL_KEYS}
-    config = for_both(config, str(dtype).removeprefix("torch.")) | {"architectures": [name]}
+    config = for_both(config, str(dtype).removeprefix("torch."), family.rope_bases) | {"architectures": [name]}
     if head.labels:
         config["id2label"] = {str(index): label for index, label in enumerate(head.labels)}
         config["label2id"] = {label: index for index, label in enumerate(head.labels)}

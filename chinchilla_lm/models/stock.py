@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.files import json_text, read_json
+from chinchilla_lm.models.families.base import ROPE_BASES
 
 # Classes that only version 5 has → what both have.
 TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast", "PythonBackend": "PreTrainedTokenizerFast"}
@@ -21,23 +22,26 @@ UNTRUE = ("backend", "is_local", "local_files_only")
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def for_both(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A config.json with the keys of both."""
+def for_both(config: Mapping[str, Any], dtype: str, bases: tuple[str, str] = ROPE_BASES) -> dict[str, Any]:
+    """A config.json with the keys of both. bases: see Family.rope_bases."""
     written = {"dtype": dtype, "torch_dtype": dtype, "transformers_version": version("transformers")}
-    return dict(config) | _older_rope(config) | written
+    return dict(config) | _older_rope(config, bases) | written
 
 
-def _older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and what else version 4 has of `rope_parameters`; nothing where a config is in its form already."""
+def _older_rope(config: Mapping[str, Any], names: tuple[str, str]) -> dict[str, Any]:
+    """`rope_theta` and what else version 4 has of `rope_parameters`; nothing where a config is in its form already.
+
+    Where the bases have names of their own, version 5 takes `rope_scaling` for that of all blocks, so there is none.
+    """
     given = config.get("rope_parameters")
     if not isinstance(given, Mapping) or config.get("rope_scaling"):
         return {}
     full, sliding = given.get(FULL, given), given.get(SLIDING, {})
-    bases = {"rope_theta": full.get("rope_theta"), "rope_local_base_freq": sliding.get("rope_theta")}
+    bases = {names[0]: full.get("rope_theta"), names[1]: sliding.get("rope_theta")}
     found = {key: base for key, base in bases.items() if base is not None}
     kind = full.get("rope_type", "default")
     scaling = {key: value for key, value in full.items() if key != "rope_theta"}
-    return found if kind == "default" else found | {"rope_scaling": scaling}
+    return found if kind == "default" or names != ROPE_BASES else found | {"rope_scaling": scaling}
 
 
 def tokenizer_for_both(folder: Path, pad: str | None = None) -> None:

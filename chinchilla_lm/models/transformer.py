@@ -20,6 +20,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig
+from chinchilla_lm.models.delta import GatedDelta
 from chinchilla_lm.models.head import Head
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm, as_bias
 from chinchilla_lm.models.relative import RelativeBias
@@ -31,17 +32,18 @@ NormFate = Literal["keep", "lose"]
 
 
 class Embedding(nn.Module):
-    """Token embedding, with learned positions, segments, a norm and a scale where the family has them."""
+    """Token embedding, with learned positions, segments, a norm, a scale and a projection where the family has them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.hidden_size
+        size = config.embedding_width
         self.tokens = nn.Embedding(config.vocab_size, size)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_positions + config.position_offset, size) if learned else None
         self.segments = nn.Embedding(config.segment_types, size) if config.segment_types else None
-        self.norm = nn.LayerNorm(size, eps=config.norm_eps) if config.embedding_norm else None
+        self.norm = nn.LayerNorm(size, config.norm_eps, bias=config.norm_bias) if config.embedding_norm else None
+        self.project = nn.Linear(size, config.hidden_size) if config.embedding_size else None
         self.relative = RelativeBias(config) if config.relative_buckets else None
 
     def forward(self, batch: Batch, positions_T: Tensor) -> Tensor:
@@ -54,7 +56,9 @@ class Embedding(nn.Module):
             x = x + self.segments(segments)
         if self.positions is not None:
             x = x + self.positions(positions_T + self.config.position_offset)
-        return x if self.norm is None else self.norm(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.project is None else self.project(x)
 
 
 class Transformer(nn.Module):
@@ -90,7 +94,8 @@ class Transformer(nn.Module):
     def _build(self, name: str) -> nn.Module | None:
         block, kind = name.split(".")
         if name not in self.dropped:
-            return (Attention if kind == "attn" else MLP)(self.config, int(block))
+            mixer = GatedDelta if self.config.deltas and self.config.deltas[int(block)] else Attention
+            return (mixer if kind == "attn" else MLP)(self.config, int(block))
         if self.config.post_norm and self.dropped[name] == "keep":
             return BareNorm(self.config)
         return None
@@ -120,6 +125,8 @@ class Transformer(nn.Module):
             raise InputError(
                 f"{past + new} tokens are more than the model's {self.config.max_positions} positions; shorten the text"
             )
+        if cache is not None:
+            cache.make_room(new)
         for switch in self.config.switches:
             if 0 < past <= switch < past + new:
                 raise InputError(
@@ -152,7 +159,8 @@ class Transformer(nn.Module):
         new = batch.ids.shape[1]
         seen = past + new
         windowed = window is not None and window < seen
-        if batch.mask is None and not windowed and (not self.config.causal or past == 0 or new == 1):
+        sdpa = past == 0 and self.embedding.relative is None  # SDPA's own causal path takes no bias besides
+        if batch.mask is None and not windowed and (not self.config.causal or sdpa or new == 1):
             return None
         query = torch.arange(past, seen, device=batch.ids.device)[:, None]
         other = torch.arange(seen, device=batch.ids.device)[None, :]
@@ -191,7 +199,7 @@ class Transformer(nn.Module):
         x, context = self.embed(batch, cache)
         x = self.finish(self.run(x, context))
         if cache is not None:
-            cache.length += batch.ids.shape[1]
+            cache.advance(batch.ids.shape[1])
         return self.head(x, batch)
 
 

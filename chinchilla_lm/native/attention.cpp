@@ -306,8 +306,13 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
         const int begin = std::max(0, position - window + 1 - low);
         const int end = std::min(program_.causal ? position + 1 : std::min(total, position + window), high) - low;
         float* weight = block.parts > 1 ? part(i) + seen_width : nullptr;
+        const float factor = op.softcap > 0 ? 1.0F : op.scale;  // what a cap leaves is scaled
         if (op.softcap > 0) k_.cap(scores + i * width, static_cast<int>(width), op.scale, op.softcap);
-        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), op.softcap > 0 ? 1.0F : op.scale, weight);
+        if (program_.relative.heads) {
+            const int head = block.head * shared + i % shared;
+            k_.shift(program_.relative.of(head, position) + low, 1.0F / factor, scores + i * width, begin, end);
+        }
+        k_.softmax(scores + i * width, begin, end, static_cast<int>(width), factor, weight);
         if (kv.scales) k_.weigh(kv.scales + low, scores + i * width, begin, end);
         k_.prepare(values, scores + i * width, probabilities, i, 0, padded);
     }

@@ -103,6 +103,8 @@ struct Kernels {
     void (*activate)(Activation, float* x, int count);
     // y[i] = act(gate[i]) · up[i], where 16 gates and 16 ups alternate in x.
     void (*gate)(Activation, const float* x, float* y, int count);
+    // x += factor · bias over [from, to), and what stands around it within 16 lanes changes too.
+    void (*shift)(const float* bias, float factor, float* x, int from, int to);
     // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded). Where it is asked for, weight becomes
     // log Σ exp(x · scale).
     void (*softmax)(float* x, int from, int to, int padded, float scale, float* weight);

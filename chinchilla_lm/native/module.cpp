@@ -211,6 +211,8 @@ Array transform(const std::string& isa, const std::string& what, const Floats& x
         k.norm({true, what == "rms", number, nullptr, nullptr}, y.data, y.data, size);
     } else if (what == "softmax") {
         k.softmax(y.data, 0, size, width, number, nullptr);
+    } else if (what == "shift") {
+        k.shift(x.data(), number, y.data, 0, size);
     } else if (what == "cap") {
         k.cap(y.data, width, 1.0F, number);
     } else if (what == "rotate") {

@@ -61,6 +61,7 @@ Pass::Pass(const Program& program, const Kernels& kernels, int members)
         see(op.second);
         if (op.kind == Kind::attention) wide_ = std::max<std::size_t>(wide_, padded_width(op.first.outputs));
     }
+    if (program.embedding.project_present) see(program.embedding.project);
     if (program.head.dense_present) see(program.head.dense);
     if (program.head.output_present) see(program.head.output);
 }
@@ -165,19 +166,21 @@ std::vector<double> Pass::take_seconds() {
 void Pass::embed(const Job& job, Member me) {
     const Embedding& from = program_.embedding;
     const Share share = me.share(job.rows);
+    float* const to = from.project_present ? mid_.as() : x_.as();
+    const std::size_t stride = from.project_present ? wide_ : width_;
     for (int row = share.begin; row < share.end; ++row) {
         const Sequence& sequence = job.sequences[sequence_of_[row]];
         const int position = sequence.past + row - sequence.row;
-        float* x = x_.as() + row * width_;
+        float* x = to + row * stride;
         if (from.tied) {
             k_.unpack_row(program_.head.output, job.ids[row], x);
         } else {
             read_row(from.tokens, job.ids[row], x, false);
         }
-        if (from.scale != 1.0F) std::for_each(x, x + program_.hidden, [&](float& value) { value *= from.scale; });
+        if (from.scale != 1.0F) std::for_each(x, x + from.size, [&](float& value) { value *= from.scale; });
         if (from.segments.rows) read_row(from.segments, job.segments ? job.segments[row] : 0, x, true);
         if (from.positions.rows) read_row(from.positions, position + from.position_offset, x, true);
-        if (from.norm.present) k_.norm(from.norm, x, x, program_.hidden);
+        if (from.norm.present) k_.norm(from.norm, x, x, from.size);
         for (std::size_t rope = 0; rope < program_.ropes.size(); ++rope) {
             const Rope& one = program_.ropes[rope];
             const bool longer = one.switch_at && sequence.total > one.switch_at;
@@ -191,6 +194,9 @@ void Pass::embed(const Job& job, Member me) {
             }
         }
     }
+    if (!from.project_present) return;
+    me.meet();
+    multiply(from.project, inputs(from.project, nullptr, to, stride, job.rows, me), job.rows, x_.as(), width_, false, me);
 }
 
 float* Pass::angles(int rope, int row) const {
@@ -357,8 +363,8 @@ void Pass::head(const Job& job, Member me) {
         me.meet();
         for (int i = share.begin; i < share.end; ++i) {
             float* row = seen_.as() + i * wide_;
-            k_.activate(head.activation, row, padded_width(size));
-            if (head.transform.present) k_.norm(head.transform, row, row, size);
+            k_.activate(head.activation, row, padded_width(head.dense.outputs));
+            if (head.transform.present) k_.norm(head.transform, row, row, head.dense.outputs);
         }
         me.meet();
         from = seen_.as();

@@ -20,7 +20,7 @@ void check_matrix(const Matrix& w, long long outputs, long long inputs, const st
 }
 
 void check_table(const Table& table, int size, const std::string& where) {
-    require(table.rows > 0 && table.data != nullptr && table.size == size, where, "does not fit the hidden size");
+    require(table.rows > 0 && table.data != nullptr && table.size == size, where, "does not fit the size of embeddings");
     require(table.format == Format::f32 || table.format == Format::bf16, where, "is neither f32 nor bf16");
 }
 
@@ -30,6 +30,7 @@ void check_attention(const Operation& op, const Program& program) {
     const long long size = op.head_dim;  // what a header says may be large, and its products larger than an int
     check_matrix(op.first, (op.heads + 2LL * op.kv_heads) * size, program.hidden, op.name + ".qkv");
     check_matrix(op.second, program.hidden, op.heads * size, op.name + ".out");
+    require(!program.relative.heads || program.relative.heads == op.heads, op.name, "the bias has other heads");
     require(op.window >= 0, op.name, "the window is negative");
     require(op.rope < static_cast<int>(program.ropes.size()), op.name, "there is no such rope");
     if (op.rope >= 0) {
@@ -76,18 +77,24 @@ void Program::check() const {
     require(cache != Format::int4, "program", "the cache is neither f32 nor bf16 nor int8");
     if (embedding.tied) {
         require(head.output_present, "embedding", "is tied to a head without outputs");
-        check_matrix(head.output, vocabulary, hidden, "head.output");
+        check_matrix(head.output, vocabulary, embedding.size, "head.output");
     } else {
-        check_table(embedding.tokens, hidden, "embedding.tokens");
+        check_table(embedding.tokens, embedding.size, "embedding.tokens");
         require(embedding.tokens.rows == vocabulary, "embedding.tokens", "does not fit the vocabulary");
     }
     require(embedding.position_offset >= 0, "embedding", "the offset of positions is negative");
     if (embedding.positions.rows) {
-        check_table(embedding.positions, hidden, "embedding.positions");
+        check_table(embedding.positions, embedding.size, "embedding.positions");
         require(embedding.positions.rows - embedding.position_offset >= max_positions, "embedding.positions",
                 "are fewer than the model's");
     }
-    if (embedding.segments.rows) check_table(embedding.segments, hidden, "embedding.segments");
+    if (embedding.segments.rows) check_table(embedding.segments, embedding.size, "embedding.segments");
+    if (embedding.project_present) {
+        check_matrix(embedding.project, hidden, embedding.size, "embedding.project");
+    } else {
+        require(embedding.size == hidden, "embedding", "has another size than the hidden one, and no matrix between them");
+    }
+    require(!relative.heads || relative.positions >= max_positions, "relative", "has fewer positions than the model");
     for (std::size_t i = 0; i < ropes.size(); ++i) check_rope(ropes[i], "rope " + std::to_string(i));
     int slot = 0;
     for (const Operation& op : operations) {
@@ -99,12 +106,13 @@ void Program::check() const {
             check_mlp(op, *this);
         }
     }
-    if (head.dense_present) check_matrix(head.dense, hidden, hidden, "head.dense");
+    const int inner = head.dense_present && head.output_present ? head.output.inputs : hidden;
+    if (head.dense_present) check_matrix(head.dense, inner, hidden, "head.dense");
     require(std::isfinite(head.scale), "head", "the scale is not a number");
     require(std::isfinite(head.softcap) && head.softcap >= 0, "head", "the soft cap is not a number from 0");
     if (head.output_present) {
         require(head.output.outputs > 0, "head.output", "has no outputs");
-        check_matrix(head.output, head.output.outputs, hidden, "head.output");
+        check_matrix(head.output, head.output.outputs, inner, "head.output");
     }
 }
 

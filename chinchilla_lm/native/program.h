@@ -23,6 +23,20 @@ struct Embedding {
     int position_offset = 0;  // row of the first position
     float scale = 1.0F;
     Norm norm;
+    int size = 0;             // features of a row
+    bool project_present = false;
+    Matrix project;           // to the hidden features, where a row has others
+};
+
+// What each head adds to a score for the distance from the query's position to the key's: floats, a row a head, its
+// middle at distance 0. One table for all attentions; without heads there is none.
+struct Relative {
+    int heads = 0, positions = 0;  // distances 1 - positions … positions - 1
+    const float* data = nullptr;
+    // Floats of a row: kernels read up to a vector behind the last distance.
+    std::size_t pitch() const { return round_up<std::size_t>(2 * static_cast<std::size_t>(positions) + kLanes, kLanes); }
+    // The bias of a query's head on the keys from position 0 on.
+    const float* of(int head, int query) const { return data + head * pitch() + positions - 1 - query; }
 };
 
 // Where a link's norm stands. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + after(f(norm(x))); output:
@@ -79,6 +93,7 @@ struct Program {
     Format cache = Format::f32;  // of keys and values: f32, bf16 or int8
     Embedding embedding;
     std::vector<Operation> operations;
+    Relative relative;
     std::vector<Rope> ropes;
     Head head;
 

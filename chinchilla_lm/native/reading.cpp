@@ -140,6 +140,17 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     return op;
 }
 
+Relative read_relative(const nb::dict& header, std::span<const std::byte> data) {
+    Relative relative;
+    if (!has(header, "relative")) return relative;
+    const auto from = get<nb::dict>(header, "relative");
+    relative.heads = size(from, "heads", 1);
+    relative.positions = size(from, "positions", 1);
+    const std::size_t count = relative.pitch() * static_cast<std::size_t>(relative.heads);
+    relative.data = reinterpret_cast<const float*>(bytes_at(from, "offset", 4 * count, data));
+    return relative;
+}
+
 Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data) {
     Head head;
     head.norm = norm_in(from, "norm", hidden, data);
@@ -153,7 +164,7 @@ Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data
         head.dense = matrix_in(from, "dense", data);
         head.activation = read_activation(get<std::string>(from, "activation"));
     }
-    head.transform = norm_in(from, "transform", hidden, data);
+    head.transform = norm_in(from, "transform", head.dense_present ? head.dense.outputs : hidden, data);
     if (has(from, "output")) {
         head.output_present = true;
         head.output = matrix_in(from, "output", data);
@@ -205,7 +216,13 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
     program.embedding.segments = table_in(embedding, "segments", data);
     program.embedding.position_offset = size(embedding, "position_offset");
     program.embedding.scale = get<float>(embedding, "scale");
-    program.embedding.norm = norm_in(embedding, "norm", program.hidden, data);
+    program.embedding.size = size(embedding, "size", 1);
+    program.embedding.norm = norm_in(embedding, "norm", program.embedding.size, data);
+    if (has(embedding, "project")) {
+        program.embedding.project_present = true;
+        program.embedding.project = matrix_in(embedding, "project", data);
+    }
+    program.relative = read_relative(header, data);
     for (const nb::handle one : get<nb::list>(header, "ropes")) {
         nb::dict from;
         if (!nb::try_cast<nb::dict>(one, from)) refuse("ropes", "holds something that is none");

@@ -97,6 +97,10 @@ static void norm_row(const Norm& norm, const float* x, float* y, int size) {
     }
 }
 
+static void shift(const float* bias, float factor, float* x, int from, int to) {
+    for (int i = from / L * L; i < to; i += L) store(x + i, load<vf>(x + i) + load<vf>(bias + i) * factor);
+}
+
 static void softmax(float* x, int from, int to, int padded, float scale, float* weight) {
     const vf none = splat(-__builtin_inff());
     const int begin = from / L * L, end = (to + L - 1) / L * L;

@@ -61,8 +61,8 @@ class _Compiler:
 
     def draft(self) -> Draft:
         config = self.config
-        if config.relative_buckets:
-            raise InputError(f"the native engine has no bias of positions ({config.family}); use the torch backend")
+        if config.deltas or config.attention_gate:
+            raise InputError(f"the native engine has no gated delta rule ({config.family}); pass --backend torch")
         header = {
             "format": self.form.name,
             "hidden": config.hidden_size,
@@ -70,6 +70,7 @@ class _Compiler:
             "max_positions": config.max_positions,
             "causal": config.causal,
             "cache": self.cache(),
+            "relative": self.relative(),
             "ropes": [self.rope(rope) for rope in self.ropes],
             "embedding": self.embedding(),
             "operations": [self.operation(name, module) for name, module in self.model.links.items()],
@@ -104,7 +105,21 @@ class _Compiler:
             "position_offset": config.position_offset,
             "scale": config.embedding_scale,
             "norm": self.norm(module.norm),
+            "size": config.embedding_width,
+            "project": None if module.project is None else self.linear(module.project, "embedding", self.small),
         }
+
+    def relative(self) -> Part | None:
+        """What each head adds to a score, written out for every distance that two positions can have."""
+        module, positions = self.model.embedding.relative, self.config.max_positions
+        if module is None:
+            return None
+        buckets_N = module.buckets(positions, torch.device("cpu")).numpy()
+        values_HN = self.numbers(module.weight, "bias of positions")[buckets_N].T
+        pitch = round_up(2 * positions + LANES, LANES)
+        rows = np.pad(values_HN, ((0, 0), (0, pitch - values_HN.shape[1])))
+        offset = self.data.vector(rows.reshape(-1))
+        return {"heads": len(rows), "positions": positions, "buckets": self.config.relative_buckets, "offset": offset}
 
     def operation(self, key: str, module: nn.Module) -> Part:
         name = key.replace("_", ".")

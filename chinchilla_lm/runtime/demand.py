@@ -53,6 +53,7 @@ class ProgramDemand:
         """See roofline.pass_flops."""
         operations = [one for one in self._header["operations"] if one["kind"] != "norm"]
         per_token = sum(2 * size for one in operations for size in _weights(one))
+        per_token += 2 * _size_of(self._header["embedding"]["project"])
         attention = sum(
             4 * one["heads"] * one["head_dim"] * pairs(tokens, one["window"], self.causal)
             for one in operations
@@ -85,11 +86,13 @@ def count_parameters(header: Part) -> int:
     """Weights, biases and norms, without what pads them."""
     hidden: int = header["hidden"]
     total = sum(one["rows"] * one["size"] for one in _tables(header)) + sum(_head_weights(header))
-    total += _norm(header["embedding"]["norm"], hidden)
+    embedding, head = header["embedding"], header["head"]
+    total += _norm(embedding["norm"], embedding["size"]) + _size_of(embedding["project"]) + _bias(embedding["project"])
     for name in ("dense", "output"):
-        total += _bias(header["head"][name])
-    for name in ("norm", "transform"):
-        total += _norm(header["head"][name], hidden)
+        total += _bias(head[name])
+    total += _norm(head["norm"], hidden) + _norm(head["transform"], (head["dense"] or {}).get("outputs", hidden))
+    relative = header["relative"]
+    total += 0 if relative is None else relative["heads"] * relative["buckets"]
     for one in header["operations"]:
         total += _norm(one["norm"], hidden)
         if one["kind"] == "norm":
@@ -131,9 +134,11 @@ def _first_outputs(operation: Part) -> int:
 
 def _head_weights(header: Part) -> Iterator[int]:
     for name in ("dense", "output"):
-        part = header["head"][name]
-        if part is not None:
-            yield part["outputs"] * part["inputs"]
+        yield _size_of(header["head"][name])
+
+
+def _size_of(part: Part | None) -> int:
+    return 0 if part is None else int(part["outputs"] * part["inputs"])
 
 
 def _bias(part: Part | None) -> int:

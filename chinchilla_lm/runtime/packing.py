@@ -58,7 +58,7 @@ def _sizes(header: dict[str, Any]) -> list[Size]:
         total[0] += size
         total[1] += weights
 
-    for name in ("tokens", "positions", "segments"):
+    for name in ("tokens", "positions", "segments", "project"):
         add("embedding", header["embedding"][name])
     for operation in header["operations"]:
         for place in ("first", "second"):

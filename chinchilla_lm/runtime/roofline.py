@@ -77,7 +77,7 @@ def looked_up_share(model: Transformer) -> float:
 def pass_flops(model: Transformer, rows: int, tokens: int) -> float:
     """Floating-point operations (a product and its sum are two) of one pass over `rows` texts of `tokens` tokens."""
     config = model.config
-    per_token = sum(_matrix_flops(model.link(name)) for name in model.link_names)
+    per_token = sum(_matrix_flops(part) for part in (model.embedding, *map(model.link, model.link_names)))
     compared = sum(_pairs(config, model.link(name), tokens) for name in model.link_names)
     attention = 4 * config.num_heads * config.head_dim * compared
     sequence = config.head.kind not in ("language-modeling", "token-classification")

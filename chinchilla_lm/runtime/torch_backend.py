@@ -77,15 +77,15 @@ class TorchBackend:
 
         Raises InputError for more than a cache has room for; whatever is raised, no cache has grown.
         """
-        before = [cache.length for cache in caches]
+        before = [cache.mark() for cache in caches]
         try:
             rows = [
                 read(self.model, torch.tensor([list(new)], device=self.device), cache).float().cpu()
                 for new, cache in zip(ids, caches, strict=True)
             ]
         except BaseException:
-            for cache, length in zip(caches, before, strict=True):
-                cache.length = length
+            for cache, mark in zip(caches, before, strict=True):
+                cache.restore(mark)
             raise
         found: NDArray[np.float32] = torch.cat(rows).numpy()
         return found
@@ -95,7 +95,7 @@ def read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
     """Read tokens int64 [B, T] after those in the cache, which grows by them; the last position's logits [B, V]."""
     x, context = model.embed(Batch(ids), cache)
     x = model.run(x, context)
-    cache.length += ids.shape[1]
+    cache.advance(ids.shape[1])
     return model.head.classify(model.finish(x[:, -1]))
 
 

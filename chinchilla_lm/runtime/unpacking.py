@@ -17,11 +17,12 @@ from torch import Tensor
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import Checkpoint, describe
 from chinchilla_lm.models.filling import skeleton
+from chinchilla_lm.models.relative import bucket
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import from_halves
 from chinchilla_lm.pack.formats import FORMATS
-from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats, round_up
 from chinchilla_lm.runtime.packed import PROGRAM, read_packed
 from chinchilla_lm.runtime.program import Program
 
@@ -58,6 +59,7 @@ class _State:
         header = self.program.header
         self._same_head(header["head"])
         self._embedding(header["embedding"])
+        self._relative(header["relative"])
         for operation in header["operations"]:
             self._operation(operation)
         self._head(header["head"])
@@ -82,6 +84,21 @@ class _State:
             if part[name] is not None:
                 self._put(f"embedding.{name}.weight", self._table(part[name]))
         self._norm("embedding.norm", part["norm"])
+        if part["project"] is not None:
+            self._linear("embedding.project", part["project"])
+
+    def _relative(self, part: dict[str, Any] | None) -> None:
+        """A bucket's row is what any of its distances has; one that no two positions have stays 0."""
+        if part is None:
+            return
+        config, positions = self.model.config, part["positions"]
+        pitch = round_up(2 * positions + LANES, LANES)
+        values = self._floats(part["offset"], part["heads"] * pitch).reshape(part["heads"], pitch)
+        table = np.zeros((config.relative_buckets, part["heads"]), np.float32)
+        distances = torch.arange(1 - positions, positions)
+        buckets = bucket(distances, config.relative_buckets, config.relative_distance)
+        table[buckets.numpy()] = values[:, : len(distances)].T
+        self._put("embedding.relative.weight", table)
 
     def _operation(self, part: dict[str, Any]) -> None:
         link = f"links.{part['name'].replace('.', '_')}"

@@ -22,7 +22,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from chinchilla_lm.models.layers import MLP, Attention, Norm
+from chinchilla_lm.models.layers import Norm
 from chinchilla_lm.models.transformer import Transformer
 
 
@@ -40,9 +40,8 @@ def fold_norms(model: Transformer) -> Transformer:
     with torch.no_grad():
         for name in folded.link_names:
             link = folded.link(name)
-            assert isinstance(link, Attention | MLP)
             if link.norm is not None:
-                _fold(link.norm, link.qkv if isinstance(link, Attention) else link.up)
+                _fold(link.norm, link.first)
         first = None if folded.config.head.tied else folded.head.dense or folded.head.output
         if folded.norm is not None and first is not None:
             _fold(folded.norm, first)

@@ -12,7 +12,7 @@ from chinchilla_lm.cli import main
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.runtime.native import NativeBackend, engine_module
-from chinchilla_lm.runtime.program import PAGE, read_program, write_program
+from chinchilla_lm.runtime.program import PAGE, VERSION, read_program, write_program
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
@@ -169,7 +169,7 @@ def _links(header):
         lambda h: _links(h).update(window=-4),
         lambda h: _links(h).update(placement="beside"),
         lambda h: h.update(card=None),
-        lambda h: h.update(version=2),
+        lambda h: h.update(version=VERSION + 1),
     ],
 )
 def test_a_header_that_lies_is_refused(packed, change):
@@ -183,7 +183,9 @@ KINDS = ["language-modeling", "token-classification", "text-classification", "ra
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["llama-gqa", "bert", "gpt2", "distilbert", "roberta"])
+@pytest.mark.parametrize(
+    "name", ["llama-gqa", "bert", "gpt2", "distilbert", "roberta", "electra", "mpnet", "modernbert"]
+)
 def test_every_head_has_a_card_that_fits(packed, name, kind):
     folder = packed("int8", name, kind)
     assert {load(folder, backend).card.kind for backend in ("native", "torch")} == {kind}

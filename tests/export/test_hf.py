@@ -68,6 +68,29 @@ def test_post_norm_models(name: str, dropped: dict[str, str], tmp_path: Path) ->
     compare(tmp_path, name, "token-classification", dropped)
 
 
+@pytest.mark.parametrize("dropped", DROPS, ids=lambda drop: "-".join(drop))
+def test_a_first_block_unlike_the_others_stays(dropped: dict[str, str], tmp_path: Path) -> None:
+    stock = compare(tmp_path, "modernbert-biased-mean", "token-classification", dropped)
+    gone = sum({f"{block}.attn", f"{block}.mlp"} <= set(dropped) for block in (1, 2))
+    assert stock.config.num_hidden_layers == 3 - gone
+
+
+@pytest.mark.parametrize("dropped", [{"1.attn": "lose"}, {"0.attn": "keep", "0.mlp": "lose", "2.mlp": "lose"}], ids=str)
+def test_narrow_embeddings(dropped: dict[str, str], tmp_path: Path) -> None:
+    compare(tmp_path, "electra", "token-classification", dropped)
+
+
+def test_a_norm_that_would_move_through_a_projection_is_refused(tmp_path: Path) -> None:
+    """Where the embeddings are as wide as the hidden states there is no projection, and it can move."""
+    dropped = {"0.attn": "lose"}
+    short = shortened(load(saved(tmp_path, "electra")[1]), dropped)
+    with pytest.raises(InputError, match=r"link 0\.attn lost its norm") as caught:
+        export_hf(short, tmp_path / "refused")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "refused").exists()
+    compare(tmp_path, "electra-same-untied", "language-modeling", dropped)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_family_and_setting(name: str, tmp_path: Path) -> None:
     dropped = {"0.mlp": "lose", "1.attn": "lose", "1.mlp": "lose"}

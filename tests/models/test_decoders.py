@@ -15,7 +15,9 @@ from chinchilla_lm.export.hf import export_hf
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.models.delta import gated_delta
 from chinchilla_lm.models.families import family_of
+from chinchilla_lm.runtime.torch_backend import TorchBackend
 from tests.models.test_checkpoint import shortened
 from tests.models.tiny import DECODERS, LONGROPE, assert_same, batch, build, saved, theirs
 
@@ -112,6 +114,56 @@ def test_blocks_without_positions_stay_so_where_others_go(tmp_path: Path) -> Non
     config = json.loads((tmp_path / "portable" / "config.json").read_text())
     assert config["no_rope_layers"] == [0, 1, 0]
     assert [rope is not None for rope in load(tmp_path / "portable").model.config.ropes] == [False, True, False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5-biased-tied"])
+def test_a_memory_read_in_pieces(name: str, tmp_path: Path) -> None:
+    """Pieces that end within and between those that are solved for at once, single tokens, and back to the start."""
+    reference, folder = saved(tmp_path, name, max_position_embeddings=1024)
+    ids = torch.randint(7, 97, (2, 200), generator=torch.Generator().manual_seed(3))
+    model = load(folder).model
+    whole, cache = theirs(reference, Batch(ids)), KVCache(model, 2, 200)
+    for _ in range(2):
+        pieces = [model(Batch(piece), cache) for piece in ids.split([1, 1, 63, 64, 5, 66], dim=1)]
+        assert_same(torch.cat(pieces, 1), whole, Batch(ids))
+        with pytest.raises(InputError, match="201 positions do not fit"):
+            model(Batch(ids[:, :1]), cache)
+        with pytest.raises(InputError, match="cannot go to 7; read again from the start"):
+            cache.rewind(7)
+        assert cache.bytes > KVCache(model, 2, 200).bytes
+        cache.rewind(0)
+
+
+@torch.no_grad()
+def test_a_pass_that_fails_leaves_the_memory_as_it_was(tmp_path: Path) -> None:
+    model = load(saved(tmp_path, "qwen3_5")[1]).model
+    backend, ids = TorchBackend(model), batch(False).ids[0].tolist()
+    caches = [backend.cache(24), backend.cache(4)]
+    backend.read([ids[:3], ids[:4]], caches)
+    with pytest.raises(InputError, match="5 positions"):
+        backend.read([ids[3:9], ids[4:5]], caches)
+    found = backend.read([ids[3:9]], caches[:1])
+    expected = model(Batch(torch.tensor([ids[:9]])))[:, -1]
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
+def test_the_delta_rule_is_its_recurrence() -> None:
+    torch.manual_seed(0)
+    query, key = (torch.randn(2, 70, 3, 5) for _ in range(2))
+    value, decay, write = torch.randn(2, 70, 3, 7), -torch.rand(2, 70, 3), torch.rand(2, 70, 3)
+    memory = torch.randn(2, 3, 5, 7)
+    found, after = gated_delta(query, key, value, decay, write, memory)
+    unit = [part.double() / (part.double().square().sum(-1, keepdim=True) + 1e-6).sqrt() for part in (query, key)]
+    state, rows = memory.double(), []
+    for t in range(70):
+        state = state * decay[:, t].double().exp()[..., None, None]
+        read, told = unit[0][:, t] * 5**-0.5, unit[1][:, t]
+        new = write[:, t, :, None].double() * (value[:, t].double() - torch.einsum("bhkv,bhk->bhv", state, told))
+        state = state + torch.einsum("bhk,bhv->bhkv", told, new)
+        rows.append(torch.einsum("bhkv,bhk->bhv", state, read))
+    torch.testing.assert_close(found.double(), torch.stack(rows, 1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(after.double(), state, rtol=0, atol=2e-5)
 
 
 def test_a_cap_changes_what_is_computed() -> None:

@@ -42,6 +42,14 @@ ENCODER = {
 GPT2 = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": 3, "n_head": 4, "n_positions": 40, "pad_token_id": 0}
 DISTIL = {"vocab_size": VOCAB, "dim": HIDDEN, "hidden_dim": 48, "n_layers": 3, "n_heads": 4}
 GEMMA = DECODER | {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 5}
+MODERN = {
+    "local_attention": 7,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 CAPPED = GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}
@@ -49,6 +57,14 @@ CAPPED = GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}
 LONGROPE: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 10_000.0}
 LONGROPE |= {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 9.0]}
 PHI3 = {"bos_token_id": 1, "eos_token_id": 2}
+DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+}
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "attention_multiplier": 0.25,
@@ -163,6 +179,17 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.MinistralConfig,
         DECODER | {"sliding_window": 6, "layer_types": MIXED, "head_dim": 16},
     ),
+    "qwen3_5": (
+        transformers.Qwen3_5TextConfig,
+        DECODER | DELTA | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "qwen3_5-biased-tied": (
+        transformers.Qwen3_5TextConfig,
+        DECODER
+        | DELTA
+        | {"attention_bias": True, "tie_word_embeddings": True, "num_hidden_layers": 3, "full_attention_interval": 2}
+        | {"linear_num_key_heads": 4, "linear_conv_kernel_dim": 2},
+    ),
     "gpt2": (transformers.GPT2Config, GPT2),
     "gpt2-untied-unscaled": (
         transformers.GPT2Config,
@@ -177,20 +204,59 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "roberta": (transformers.RobertaConfig, ENCODER | {"type_vocab_size": 1}),
     "roberta-pad-5": (transformers.RobertaConfig, ENCODER | {"pad_token_id": 5, "hidden_act": "gelu_new"}),
     "xlm-roberta": (transformers.XLMRobertaConfig, ENCODER | {"type_vocab_size": 1, "tie_word_embeddings": False}),
+    "camembert": (transformers.CamembertConfig, ENCODER | {"layer_norm_eps": 1e-5}),
+    "electra": (transformers.ElectraConfig, ENCODER | {"embedding_size": 24}),
+    "electra-same-untied": (
+        transformers.ElectraConfig,
+        ENCODER | {"embedding_size": HIDDEN, "hidden_act": "relu", "tie_word_embeddings": False},
+    ),
     "mpnet": (transformers.MPNetConfig, ENCODER),
+    "modernbert": (transformers.ModernBertConfig, ENCODER | MODERN),
+    "modernbert-biased-mean": (
+        transformers.ModernBertConfig,
+        ENCODER
+        | MODERN
+        | {
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+            "classifier_pooling": "mean",
+            "classifier_activation": "silu",
+            "decoder_bias": False,
+            "tie_word_embeddings": False,
+            "layer_types": MIXED,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            },
+        },
+    ),
     "distilbert": (transformers.DistilBertConfig, DISTIL),
     "distilbert-relu-untied": (
         transformers.DistilBertConfig,
         DISTIL | {"activation": "relu", "tie_word_embeddings": False, "max_position_embeddings": 30},
     ),
 }
-ENCODER_FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet")
+ENCODER_FAMILIES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "modernbert",
+    "deberta",
+)
 DECODERS = [name for name in CASES if not name.startswith(ENCODER_FAMILIES)]
 ENCODERS = [name for name in CASES if name not in DECODERS]
 LABELS = ("O", "B-X", "I-X")
 
 # Decoders of which transformers has no classifier of tokens, and none of texts.
-NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite"), ("granite",)
+NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite", "qwen3_5"), ("granite",)
+# Decoders that can only read one way.
+ONE_WAY = [name for name in DECODERS if name.startswith("qwen3_5")]
 
 AUTO: dict[str, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,

@@ -58,7 +58,9 @@ def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("name", [*FEATURES, "bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(
+    "name", [*FEATURES, "bert", "roberta", "distilbert", "electra", "mpnet", "modernbert-biased-mean"]
+)
 def test_every_head(tmp_path: Path, name: str, kind: str):
     if not has_class(name, kind):
         pytest.skip("transformers has no such class")
@@ -112,7 +114,7 @@ def test_a_cache_of_few_bits_read_in_pieces(tmp_path: Path, name: str, cache: st
 
 
 @pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", [*FEATURES, "bert"])
+@pytest.mark.parametrize("name", [*FEATURES, "bert", "electra", "modernbert"])
 def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str):
     """The twin has the same rounded weights; activations are rounded in the engine alone."""
     model = load(tmp_path, name)

@@ -34,7 +34,19 @@ pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is n
 
 # Products of two of them leave 32 bits, or 64, or come back to a small number.
 LARGE = [2**13, 2**16, 2**16 + 1, 2**20, 2**26 + 1, 2**27 + 1, 2**28 - 1, 2**28]
-SIZES = ("heads", "kv_heads", "head_dim", "outputs", "inputs", "rows", "size", "window", "group", "position_offset")
+SIZES = (
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "outputs",
+    "inputs",
+    "rows",
+    "size",
+    "window",
+    "group",
+    "position_offset",
+    "positions",
+)
 CASES = 150 * int(os.environ.get("CHINCHILLA_FUZZ", "1"))
 VALUES: list[Any] = [
     *(
@@ -81,7 +93,10 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", "gemma2", "olmo2", "phi3-longrope"])
+ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "electra", "mpnet", "modernbert"]
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", *ODDITIES])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
     kind = "token-classification" if request.param == "bert" else "language-modeling"
     folder = tmp_path_factory.mktemp("fuzz")

@@ -179,6 +179,14 @@ def test_softmax_sees_only_its_part(isa: str, size: int):
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("size", [1, 7, 16, 45, 300])
+def test_a_bias_reaches_all_of_its_part(isa: str, size: int):
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    got = engine.transform(isa, "shift", padded(x[None])[0], size, 0.37)[0]
+    np.testing.assert_allclose(got[:size], x.astype(np.float64) * 1.37, rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", SETS)
 def test_soft_cap(isa: str):
     x = np.linspace(-300.0, 300.0, 640, dtype=np.float32)
     for cap in (0.5, 30.0, 50.0):

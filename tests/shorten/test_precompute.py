@@ -27,6 +27,13 @@ BODIES: dict[str, dict[str, Any]] = {
     "gemma2": {"placement": "sandwich", "norm_unit_offset": True, "attention_softcap": 2.0, "logit_softcap": 3.0},
     "gpt2": {"norm": "layernorm", "gated": False, "positions": "learned", "qkv_bias": True, "mlp_bias": True},
     "no-bias-layernorm": {"norm": "layernorm", "causal": False, "windows": (4, None, 4)},
+    "modernbert": {
+        "norm": "layernorm",
+        "causal": False,
+        "norm_bias": False,
+        "first_norm": False,
+        "embedding_norm": True,
+    },
     "bert": {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False},
 }
 DROPPED = {"whole": {}, "short": {"0.attn": "lose", "1.mlp": "lose", "2.attn": "lose"}}

@@ -8,7 +8,9 @@ from typing import Any
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.families import (
     bert,
+    camembert,
     distilbert,
+    electra,
     exaone4,
     gemma2,
     gemma3_text,
@@ -16,11 +18,13 @@ from chinchilla_lm.models.families import (
     granite,
     llama,
     ministral,
+    modernbert,
     mpnet,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_5_text,
     roberta,
     smollm3,
 )
@@ -30,8 +34,11 @@ FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
     "xlm-roberta": roberta.FAMILY,
+    "camembert": camembert.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "electra": electra.FAMILY,
     "mpnet": mpnet.FAMILY,
+    "modernbert": modernbert.FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": llama.FAMILY,
@@ -45,6 +52,7 @@ FAMILIES: dict[str, Family] = {
     "granite": granite.FAMILY,
     "gemma2": gemma2.FAMILY,
     "exaone4": exaone4.FAMILY,
+    "qwen3_5_text": qwen3_5_text.FAMILY,
     "ministral": ministral.FAMILY,
 }
 

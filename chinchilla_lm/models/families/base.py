@@ -10,6 +10,8 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families.reading import Fields
 
+ROPE_BASES = ("rope_theta", "rope_local_base_freq")
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -37,7 +39,7 @@ class Family:
     ignored: regular expressions of tensors that a checkpoint may hold and we do not need. decoder: causal unless
     config says otherwise. ours_only: heads of which transformers has no class; such a model is no stock folder.
     layer_types, rope_layers: whether, and under which key, its config has a list of the blocks' kinds of attention,
-    and of those whose positions turn.
+    and of those whose positions turn. rope_bases: what older configs call the bases of full and of sliding blocks.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     layer_types: bool = False
     rope_layers: str | None = None
+    rope_bases: tuple[str, str] = ROPE_BASES
     ours_only: frozenset[HeadKind] = frozenset()
 
     def read(self, hf: Mapping[str, Any], head: HeadConfig | None = None) -> ModelConfig:

@@ -108,14 +108,19 @@ class Fields:
             raise self.error(key, value, "a finite number above 0")
         return float(value)
 
-    def layer_types(self, blocks: int, default: tuple[str, ...]) -> tuple[str, ...]:
-        """`full_attention` or `sliding_attention` for each block."""
+    def layer_types(
+        self,
+        blocks: int,
+        default: tuple[str, ...],
+        known: tuple[str, ...] = ("full_attention", "sliding_attention"),
+    ) -> tuple[str, ...]:
+        """One of the `known` names for each block."""
         value = self._get("layer_types", list(default))
         if not isinstance(value, list | tuple) or len(value) != blocks:
             raise self.error("layer_types", value, f"a list of {blocks} names")
         for name in value:
-            if name not in ("full_attention", "sliding_attention"):
-                raise self.error("layer_types", name, "full_attention or sliding_attention")
+            if name not in known:
+                raise self.error("layer_types", name, " or ".join(known))
         return tuple(value)
 
     def windows(self, types: tuple[str, ...], window: int | None, causal: bool) -> tuple[int | None, ...]:
