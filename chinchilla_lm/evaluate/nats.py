@@ -3,6 +3,9 @@
 4,096 tokens and a vocabulary of 262,144 words have 4 GB of logits, of which one number a token is wanted. The engine
 counts its logits as it makes them; a transformer's head gets some positions at a time.
 
+The engine's sums are compensated and agree with float64 to 1e-6 nats a token. torch's log-softmax in float32 loses what
+is small beside the sum so far: SmolLM2's nats on WikiText-2 are 8e-6 a token too low in it, its perplexity likewise.
+
 B rows, T positions, D hidden features, N positions with a target, V outputs.
 """
 
