@@ -28,6 +28,12 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def rope(folder: Path) -> dict[str, Any]:
+    """As version 5 reads it, which keeps the older name of `rope_type` beside the newer."""
+    found = transformers.AutoConfig.from_pretrained(folder).rope_parameters
+    return {key: value for key, value in found.items() if key != "type"}
+
+
 @pytest.mark.parametrize("name", ROTATED)
 def test_without_the_new_keys_it_is_the_same_model(name: str, tmp_path: Path):
     model, source = saved(tmp_path, name)
@@ -39,9 +45,17 @@ def test_without_the_new_keys_it_is_the_same_model(name: str, tmp_path: Path):
     older = {key: value for key, value in written.items() if key not in ("rope_parameters", "dtype")}
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "config.json").write_text(json.dumps(older))
-    found = transformers.AutoConfig.from_pretrained(tmp_path / "older")
-    assert found.rope_parameters == model.config.rope_parameters
-    assert found.dtype == torch.float32
+    assert rope(tmp_path / "older") == model.config.rope_parameters
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "older").dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "phi3-longrope-short-partial"])
+def test_a_phi_3_scales_by_the_three_keys_that_version_4_takes(name: str, tmp_path: Path):
+    _, source = saved(tmp_path, name)
+    save(load_checkpoint(source), tmp_path / "again")
+    written = read(tmp_path / "again" / "config.json")
+    assert sorted(written["rope_scaling"]) == ["long_factor", "short_factor", "type"]
+    assert load_checkpoint(tmp_path / "again").model.config == load_checkpoint(source).model.config
 
 
 def test_a_config_of_the_older_form_stays_one(tmp_path: Path):
