@@ -19,7 +19,7 @@ from chinchilla_lm.models.families.base import ROPE_BASES
 TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast", "PythonBackend": "PreTrainedTokenizerFast"}
 # How a tokenizer was made and came to where it was: untrue of the copy, or known to version 5 alone.
 UNTRUE = ("backend", "is_local", "local_files_only")
-PARTIAL, ORIGINAL = "partial_rotary_factor", "original_max_position_embeddings"
+PART = "partial_rotary_factor"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -40,14 +40,15 @@ def _older_rope(config: Mapping[str, Any], names: tuple[str, str]) -> dict[str, 
     full, sliding = given.get(FULL, given), given.get(SLIDING, {})
     bases = {names[0]: full.get("rope_theta"), names[1]: sliding.get("rope_theta")}
     found = {key: base for key, base in bases.items() if base is not None}
-    found |= {key: full[key] for key in (PARTIAL,) if key in full}
     kind = full.get("rope_type", "default")
-    if kind == "default" or names != ROPE_BASES:
-        return found
-    scaling = {key: value for key, value in full.items() if key not in ("rope_theta", PARTIAL)}
-    if kind == "longrope" and ORIGINAL in config:  # a Phi-3: version 4 wants three keys and no other
-        scaling = {"type": kind} | {key: full[key] for key in ("short_factor", "long_factor") if key in full}
-    return found | {"rope_scaling": scaling}
+    scaling = {key: value for key, value in full.items() if key not in ("rope_theta", PART)}
+    if PART in full:
+        found |= {PART: full[PART]}
+    if kind == "longrope":  # version 4 refuses any key but these three, and has the old length beside them
+        if {"factor", "attention_factor"} & set(full):
+            return found  # which those three cannot say, and version 5 would believe them
+        scaling = {"type": kind} | {key: full.get(key) for key in ("short_factor", "long_factor")}
+    return found if kind == "default" or names != ROPE_BASES else found | {"rope_scaling": scaling}
 
 
 def tokenizer_for_both(folder: Path, pad: str | None = None) -> None:

@@ -22,6 +22,7 @@
 namespace chinchilla {
 
 constexpr int kLanes = 16;           // outputs of a panel
+constexpr int kTally = 3 * kLanes;   // floats of a tally
 constexpr int kMostInputs = 1 << 17;  // of a matrix: sums of so many products of bytes have room in 32 bits
 
 enum class Format : int { f32, bf16, int8, int4 };
@@ -107,6 +108,9 @@ struct Kernels {
     // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded). Where it is asked for, weight becomes
     // log Σ exp(x · scale).
     void (*softmax)(float* x, int from, int to, int padded, float scale, float* weight);
+    // Counts x[0, count) in a tally of Σ e^x: of each lane the largest yet, Σ e^(x - largest), and by how much that sum is
+    // too large through rounding (Kahan 1965). NaN where something is not finite. Begins with the lowest number and 0.
+    void (*tally)(const float* x, int count, float* tally);
     // x *= weights over [from, to), which is within what softmax left other than 0.
     void (*weigh)(const float* weights, float* x, int from, int to);
     // One position's features into a cache's packed values: panels of 16 features, `pitch` bytes apart. Returns what
@@ -115,6 +119,12 @@ struct Kernels {
     // Rotates the first and second half of a head's features against each other.
     void (*rotate)(float* x, const float* cosine, const float* sine, int half);
     void (*add)(const float* x, float* y, int count);  // y += x
+    // x *= sigmoid(gate), of whole vectors of 16.
+    void (*open)(const float* gate, float* x, int count);
+    // One token of the gated delta rule: a memory [keys][values], values a multiple of 16, forgets all but `decay` of
+    // itself and writes what it does not know yet of `value` for `key`; y is what it then knows for `query`.
+    void (*delta)(float* memory, const float* query, const float* key, const float* value, float* y, float decay,
+                  float write, int keys, int values);
     // x = x · scale, or with a cap above 0 cap · tanh(x · scale / cap), of whole vectors of 16.
     void (*cap)(float* x, int count, float scale, float cap);
     float (*largest)(const float* x, int count, int* where);  // first largest value; NaN if there is one

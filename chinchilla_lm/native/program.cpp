@@ -28,7 +28,8 @@ void check_attention(const Operation& op, const Program& program) {
     require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 && op.heads % op.kv_heads == 0, op.name,
             "key heads do not divide the heads");
     const long long size = op.head_dim;  // what a header says may be large, and its products larger than an int
-    check_matrix(op.first, (op.heads + 2LL * op.kv_heads) * size, program.hidden, op.name + ".qkv");
+    const long long parts = (op.gated_heads ? 2LL : 1LL) * op.heads + 2LL * op.kv_heads;
+    check_matrix(op.first, parts * size, program.hidden, op.name + ".qkv");
     check_matrix(op.second, program.hidden, op.heads * size, op.name + ".out");
     require(!program.relative.heads || program.relative.heads == op.heads, op.name, "the bias has other heads");
     require(op.window >= 0, op.name, "the window is negative");
@@ -39,6 +40,30 @@ void check_attention(const Operation& op, const Program& program) {
     }
     require(std::isfinite(op.scale), op.name, "the scale of scores is not a number");
     require(std::isfinite(op.softcap) && op.softcap >= 0, op.name, "the soft cap is not a number from 0");
+}
+
+void check_distances(const Operation& op, const Program& program) {
+    if (!op.on_keys_present && !op.on_queries_present) return;
+    const Distances& distances = program.distances;
+    require(distances.positions > 0 && !program.causal, op.name, "there are no distances, or it reads one way");
+    require(op.heads == op.kv_heads && op.softcap == 0 && !program.relative.heads, op.name, "its scores are others' too");
+    for (const Matrix* w : {op.on_keys_present ? &op.on_keys : nullptr, op.on_queries_present ? &op.on_queries : nullptr}) {
+        if (!w) continue;
+        check_matrix(*w, static_cast<long long>(op.heads) * distances.count, op.head_dim, op.name + ".distances");
+        require(w->format == program.cache && !w->group && !w->bias, op.name, "its distances have another format");
+    }
+}
+
+// Rows that do not grow with the distance, or lie outside, would be read from outside of what is multiplied.
+void check_rows(const Distances& distances, int max_positions) {
+    if (!distances.positions) return;
+    require(distances.positions >= max_positions, "distances", "have fewer positions than the model");
+    require(distances.count % kLanes == 0, "distances", "are no whole panels");
+    int before = 0;
+    for (const std::int32_t row : distances.rows) {
+        require(row >= before && row < distances.count, "distances", "have rows out of order");
+        before = row;
+    }
 }
 
 void check_rope(const Rope& rope, const std::string& where) {
@@ -56,6 +81,17 @@ void check_placement(const Operation& op) {
     require(std::isfinite(op.residual_scale), op.name, "the residual scale is not a number");
 }
 
+void check_delta(const Operation& op, const Program& program) {
+    require(op.key_heads > 0 && op.value_heads > 0 && op.value_heads % op.key_heads == 0, op.name,
+            "key heads do not divide the values' heads");
+    const long long keys = static_cast<long long>(op.key_heads) * op.key_dim;
+    const long long values = static_cast<long long>(op.value_heads) * op.value_dim;
+    check_matrix(op.first, 2 * keys + 2 * values + 2LL * op.value_heads, program.hidden, op.name + ".inner");
+    check_matrix(op.second, program.hidden, values, op.name + ".out");
+    require(op.conv && op.decay && op.step, op.name, "lacks a convolution, a decay or a step");
+    require(op.placement == Placement::pre, op.name, "its norm does not stand in front");
+}
+
 void check_mlp(const Operation& op, const Program& program) {
     const int inner = op.second.inputs;
     require(inner > 0, op.name, "has no inner features");
@@ -65,9 +101,8 @@ void check_mlp(const Operation& op, const Program& program) {
 
 }  // namespace
 
-int Program::slots() const {
-    return static_cast<int>(std::count_if(operations.begin(), operations.end(),
-                                          [](const Operation& op) { return op.kind == Kind::attention; }));
+bool Program::remembers() const {
+    return std::any_of(operations.begin(), operations.end(), [](const Operation& op) { return op.kind == Kind::delta; });
 }
 
 int Program::output_size() const { return head.output_present ? head.output.outputs : hidden; }
@@ -96,11 +131,16 @@ void Program::check() const {
     }
     require(!relative.heads || relative.positions >= max_positions, "relative", "has fewer positions than the model");
     for (std::size_t i = 0; i < ropes.size(); ++i) check_rope(ropes[i], "rope " + std::to_string(i));
+    check_rows(distances, max_positions);
     int slot = 0;
     for (const Operation& op : operations) {
         if (op.kind != Kind::norm) check_placement(op);
         if (op.kind == Kind::attention) {
             check_attention(op, *this);
+            check_distances(op, *this);
+            require(op.slot == slot++, op.name, "its slot of the cache is out of order");
+        } else if (op.kind == Kind::delta) {
+            check_delta(op, *this);
             require(op.slot == slot++, op.name, "its slot of the cache is out of order");
         } else if (op.kind == Kind::mlp) {
             check_mlp(op, *this);

@@ -127,6 +127,30 @@ static void softmax(float* x, int from, int to, int padded, float scale, float* 
     if (weight) *weight = shift[0] + __builtin_logf(all);
 }
 
+static void tally(const float* x, int count, float* lanes) {
+    for (int v = 0; v < kLanes; v += L) {
+        const vf before = load<vf>(lanes + v);
+        vf top = before, odd = {};
+        const int whole = count / kLanes * kLanes;
+        const vi shown = lanes_below(count - whole - v);  // of the last vector, which may be cut
+        const vf last = whole < count ? choose(shown, load<vf>(x + whole + v), before) : before;
+        const auto see = [&](vf value) {
+            top = largest(value, top);
+            odd += value - value;  // 0, but of what is not finite NaN
+        };
+        for (int i = v; i < whole; i += kLanes) see(load<vf>(x + i));
+        see(last);
+        vf some = odd + choose(whole < count ? shown : vi{}, exponential(last - top), vf{});
+        for (int i = v; i < whole; i += kLanes) some += exponential(load<vf>(x + i) - top);
+        const vf shrunk = exponential(before - top);
+        const vf sum = load<vf>(lanes + kLanes + v) * shrunk, add = some - load<vf>(lanes + 2 * kLanes + v) * shrunk;
+        const vf total = sum + add;
+        store(lanes + v, top);
+        store(lanes + kLanes + v, total);
+        store(lanes + 2 * kLanes + v, (total - sum) - add);
+    }
+}
+
 // To the nearest, ties to even; NaN stays NaN.
 INLINE vu bf16_bits(vf x) {
     const vu bits = (vu)x;
@@ -243,6 +267,26 @@ static void rotate(float* x, const float* cosine, const float* sine, int half) {
 
 static void add_row(const float* x, float* y, int count) {
     for (int i = 0; i < count; i += L) store(y + i, load<vf>(y + i) + load<vf>(x + i));
+}
+
+static void open_row(const float* gate, float* x, int count) {
+    for (int i = 0; i < count; i += L) store(x + i, load<vf>(x + i) * inverse(exponential(-load<vf>(gate + i)) + 1.0F));
+}
+
+static void delta_step(float* memory, const float* query, const float* key, const float* value, float* y, float decay,
+                       float write, int keys, int values) {
+    for (int v = 0; v < values; v += L) {
+        vf known = {}, read = {};
+        for (int k = 0; k < keys; ++k) known += load<vf>(memory + static_cast<std::size_t>(k) * values + v) * key[k];
+        const vf news = (load<vf>(value + v) - known * decay) * write;
+        for (int k = 0; k < keys; ++k) {
+            float* at = memory + static_cast<std::size_t>(k) * values + v;
+            const vf now = load<vf>(at) * decay + news * key[k];
+            store(at, now);
+            read += now * query[k];
+        }
+        store(y + v, read);
+    }
 }
 
 static void cap_row(float* x, int count, float scale, float cap) {

@@ -71,6 +71,12 @@ def test_tagged_test_data_without_tags(write, tmp_path):
     assert sum(map(len, load_dataset(tmp_path / "j", "token-classification").splits.values())) == 30
 
 
+def test_a_test_split_of_nothing_but_o_is_said(write, tmp_path):
+    train = "".join(f"w{i} B-X\nv O\n\n" for i in range(30))
+    data = load(write, tmp_path, "token-classification", ".conll", train=train, test="w O\nv O\n")
+    assert "every tag of test is O: nothing to find, or its tags are kept secret" in data.notes
+
+
 def test_hub_splits_with_hidden_labels(monkeypatch):
     features = {"sentence": types.SimpleNamespace(), "label": types.SimpleNamespace(names=["neg", "pos"])}
 

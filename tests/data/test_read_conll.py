@@ -111,6 +111,7 @@ def read(write, text, *columns):
     [
         (UNER * 3, "Angela zu dem Merkel", "B-PER O O B-PER"),
         ("en:Angela\tB-PER\nen::\tO\n\nen:Merkel\tO\n", "Angela :", "B-PER O"),
+        ("en:Angela\tB-PER\nde:ging\tO\n\nzh-yue:x\tO\n", "Angela ging", "B-PER O"),
         ("B-PER\tAngela\nO\twent\n", "Angela went", "B-PER O"),
         ("Angela B-PER NNP\nwent O VBD\n", "Angela went", "B-PER O"),
         ("Angela NNP B-NP B-PER\nwent VBD B-VP O\n", "Angela went", "B-PER O"),
