@@ -211,7 +211,7 @@ void Engine::run_pieces(const Reading& reading, std::vector<Sequence> sequences,
                         const std::function<void()>& breathe) {
     const std::vector<Sequence> whole = sequences;
     std::vector<std::vector<float>> memories;  // of a text that takes one pass nothing throws once it has changed
-    if (program_.remembers() && ids.size() > kPassTokens) {
+    if (program_.remembers() && reading.ids.size() > kPassTokens) {
         for (const Sequence& sequence : whole) memories.push_back(sequence.cache->memories());
     }
     std::size_t begin = 0;
