@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
+from chinchilla_lm.openmp import share_cores
 
 DONE, FAILED, BAD_INPUT, STOPPED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in arguments if not word.startswith("-")), None)
+    share_cores()
     with _sigterm_as_interrupt():
         try:
             status = _run(arguments, verb)

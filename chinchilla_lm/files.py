@@ -76,6 +76,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a person wrote it, `~` replaced. Raises InputError where that has no meaning, as in many containers."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} begins with ~, but this user has no home; set HOME, or pass the whole path"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where this user's cache of ours is, or would be. Raises InputError where the user has no home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "chinchilla"
+    except RuntimeError as error:
+        raise InputError("this user has no home to keep a cache in; set XDG_CACHE_HOME to a folder") from error
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes as 64 hex digits. Raises InputError when it cannot be read."""
     digest = hashlib.sha256()

@@ -91,7 +91,7 @@ class Recipe(_Settings):
     """One job, from the checkpoint to the certificate. Frozen: change it with `model_copy(update=...)`."""
 
     model: str = Field(min_length=1)
-    """a folder, a hub id, a GGUF file, or the `model` folder of an earlier run"""
+    """a folder, a hub id (NAME or NAME@REVISION), a GGUF file, or the `model` folder of an earlier run"""
     task: Task
     """what the model is for"""
     data: str | None = Field(default=None, min_length=1)

@@ -72,3 +72,10 @@ def test_links_lead_to_files(target: str):
 def test_the_exit_statuses_are_those_of_the_command_line():
     rows = {int(status) for status in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     assert rows == {cli.DONE, cli.FAILED, cli.BAD_INPUT, 3, cli.STOPPED}
+
+
+def test_every_family_is_listed():
+    from chinchilla_lm.models.families import FAMILIES
+
+    rows = re.findall(r"^\| (?:autoencoding|autoregressive) \| (.*) \|$", README, re.MULTILINE)
+    assert sorted(name for row in rows for name in row.split(", ")) == sorted(FAMILIES)

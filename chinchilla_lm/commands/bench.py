@@ -35,7 +35,9 @@ DEFAULT_NEW_TOKENS = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, the peers, and the shape of the work."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a folder, a packed model, a hub id, a GGUF file, or a run's folder"
+        "model",
+        metavar="MODEL",
+        help="a folder, a packed model, a hub id (NAME or NAME@REVISION), a GGUF file, or a run's folder",
     )
     parser.add_argument("--against", metavar="MODEL", help="the original, to compare with")
     parser.add_argument(

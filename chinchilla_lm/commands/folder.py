@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.files import json_text, read_text, sha256_of, sha256_text, write_atomic
+from chinchilla_lm.files import json_text, read_text, sha256_of, sha256_text, user_path, write_atomic
 from chinchilla_lm.recipe import Recipe
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class RunFolder:
         if recipe.output is None:
             raise InputError("output is missing: the verb writes files; pass -o FOLDER")
         folder = cls(recipe.output, console)
-        if Path(recipe.model).expanduser().resolve() in (folder.path.resolve(), folder.file("model").resolve()):
+        if user_path(recipe.model).resolve() in (folder.path.resolve(), folder.file("model").resolve()):
             raise InputError(f"model {recipe.model} is where the verb writes its own; pass another -o")
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.recipe = recipe

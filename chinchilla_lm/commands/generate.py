@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompts, and how to choose tokens."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder, a hub id (NAME or NAME@REVISION), a GGUF file, or a run's model folder",
+    )
     parser.add_argument(
         "--prompt",
         action="append",

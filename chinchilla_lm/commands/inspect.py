@@ -26,7 +26,11 @@ _SHOWN_LABELS = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the shape of the timed batch, and whether to time at all."""
-    parser.add_argument("model", metavar="MODEL", help="a folder (also a packed or a run's), a hub id or a GGUF file")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder (also a packed or a run's), a hub id (NAME or NAME@REVISION) or a GGUF file",
+    )
     parser.add_argument("--task", choices=TASKS, help="give the model this head (default: the one it was saved with)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences a timed batch (default 1)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens a sequence (default 128)")

@@ -15,7 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the format, and where to write."""
     from chinchilla_lm.pack.formats import FORMATS
 
-    parser.add_argument("model", metavar="MODEL", help="a folder, a hub id, a GGUF file, or a run's model folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder, a hub id (NAME or NAME@REVISION), a GGUF file, or a run's model folder",
+    )
     parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--task", metavar="T", help="the head to pack, where the model's config names none")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")

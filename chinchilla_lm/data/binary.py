@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from pathlib import Path
 
 from chinchilla_lm.errors import InputError
 
@@ -24,7 +25,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip archive", "unpack it and pass the folder"),
     (rb"PAR1|PARE", "a Parquet table", _TABLE),
     (rb"ARROW1|\xff\xff\xff\xff.{2}\x00\x00\x10\x00\x00\x00|FEA1", "an Arrow table", _TABLE),
-    (rb"ORC", "an ORC table", _TABLE),
+    (rb"ORC(?=.{0,99}\x00)", "an ORC table", _TABLE),
     (rb"Obj\x01", "an Avro file", _TABLE),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", _TABLE),
     (rb"SQLite format 3\x00", "a SQLite database", _TABLE),
@@ -44,7 +45,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (rb".{257}ustar", "a tar archive", _UNPACK),
     (rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|II\*\x00|MM\x00\*|RIFF.{4}WEBP", "a picture", _PICTURE),
-    (rb"\x7fELF|MZ.{58}[^\x00].{3}|\xcf\xfa\xed\xfe", "a program", "pass text"),
+    (rb"\x7fELF|MZ.{0,9}\x00|\xcf\xfa\xed\xfe", "a program", "pass text"),
     (rb"\x00\x05\x16\x07|\x00\x05\x16\x00", "the shadow that macOS keeps of a file", "pass the file without ._"),
     (rb"bplist00", "a binary property list", "pass text"),
     (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer, not the data", "run git lfs pull"),
@@ -61,20 +62,21 @@ _ZIPPED: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def kind_of(data: bytes) -> tuple[str, str] | None:
+def kind_of(data: bytes, path: Path | None = None) -> tuple[str, str] | None:
     """(what it is, what to do) of bytes that are known to be no text; None where they may be text.
 
-    `data`: a file's first HEAD bytes, or all of them, which also tells zip-based documents apart.
+    `data`: a file's first HEAD bytes, or all of them; `path`: the file, where documents that are zip archives are to be
+    told apart by it.
     """
     for pattern, what, remedy in _PATTERNS:
         if pattern.match(data):
-            return _zipped(data) if what == "a zip archive" else (what, remedy)
+            return _zipped(data, path) if what == "a zip archive" else (what, remedy)
     return None
 
 
-def _zipped(data: bytes) -> tuple[str, str]:
+def _zipped(data: bytes, path: Path | None) -> tuple[str, str]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(path or io.BytesIO(data)) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         # Only its head, or damaged: the entries' names stand in the bytes as well.
@@ -89,8 +91,8 @@ def _zipped(data: bytes) -> tuple[str, str]:
     return "a zip archive", "unpack it and pass the folder"
 
 
-def refuse_binary(data: bytes, where: str) -> None:
+def refuse_binary(data: bytes, where: str, path: Path | None = None) -> None:
     """Raises InputError where the bytes are those of a known format that is no text."""
-    if found := kind_of(data):
+    if found := kind_of(data, path):
         what, remedy = found
         raise InputError(f"{where} is {what}; data files are text: {remedy}")

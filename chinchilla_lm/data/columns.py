@@ -29,20 +29,23 @@ _WORD_NAMES = ("word", "words", "token", "tokens", "form", "text")
 _TAG_NAMES = ("tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "entity", "iob", "bio")
 _OTHER_NAMES = (*CONLL_U, "pos", "pos_tag", "chunk", "chunk_tag", "index", "sentence", "sentence_id", "idx")
 _NUMBER = re.compile(r"\d+(?:[-.]\d+)?")
-_LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*):(.+)", re.DOTALL)
-_EMPTY = {"_", "-", ""}
+_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:(.+)", re.DOTALL)
+_EMPTY = {"_", "-", "", "?"}
+# Of a column of chunks, which stands before the entities in CoNLL-2003 (Tjong Kim Sang & Buchholz 2000).
+_CHUNKS = {"NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"}
 _NEARLY_ALL = 0.99  # of a column's values; a file may have a few damaged lines
 _SHOWN = 3  # values of a column that a message names
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Columns from 0; `numbered`: the column that counts the words of a sentence, if there is one."""
+    """Columns from 0; `numbered`: the column that counts the words of a sentence, if there is one; `languages`: whether
+    one stands before each word."""
 
     word: int
     tag: int
     numbered: int | None
-    prefix: str
+    languages: bool
     notes: list[str]
 
 
@@ -74,18 +77,20 @@ def choose(
         raise Unlabelled(f"{where} has 1 column; a word and a tag a line are needed, parted by blanks or a tab")
     asked_word, asked_tag = (_named(value, width, names, where) for value in (word, tag))
     numbered = next((column for column in range(min(width, 4)) if _is_numbered(sample, column)), None)
+    if numbered is not None:
+        sample = [[row for row in rows if row[numbered].isdecimal()] for rows in sample]
     found_tag = asked_tag if asked_tag is not None else _find_tag(sample, width, names, numbered, where)
     found_word = asked_word
     if found_word is None:
         found_word = _find_word(sample, width, names, found_tag, where)
     if found_word == found_tag:
         raise InputError(f"{where}: column {found_word + 1} cannot be both word and tag; {_remedy(sample, width)}")
-    prefix = _language(sample, found_word)
+    languages = _has_languages(sample, found_word)
     usual = (found_word, found_tag) == (0, width - 1)
     notes = [] if usual else [f"{where}: words are from column {found_word + 1} of {width}, tags from {found_tag + 1}"]
-    if prefix:
-        notes.append(f"{where}: {prefix!r} before every word is left out")
-    return Choice(found_word, found_tag, numbered, prefix, notes)
+    if languages:
+        notes.append(f"{where}: the language before every word, as in {sample[0][0][found_word]!r}, is left out")
+    return Choice(found_word, found_tag, numbered, languages, notes)
 
 
 def _named(asked: str | None, width: int, names: Sequence[str] | None, where: str) -> int | None:
@@ -107,11 +112,12 @@ def _find_tag(sample: Sequence[Rows], width: int, names: Sequence[str] | None, n
             return fits[0]
     tagged = [column for column in range(width) if _is_tags(sample, column)]
     types = {column: {v[2:] for v in _values(sample, column) if v != "O"} for column in tagged}
-    typed = [column for column in tagged if types[column]]
     last = width - 1
-    clash = last in tagged and any(types[last] & types[other] for other in typed if other != last)
-    hollow = last in tagged and not types[last] and typed and numbered is not None
-    if last in tagged and not clash and not hollow:
+    entities = [column for column in tagged if not types[column] or not types[column] <= _CHUNKS]
+    tagged = entities or tagged
+    # Two columns of the same types are outer and inner names, or right ones and a program's; so are, mostly, any two
+    # columns of tags where words are numbered.
+    if last in tagged and not any(numbered is not None or types[c] & types[last] for c in tagged if c != last):
         return last
     if len(tagged) == 1 and not any(TAG.fullmatch(value) for value in _values(sample, last)):
         return tagged[0]
@@ -192,12 +198,13 @@ def _is_constant(sample: Sequence[Rows], column: int) -> bool:
     return len(longer) > 2 and all(len({row[column] for row in rows}) == 1 for rows in longer)
 
 
-def _language(sample: Sequence[Rows], column: int) -> str:
-    """The `en:` that stands before every word, "" where there is none."""
-    found = set()
-    for value in _values(sample, column):
-        match = _LANGUAGE.fullmatch(value)
-        if match is None:
-            return ""
-        found.add(match[1])
-    return f"{found.pop()}:" if len(found) == 1 else ""
+def without_language(word: str) -> str:
+    """The word less the `en:` before it, if there is one."""
+    match = _LANGUAGE.fullmatch(word)
+    return match[1] if match else word
+
+
+def _has_languages(sample: Sequence[Rows], column: int) -> bool:
+    """Whether a language stands before every word."""
+    words = list(_values(sample, column))
+    return len(words) > 2 and all(_LANGUAGE.fullmatch(word) for word in words)

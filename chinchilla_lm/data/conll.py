@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_lm.data.columns import TAG, Choice, choose, header_of
+from chinchilla_lm.data.columns import TAG, Choice, choose, header_of, without_language
 from chinchilla_lm.data.decode import read_string
 from chinchilla_lm.data.records import BadRecord, Reading, Skipped, Tagged
 from chinchilla_lm.data.tags import detect_scheme, to_bio
@@ -83,7 +83,7 @@ def _read_sentences(blocks: list[_Block], choice: Choice, reading: Reading) -> N
     for block in blocks:
         rows = [row for row in block.rows if _is_word(row, choice.numbered)]
         left_out += len(block.rows) - len(rows)
-        words = tuple(row[choice.word].removeprefix(choice.prefix) for row in rows)
+        words = tuple(without_language(row[choice.word]) if choice.languages else row[choice.word] for row in rows)
         if rows and all(words):
             found.append((block, words, tuple(row[choice.tag] for row in rows)))
         else:

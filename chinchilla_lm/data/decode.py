@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from pathlib import Path
 
-from chinchilla_lm.data.binary import refuse_binary
+from chinchilla_lm.data.binary import HEAD, refuse_binary
 from chinchilla_lm.errors import InputError
 
 COMPRESSED = (".gz", ".xz")
@@ -30,9 +30,10 @@ _MARKS = (
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _SAMPLE = 1 << 16  # bytes that show whether a guess is right; a multiple of four
 # In Western text a byte above 0x7F stands among ASCII; in the old encodings of Russian, Greek or Chinese words are made
-# of them. So text is not Western where such bytes are more than this share of all, and most stand in runs of four.
-_WESTERN = 0.05
-_RUN = re.compile(rb"[\x80-\xff]{4,}")
+# of them: runs of four, or in Shift-JIS of three pairs. Where most such bytes stand in runs, and they are _MANY of all,
+# or _SOME and in _DISTINCT different runs, the text is not Western. Assumptions, for files that are not UTF-8.
+_RUN = re.compile(rb"[\xa1-\xff]{4,}|(?:[\x81-\x84\x88-\x90\x98-\x9f\xe0-\xea][\x40-\x7e\x80-\xfc]){3,}")
+_MANY, _SOME, _DISTINCT = 0.4, 0.05, 10
 _HIGH = bytes(range(0x80, 0x100))
 _CONTROLS = bytes(set(range(0x20)) - set(b"\t\n\v\f\r\x1a\x1b"))  # with ESC of terminals, and the end mark of DOS
 _ESCAPED = re.compile("[\udc80-\udcff]")
@@ -48,9 +49,12 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked when its name ends in .gz or .xz.
 
     Raises:
-        InputError: the file is missing, not readable, empty, or damaged.
+        InputError: the file is missing, not readable, empty, damaged, or known to be no text.
     """
     try:
+        if path.suffix.lower() not in COMPRESSED:
+            with path.open("rb") as file:
+                refuse_binary(file.read(HEAD), path.name, path)  # before gigabytes are read
         data = path.read_bytes()
         if path.suffix.lower() == ".gz":
             data = gzip.decompress(data)
@@ -90,9 +94,10 @@ def require_encoding(name: str) -> str:
 
 
 def _decode_as(data: bytes, where: str, encoding: str) -> str:
+    name = codecs.lookup(encoding).name
     for mark, marked in _MARKS:
-        if data.startswith(mark) and encoding.lower().replace("_", "-").startswith(marked[:6]):
-            encoding = marked
+        if data.startswith(mark) and name.startswith(marked.removesuffix("-sig")):
+            encoding = marked  # which takes the mark away
             break
     try:
         return data.decode(encoding)
@@ -142,8 +147,8 @@ def _decode_wide(data: bytes, where: str) -> tuple[str, list[str]]:
             continue
     line = data[: data.index(b"\0")].count(b"\n") + 1
     raise InputError(
-        f"{where} is no text: it has {data.count(0):,} NUL bytes, the first in line {line}; pass text in UTF-8, or "
-        "UTF-16 with its byte-order mark"
+        f"{where} is no text: it has {data.count(0):,} NUL bytes, the first in line {line}; pass UTF-8 "
+        "without them, or UTF-16 with its byte-order mark"
     )
 
 
@@ -163,8 +168,9 @@ def _decode_western(data: bytes, where: str) -> tuple[str, list[str]]:
         note = f"{where}: {damaged} bytes are not UTF-8 and were read as Windows-1252, the first in line {line}"
         return _ESCAPED.sub(lambda match: _western(bytes([ord(match[0]) - 0xDC00])), text), [note]
     high = len(data) - len(data.translate(None, _HIGH))
-    in_runs = sum(len(run) for run in _RUN.findall(data))
-    if high > _WESTERN * len(data) and in_runs > high / 2:
+    runs = _RUN.findall(data)
+    few = _SOME if len(set(runs)) >= _DISTINCT else _MANY
+    if high > few * len(data) and sum(map(len, runs)) > high / 2:
         raise InputError(
             f"{where} is not UTF-8, nor Western text: {high / len(data):.0%} of its bytes are above 0x7F; name its "
             "encoding by --encoding, such as gb18030, shift-jis or cp1251"

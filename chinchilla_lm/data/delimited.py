@@ -26,13 +26,15 @@ DELIMITERS = ("\t", ",", ";", "|")  # where two give as many columns, the earlie
 _MARK = '"'
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # how Excel is told the delimiter
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_WHOLE = re.compile(r' *"([^"]*)" *')
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?\s*")
 _SAMPLE = 200  # lines of a field that show whether they are rows
-_PROFILED = 2000  # rows that show what a column holds
-_CATEGORIES = 50  # a column of at most so many different values, each ten times on average, is one of categories
-_ENOUGH = 5  # so many lines that are rows by themselves are no accident, where no column says more
+_PROFILED = 2000  # records that show what a column holds
+_CATEGORIES = 50  # a column of at most so many different values, each twice on average, is one of categories
+_FEW = 4  # values from which a column can be judged
+_ENOUGH = 3  # so many lines that are full rows by themselves are no accident, where no column says more
+_LONG = 5  # a row of more lines is mentioned
 _MOST = 0.9
-_LONG = 20  # a field of more lines is mentioned
 
 
 @dataclass(slots=True)
@@ -55,20 +57,20 @@ class Delimited:
     notes: list[str] = field(default_factory=list)
 
 
-def parse(text: str, name: str) -> Delimited | None:
-    """The header and the records of a table, blank rows left out; None where there is not even a header.
+def parse(text: str, name: str) -> Delimited:
+    """The header and the records of a table, blank rows left out; neither where there is not even a header.
 
     A record has as many fields as the header, or what its line gives when parted at each delimiter.
     """
     lines = text.split("\n")
     first = next((i for i, line in enumerate(lines) if line.strip("\ufeff \t")), None)
     if first is None:
-        return None
+        return Delimited([], [])
     delimiter = None
     if match := _SEPARATOR_LINE.fullmatch(lines[first].strip("\ufeff")):
         delimiter, first = match[1], first + 1
         if first == len(lines):
-            return None
+            return Delimited([], [])
     reader = _Reader(lines, delimiter or delimiter_of(lines[first]))
     head = reader.read(first, None)
     header = head.fields or []
@@ -76,6 +78,7 @@ def parse(text: str, name: str) -> Delimited | None:
         header.pop()  # trailing delimiters
     if reader.has_row_names(head.last, len(header)):
         header = ["", *header]
+    reader.width = len(header)
     records = list(reader.records(head.last, len(header)))
     table = Delimited(header, records, reader.notes(name, records))
     if reader.delimiter == "\t" and (bare := _unquoted(reader, head.last, table)):
@@ -105,6 +108,7 @@ class _Reader:
 
     def __init__(self, lines: list[str], delimiter: str) -> None:
         self.lines, self.delimiter = lines, delimiter
+        self.width = 0  # of the header, once it is read
 
     def records(self, start: int, width: int) -> Iterator[Record]:
         """The records from a line on, without those of which every field is blank."""
@@ -145,6 +149,8 @@ class _Reader:
                 return record
         record = self.bare(at, width)
         record.stray = self._is_quoted_at_start(at)
+        if record.fields is not None:  # the other fields of the line may well be in marks
+            record.fields = [match[1] if (match := _WHOLE.fullmatch(value)) else value for value in record.fields]
         return record
 
     def bare(self, at: int, width: int | None) -> Record:
@@ -224,39 +230,56 @@ class _Reader:
         fitting = [row.fields for row in rows if row.fields is not None and self._fits(row, width)]
         if len(fitting) < _MOST * len(rows):
             return False
-        checks = self._profile(first, record.last, width)
+        checks = self._profile
         if not checks:
-            return len(rows) >= _ENOUGH and len(fitting) == len(rows)
+            others = len(self._several_lines - {record.first})
+            full = sum(all(value.strip() for value in fields) for fields in fitting)
+            return others < 2 and full == len(rows) >= _ENOUGH
         return all(
             sum(_is_like(fields[column], values) for fields in fitting) >= _MOST * len(fitting)
             for column, values in checks.items()
         )
 
-    def _profile(self, first: int, last: int, width: int) -> dict[int, frozenset[str] | None]:
+    @cached_property
+    def _profile(self) -> dict[int, frozenset[str] | None]:
         """Column -> the values it takes, None for numbers, of the columns that tell a row from prose.
 
-        Told by the rows outside of lines first ≤ i < last.
+        Told by the records of the file, fields of several lines aside.
         """
-        rows = self._plain_rows(width)
-        outside = [fields for i, fields in rows if not first <= i < last][:_PROFILED]
+        width = self.width
+        sample = [r.fields for r in self._strict[1:] if r.fields and len(r.fields) == width][:_PROFILED]
         found: dict[int, frozenset[str] | None] = {}
         for column in range(width):
-            values = [fields[column].strip() for fields in outside]
+            values = [fields[column].strip() for fields in sample if "\n" not in fields[column]]
             distinct = frozenset(values)
-            if len(values) >= _ENOUGH and sum(_NUMBER.fullmatch(v) is not None for v in values) >= _MOST * len(values):
+            if len(values) < _FEW:
+                continue
+            if sum(_NUMBER.fullmatch(value) is not None for value in values) >= _MOST * len(values):
                 found[column] = None
-            elif len(distinct) <= min(_CATEGORIES, len(values) // 10):
+            elif len(distinct) <= min(_CATEGORIES, len(values) // 2):
                 found[column] = distinct
+        return found
+
+    @cached_property
+    def _several_lines(self) -> frozenset[int]:
+        """Where records of several lines begin, as RFC 4180 alone reads the file."""
+        return frozenset(record.first for record in self._strict if record.last > record.first)
+
+    @cached_property
+    def _strict(self) -> list[Record]:
+        """The file as RFC 4180 alone reads it, lines that it cannot read taken as they stand."""
+        found: list[Record] = []
+        at = 0
+        while at < len(self.lines):
+            record = (self._quoted(at, "strict", None) if _MARK in self.lines[at] else None) or self.bare(at, None)
+            at = record.last
+            found.append(record)
         return found
 
     @cached_property
     def _plain(self) -> list[tuple[int, list[str]]]:
         lines = self.lines
         return [(i, lines[i].split(self.delimiter)) for i in range(len(lines)) if lines[i] and _MARK not in lines[i]]
-
-    def _plain_rows(self, width: int) -> list[tuple[int, list[str]]]:
-        """Lines without marks that have as many fields as the header."""
-        return [(i, fields) for i, fields in self._plain if len(fields) == width]
 
     def holds(self, start: int, column: int) -> bool:
         """Whether any line without marks below the header has something in this column."""
@@ -282,7 +305,8 @@ class _Reader:
             )
         long = max(records, key=lambda record: record.last - record.first, default=None)
         if long is not None and long.last - long.first >= _LONG:
-            notes.append(f"{name}: the longest row in quotation marks goes from line {long.first} to {long.last}")
+            lines = long.last - long.first + 1
+            notes.append(f"{name}: the longest row in quotation marks has {lines} lines, {long.first} to {long.last}")
         return notes
 
 

@@ -94,7 +94,8 @@ def label_notes(task: Task, splits: Mapping[str, Sequence[Any]]) -> list[str]:
     names = sorted(set().union(*counts.values()))
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split()).strip("\"'")
+        alike.setdefault(plain.lstrip("0") or "0" if plain.isdecimal() else plain, []).append(name)
     kind = "tags" if task == "token-classification" else "labels"
     notes = [
         f"{kind} {' and '.join(map(repr, same))} differ only in how they are written, and count as {len(same)}"
@@ -107,6 +108,8 @@ def label_notes(task: Task, splits: Mapping[str, Sequence[Any]]) -> list[str]:
         notes.append(f"label {odd[0]!r} stands among numbers and counts as a class; empty its cells to leave them out")
     for split in ("dev", "test"):
         new = sorted(set(counts.get(split, ())) - set(counts.get("train", ())))
+        if split in counts and task == "token-classification" and set(counts[split]) == {"O"}:
+            notes.append(f"every tag of {split} is O: nothing to find, or its tags are kept secret")
         if "train" in counts and new:
             shown = ", ".join(map(repr, new[:_SHOWN])) + (" …" if len(new) > _SHOWN else "")
             notes.append(f"{len(new)} {kind} of {split} do not occur in train, which cannot teach them: {shown}")

@@ -28,7 +28,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("dev", "valid", "validation", "val", "development", "testa"), "dev"),
     **dict.fromkeys(("test", "testing", "tst", "testb"), "test"),
 }
-_CONLL = (".conll", ".conll03", ".bio", ".iob", ".iob2", ".bioes", ".txt", ".tsv", ".ner")
+_CONLL = (".conll", ".conll03", ".conllu", ".bio", ".iob", ".iob2", ".bioes", ".txt", ".tsv", ".ner")
 # What file managers leave behind, and Kaggle's form for answers.
 _NO_DATA = ("thumbs.db", "desktop.ini", "__macosx")
 _FORMS = ("sample_submission", "samplesubmission", "submission_format")
@@ -78,6 +78,10 @@ def read_file(path: Path, task: Task, columns: Columns, encoding: str | None = N
     if not columnar and unread != Columns():
         raise InputError(
             f"{path.name} names no columns; leave out text_column, label_column, group_column, time_column"
+        )
+    if task == "token-classification" and suffix == ".csv":
+        raise InputError(
+            f"{path.name} is CSV; words and tags come in columns as CoNLL's, or as JSON lines {{tokens, tags}}"
         )
     if suffix in jsonl.SUFFIXES:
         reading = jsonl.read_jsonl(path, task, columns, encoding)
@@ -169,7 +173,7 @@ def _what_binary(path: Path, task: Task) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            found = kind_of(file.read(HEAD))
+            found = kind_of(file.read(HEAD), path)
     except OSError:
         return ""  # the reader of the file says why, if it is wanted
     return found[0] if found else ""

@@ -29,6 +29,7 @@ from chinchilla_lm.data.records import SPLITS, TASKS, Dataset, Reading, Skipped,
 from chinchilla_lm.data.rows import Columns
 from chinchilla_lm.data.splits import SplitBy, TooFewDocuments, make_splits, shared_texts
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import user_path
 
 _UNUSED: dict[Task, tuple[str, ...]] = {
     "language-modeling": ("label_column", "time_column"),
@@ -73,7 +74,7 @@ def load_dataset(
     if encoding is not None:
         require_encoding(encoding)
     columns = Columns(text_column, label_column, group_column, time_column, by_time=split_by == "time")
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.exists():
         name = path.name if path.is_dir() else path.name.split(".")[0]
         readings, notes = _read_path(path, kind, splits, columns, encoding)
@@ -103,12 +104,13 @@ def _read_path(
         chosen = resolve(path if path.is_dir() else path.parent, splits)
         if path.is_file() and path.resolve() not in {file.resolve() for file in chosen.values()}:
             raise InputError(f"{path} is none of the files that are named; name it too, as in --train {path.name}")
-        return {split: read_file(chosen[split], task, columns, encoding) for split in SPLITS if split in chosen}, []
+        files = {split: read_file(chosen[split], task, columns, encoding) for split in SPLITS if split in chosen}
+        return _with_labels(files, task, named=True)
     if not path.is_dir():
         return {split_of(path.name) or WHOLE: read_file(path, task, columns, encoding)}, []
-    files, notes = find_files(path, task)
+    parts, notes = find_files(path, task)
     found: dict[str, Reading | InputError] = {}
-    for split, paths in files.items():
+    for split, paths in parts.items():
         try:
             found[split] = read_files(paths, task, columns, encoding)
         except Unlabelled as error:
@@ -117,23 +119,27 @@ def _read_path(
     return readings, notes + aside
 
 
-def _with_labels(found: Mapping[str, Reading | InputError], task: Task) -> tuple[dict[str, Reading], list[str]]:
+def _with_labels(
+    found: Mapping[str, Reading | InputError], task: Task, *, named: bool = False
+) -> tuple[dict[str, Reading], list[str]]:
     """The splits less dev and test where their labels are kept secret, and notes on these.
 
     Raises:
-        InputError: what stands in the place of a split that cannot be done without.
+        InputError: what stands in the place of a split that cannot be done without, or that the caller `named`.
     """
     readings: dict[str, Reading] = {}
     notes = []
     train = found.get("train")
     for split, reading in found.items():
-        if isinstance(reading, Unlabelled) and split != "train" and isinstance(train, Reading):
+        if isinstance(reading, Unlabelled) and split != "train" and isinstance(train, Reading) and not named:
             why = str(reading)
         elif isinstance(reading, InputError):
             raise reading
         else:
             why = why_hidden(task, reading, train) if split != "train" and isinstance(train, Reading) else ""
             readings[split] = reading
+        if why and named:
+            raise InputError(f"{why}; where labels are kept secret nothing can be measured: leave out --{split}")
         if why:
             readings.pop(split, None)
             notes.append(f"{split} is left aside, since it has no labels: {why}")
@@ -158,7 +164,7 @@ def _read_name(
         raise InputError(f"{name!r} has the splits {', '.join(found)}; say which is which by --train, --dev and --test")
     aside = [split for split in found if split not in {theirs[ours] for ours in wanted}]
     notes = [f"left aside in {name}: {', '.join(aside)}"] if aside else []
-    readings, hidden = _with_labels(wanted, task)
+    readings, hidden = _with_labels(wanted, task, named=bool(splits))
     return {split: require_usable(reading) for split, reading in readings.items()}, notes + hidden
 
 
@@ -205,8 +211,8 @@ def _made(
             made, without_place = make_splits(records, missing, by)
             return made, without_place, missing, notes
         except TooFewDocuments as error:
-            notes = notes or [f"{error}, so not all were made"]
             missing = missing[:-1]
+            notes = [str(error), f"made from train: {missing[0] if missing else 'no other split'}"]
 
 
 def _shared(records: Mapping[str, list[Any]]) -> list[str]:

@@ -50,7 +50,7 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The fields that the caller names; None means a usual name. `by_time`: splits go by the time, which must be read."""
+    """The fields that the caller names; None means a usual name. `by_time`: splits go by it, so it must be read."""
 
     text: str | None = None
     label: str | None = None
@@ -97,7 +97,7 @@ def require_column(names: Sequence[str], asked: str | None, usual: str, option: 
 def _label_column(names: Sequence[str], asked: str | None, usual: str, where: str) -> str:
     """The name of the field of the labels. Raises Unlabelled where the fields have none."""
     if asked is not None and asked not in names:
-        raise Unlabelled(f"column {asked!r} is not in {where}; its columns are {', '.join(names)}")
+        raise Unlabelled(f"column {asked!r} is not in {where}; name one of {', '.join(names)} by --label-column")
     found = find_column(names, asked, usual, where)
     if found is None:
         raise Unlabelled(f"{where} has no {usual} column among {', '.join(names)}; name it by --label-column")
@@ -128,7 +128,7 @@ def _require_labels(reading: Reading, without: int, column: str) -> None:
     """Raises Unlabelled where no record is left and most were sound but for their label."""
     if not reading.records and 2 * without > len(reading.skipped):
         raise Unlabelled(
-            f"{reading.source}: none of its {without} records has a label in {column!r}; name the labels by --label-column"
+            f"{reading.source}: none of {without} records has a label in {column!r}; name the labels by --label-column"
         )
 
 

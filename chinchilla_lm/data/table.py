@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chinchilla_lm.data.decode import read_string
-from chinchilla_lm.data.delimited import Delimited, Record, parse
+from chinchilla_lm.data.delimited import Record, parse
 from chinchilla_lm.data.records import BadRecord, Labelled, Reading, Skipped, Task
 from chinchilla_lm.data.rows import Columns, Located, read_rows
 from chinchilla_lm.errors import InputError
@@ -24,7 +24,7 @@ def read_table(path: Path, task: Task, columns: Columns | None = None, encoding:
         InputError: the file is missing, empty or not a table, or a column is missing or not clear.
     """
     text, notes = read_string(path, encoding)
-    table = parse(text, path.name) or Delimited([], [])
+    table = parse(text, path.name)
     if not table.records:
         raise InputError(f"{path} has the header {table.header} and nothing below it; a table needs a header and rows")
     header, renamed = _names(table.header)

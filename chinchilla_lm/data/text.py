@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from chinchilla_lm.data.binary import kind_of
 from chinchilla_lm.data.decode import decode, inner_suffix, read_bytes
 from chinchilla_lm.data.records import Reading, Text
 from chinchilla_lm.errors import InputError
@@ -53,7 +54,11 @@ def read_text(paths: Sequence[Path], encoding: str | None = None) -> Reading:
     reading = Reading(", ".join(path.name for path in paths), has_documents=True)
     loose = [path for path in paths if inner_suffix(path) != ARCHIVE]
     folders = [[(path.name, read_bytes(path)) for path in loose]] if loose else []
-    folders += [_unzip(path) for path in paths if path not in loose]
+    for path in paths:
+        if path not in loose:
+            files, notes = _unzip(path)
+            folders.append(files)
+            reading.notes.extend(notes)
     guessed: list[str] = []
     for files in folders:
         for name, data in files:
@@ -78,8 +83,8 @@ def _documents(name: str, text: str, whole: bool) -> list[Text]:
     return [Text(name, name, document) for name, document in zip(names, documents, strict=True)]
 
 
-def _unzip(path: Path) -> list[tuple[str, bytes]]:
-    """(name, content) of the text files in an archive, by name; empty ones are left out."""
+def _unzip(path: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
+    """(name, content) of the text files in an archive, by name, less empty and binary ones; notes on the latter."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(
@@ -95,10 +100,12 @@ def _unzip(path: Path) -> list[tuple[str, bytes]]:
             files = [(f"{path.name}/{name}", archive.read(name)) for name in names]
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}); pass a zip archive of text files") from error
-    files = [(name, data) for name, data in files if data.strip()]
+    binary = {name: found[0] for name, data in files if (found := kind_of(data))}
+    files = [(name, data) for name, data in files if data.strip() and name not in binary]
+    shown = ", ".join(f"{name} ({what})" for name, what in list(binary.items())[:NAMED])
     if not files:
         raise InputError(f"{path} holds no text file; an archive needs files that end in {', '.join(SUFFIXES)}")
-    return files
+    return files, [f"left aside, since they are no text: {shown}"] if binary else []
 
 
 def articles(text: str) -> list[str] | None:

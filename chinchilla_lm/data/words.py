@@ -1,9 +1,9 @@
 """The words of a running text: one rule for the texts that a tagger is trained on and for those it reads later.
 
 For languages with spaces it is the way of the CoNLL sets: punctuation stands alone, but a hyphen, a dot or a slash
-inside a word (`Jean-Paul`, `U.S.`, `3.5`, `AT&T`) does not part it, and `'s` does. Chinese and Japanese write no spaces,
-so there every character is a word. Words are spans of the text as it stands: nothing is normalised, and a mark that
-combines with a letter (a vowel sign of Hindi, a decomposed accent) stays with it.
+inside a word (`Jean-Paul`, `U.S.`, `3.5`, `AT&T`) does not part it, and `'s` does. Chinese and Japanese write no
+spaces, so there every character is a word. Words are spans of the text as it stands: nothing is normalised, and a mark
+that combines with a letter (a vowel sign of Hindi, a decomposed accent) stays with it.
 """
 
 from __future__ import annotations

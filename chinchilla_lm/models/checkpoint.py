@@ -22,7 +22,8 @@ from chinchilla_lm.files import building, json_text, read_json, sha256_of
 from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
-from chinchilla_lm.models.filling import fill
+from chinchilla_lm.models.filling import Unread, fill
+from chinchilla_lm.models.gguf_shards import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
 from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, write_sentences
@@ -39,7 +40,8 @@ class Checkpoint:
 
     hf_config: the Hugging Face config with the family's own model_type. source: the folder or GGUF file. meta: what
     chinchilla.json says, or {}. fresh: names of head weights that were initialised, not loaded. sentences: how an
-    embedding model reads texts. root: the folder of sentence-transformers, where the source is one in it.
+    embedding model reads texts. root: the folder of sentence-transformers, where the source is one in it. hub: name,
+    revision and commit of a model that came from there.
     """
 
     model: Transformer
@@ -50,6 +52,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     sentences: Sentences = PLAIN
     root: Path | None = None
+    hub: Mapping[str, str] | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -123,6 +126,17 @@ def load(
     return about.checkpoint(model, located, fresh, _files(located))
 
 
+@contextmanager
+def unread(source: str | Path, *, task: str | None = None) -> Iterator[tuple[Checkpoint, Unread]]:
+    """A model without its weights, and what reads them one by one as long as the context lasts. Raises InputError as
+    `load` does."""
+    located = locate(source)
+    with _open(located) as (raw, tensors):
+        about = describe(located, raw, task)
+        weights = Unread(about.config, about.dropped, family_of(about.hf), tensors, about.trained)
+        yield about.checkpoint(weights.model, located, weights.fresh, _files(located)), weights
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a folder's config and chinchilla.json say: all but the weights. trained: they hold this head's too."""
@@ -139,7 +153,7 @@ class Description:
     ) -> Checkpoint:
         """With the weights. files: what they were read from."""
         source = located.gguf or located.folder
-        return Checkpoint(model, self.hf, source, self.meta, fresh, files, self.sentences, located.root)
+        return Checkpoint(model, self.hf, source, self.meta, fresh, files, self.sentences, located.root, located.hub)
 
 
 def describe(
@@ -176,14 +190,15 @@ def write_rest(checkpoint: Checkpoint, folder: Path, meta: Mapping[str, Any] | N
     """All files of a model folder but the weights."""
     model = checkpoint.model
     extra = checkpoint.meta if meta is None else meta
-    content = dict(extra) | {"version": VERSION, "dropped": model.dropped}
+    hub = checkpoint.hub or checkpoint.meta.get("hub")
+    content = dict(extra) | {"version": VERSION, "dropped": model.dropped} | ({"hub": hub} if hub else {})
     pad = _padding(checkpoint)
     write_config(model, checkpoint.hf_config | ({"pad_token_id": pad[1]} if pad else {}), folder)
     save_tokenizer(checkpoint.source, folder, checkpoint.__dict__.get("tokenizer"))
     tokenizer_for_both(folder, pad[0] if pad else None)
     if model.config.head.kind == "embedding":
         write_sentences(checkpoint.sentences, model.config.hidden_size, checkpoint.root or checkpoint.source, folder)
-    if model.dropped or extra:
+    if model.dropped or extra or (hub and meta is None):
         (folder / META).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -216,7 +231,7 @@ def _open(located: Located) -> Iterator[tuple[dict[str, Any], TensorSource]]:
 
 def _files(located: Located) -> tuple[Path, ...]:
     if located.gguf is not None:
-        return (located.gguf,)
+        return shards_of(located.gguf)
     others = [located.folder / name for name in (META, "tokenizer.json")]
     return (*weight_files(located.folder), located.folder / "config.json", *(p for p in others if p.is_file()))
 

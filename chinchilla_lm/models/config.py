@@ -17,7 +17,8 @@ class HeadConfig:
     language-modeling: the decoder, tied to the embedding or not; token-classification: one linear layer;
     text-classification and ranking: pooling and one linear layer (a ranking head has one output); embedding: pooling,
     L2-normalised or not. In front of each linear layer there may be a dense one with `dense_activation` (None: the
-    model's own), and a norm behind it where `transform` says so.
+    model's own), and a norm behind it where `transform` says so. names: which of its sets of weight names a family has
+    for this head, where there are several.
     scores: what a text classifier's outputs mean: `softmax`, one label a text; `sigmoid`, each label by itself, any
     number of them a text; `raw`, numbers of a regression.
     """
@@ -28,6 +29,7 @@ class HeadConfig:
     tied: bool = False
     transform: bool = False
     dense_bias: bool = True
+    names: str = ""
     dense_activation: Activation | None = None
     pooling: Literal["first", "last", "mean"] = "first"
     normalize: bool = False
@@ -62,6 +64,25 @@ class DeltaConfig:
     key_dim: int
     value_dim: int
     kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisentangledConfig:
+    """DeBERTa's attention: scores of content with embeddings of the distance from query to key.
+
+    span: rows of the embeddings on each side. buckets: with more than 0, distances beyond half of them share rows,
+    up to `farthest`. on_keys, on_queries: whether queries are multiplied with distances as keys (c2p), and keys with
+    distances as queries (p2c). shared: distances are projected as the content is; else by matrices of their own.
+    normed: by a layer norm in front of that.
+    """
+
+    span: int
+    buckets: int
+    farthest: int
+    on_keys: bool
+    on_queries: bool
+    shared: bool
+    normed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +131,7 @@ class ModelConfig:
     qk_norm: bool = False
     qk_norm_over: Literal["head", "all"] = "head"
     qk_norm_last: bool = False
-    positions: Literal["rope", "learned"] = "learned"
+    positions: Literal["rope", "learned", "none"] = "learned"
     position_offset: int = 0
     segment_types: int = 0
     embedding_size: int | None = None
@@ -124,6 +145,7 @@ class ModelConfig:
     final_norm: bool = True
     relative_buckets: int = 0
     relative_distance: int = 128
+    disentangled: DisentangledConfig | None = None
     windows: tuple[int | None, ...] = ()
     ropes: tuple[RopeConfig | None, ...] = field(default=())
     deltas: tuple[DeltaConfig | None, ...] = ()

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import RopeConfig
-from chinchilla_lm.models.gguf_file import GgufFile, open_file
+from chinchilla_lm.models.families.reading import MAX_BLOCKS
+from chinchilla_lm.models.gguf_file import GgufFile
+from chinchilla_lm.models.gguf_shards import GgufShards, open_whole
 from chinchilla_lm.models.rope import inverse_frequencies
 
 PLAIN_NAMES = {
@@ -91,7 +93,7 @@ class GgufSource:
 
     mapped = False
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: GgufFile | GgufShards) -> None:
         self._file = file
         name = str(file.metadata.get("general.architecture"))
         if name not in ARCHITECTURES:
@@ -125,10 +127,13 @@ class GgufSource:
         """A tensor's shape."""
         return self._file.tensors[self._places[name]].shape
 
-    def read(self, name: str) -> Tensor:
-        """Its values in float32, as Hugging Face's model has them."""
-        tensor = self._file.read(self._places[name])
-        if self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name):
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Its values, or those of some rows, in float32, as Hugging Face's model has them."""
+        interleaved = self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name)
+        if interleaved and rows is not None:
+            return self.read(name)[rows]
+        tensor = self._file.read(self._places[name], rows)
+        if interleaved:
             heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
         if self._architecture.one_more and "norm" in name:
@@ -139,11 +144,11 @@ class GgufSource:
 @contextmanager
 def open_gguf(path: Path) -> Iterator[GgufSource]:
     """The model in a GGUF file. Raises InputError where it is damaged or of an architecture that we do not have."""
-    with open_file(path) as file:
+    with open_whole(path) as file:
         yield GgufSource(file)
 
 
-def read_config(file: GgufFile, architecture: str) -> dict[str, Any]:
+def read_config(file: GgufFile | GgufShards, architecture: str) -> dict[str, Any]:
     """The Hugging Face config that the metadata amount to."""
     items = Items(file, architecture)
     if "token_embd.weight" not in file.tensors:
@@ -163,7 +168,7 @@ def read_config(file: GgufFile, architecture: str) -> dict[str, Any]:
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": items.whole("feed_forward_length"),
-        "num_hidden_layers": items.whole("block_count"),
+        "num_hidden_layers": items.whole("block_count", high=MAX_BLOCKS),
         "num_attention_heads": heads,
         "num_key_value_heads": items.whole("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -172,7 +177,7 @@ def read_config(file: GgufFile, architecture: str) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
-        config[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        config[f"{name}_token_id"] = items.token(key)
     if architecture in OWN:
         return config | OWN[architecture](items, config)
     if architecture in ("llama", "qwen3", "granite", "smollm3"):
@@ -195,7 +200,7 @@ GRANITE_NUMBERS = {
 class Items:
     """The metadata of one architecture, checked."""
 
-    def __init__(self, file: GgufFile, architecture: str) -> None:
+    def __init__(self, file: GgufFile | GgufShards, architecture: str) -> None:
         self.file, self.architecture = file, architecture
 
     def get(self, key: str) -> Any:
@@ -206,12 +211,18 @@ class Items:
         """A stored table, each number with the fewest digits that give its float32."""
         return [float(str(one)) for one in self.file.read(name).numpy().reshape(-1)]
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1."""
+    def whole(self, key: str, default: int | None = None, high: int = 1 << 31) -> int:
+        """A whole number from 1 to `high`."""
         value = self.get(key) if self.get(key) is not None else default
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 31:
-            raise self.error(key, value, "a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+            raise self.error(key, value, f"a whole number in 1 … {high}")
         return value
+
+    def token(self, key: str) -> int | None:
+        """A token's id, or None; one that is no token's is left out: who reads the tokenizer is told of it."""
+        value: int | None = self.file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        known = self.file.tensors["token_embd.weight"].shape[0]
+        return value if value is not None and 0 <= value < known else None
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number above zero, written with the fewest digits that give its float32: 1e-05, not 9.99999974e-06."""
@@ -227,10 +238,10 @@ class Items:
 
     def error(self, key: str, value: object, rule: str) -> InputError:
         """One line."""
-        return InputError(f"{self.file.path}: {self.architecture}.{key} {value!r} is not {rule}; use another model")
+        return InputError(f"{self.file.path}: {self.architecture}.{key} {value!r:.60} is not {rule}; use another model")
 
 
-def _rope(file: GgufFile, items: Items, head_dim: int) -> dict[str, Any]:
+def _rope(file: GgufFile | GgufShards, items: Items, head_dim: int) -> dict[str, Any]:
     theta = items.number("rope.freq_base", 10_000.0)
     plain = {"rope_type": "default", "rope_theta": theta}
     kind = items.get("rope.scaling.type") or "none"
@@ -246,11 +257,15 @@ def _rope(file: GgufFile, items: Items, head_dim: int) -> dict[str, Any]:
 def _llama3(factors: Tensor, theta: float, head_dim: int, items: Items) -> dict[str, Any]:
     """The parameters that give a stored table of frequency divisors."""
     device = torch.device("cpu")
+    if factors.shape != (head_dim // 2,):
+        raise items.error(
+            ROPE_FACTORS, f"with {tuple(factors.shape)} values", f"one for each of {head_dim // 2} angles"
+        )
     base = inverse_frequencies(RopeConfig(theta), head_dim, device)
     for factor in LLAMA3_FACTORS:
         scaling: dict[str, float | str] = {"rope_type": "llama3", "factor": factor, **LLAMA3}
         scaled = inverse_frequencies(RopeConfig(theta, tuple(sorted(scaling.items()))), head_dim, device)
-        if factors.shape == base.shape and torch.allclose(base / scaled, factors, rtol=1e-3):
+        if torch.allclose(base / scaled, factors, rtol=1e-3):
             return scaling
     raise items.error(ROPE_FACTORS, "(a table)", "the rope scaling of Llama 3.1 or 3.2")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from chinchilla_lm.errors import InputError, in_one_line
 from chinchilla_lm.models.gguf_file import open_file
+from chinchilla_lm.models.gguf_metadata import NO_TOKEN, check_merges
 from chinchilla_lm.models.gguf_sentencepiece import GEMMA, fill_sentencepiece
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 
@@ -135,6 +136,7 @@ def _byte_level(backend: Any, path: Path, metadata: dict[str, Any]) -> bool:
         raise InputError(f"{path} holds no vocabulary with merges; pass a folder with tokenizer.json")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    check_merges(path, pairs, vocabulary)
     backend.model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words)
     backend.pre_tokenizer = _pre_tokenizer(pattern)
     backend.decoder = decoders.ByteLevel()
@@ -177,11 +179,12 @@ def _frame(backend: Any, bos: str | None, eos: str | None) -> None:
 
 
 def _token(path: Path, metadata: dict[str, Any], key: str) -> str | None:
-    index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    if index is not None and not 0 <= index < len(tokens):
+    index, tokens = metadata.get(f"tokenizer.ggml.{key}_token_id"), metadata.get("tokenizer.ggml.tokens") or []
+    if index in NO_TOKEN:
+        return None
+    if not 0 <= index < len(tokens):
         raise InputError(f"{path}: tokenizer.ggml.{key}_token_id {index} is not below {len(tokens)}; download it again")
-    return None if index is None else str(tokens[index])
+    return str(tokens[index])
 
 
 def _pre_tokenizer(pattern: str) -> Any:

@@ -45,8 +45,9 @@ class Context:
 
     tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look), or where
     the model has a bias of positions what is added to the scores, [B or 1, H, T, S], or None where SDPA needs no mask
-    tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of
-    every link's contribution that is set to 0.
+    tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of every link's contribution
+    that is set to 0. distances, distance_rows: DeBERTa's embeddings [N, D], and which of them each pair of positions
+    has, [T, S].
     """
 
     tables: dict[RopeConfig, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -54,6 +55,8 @@ class Context:
     causal: bool = False
     cache: KVCache | None = None
     dropout: float = 0.0
+    distances: Tensor | None = None
+    distance_rows: Tensor | None = None
 
 
 class Norm(nn.Module):
@@ -186,16 +189,20 @@ class Attention(Link):
         mixed = self._attend(query, key, value, context).transpose(1, 2).reshape(rows, positions, -1)
         return self.out(mixed if gate is None else mixed * gate.sigmoid())
 
+    def mask(self, query: Tensor, key: Tensor, context: Context) -> Tensor | None:
+        """See Context.masks."""
+        return context.masks.get(self.window)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         plain = query.device.type == "cpu" and (query.requires_grad or query.dtype is torch.bfloat16)
         few = key.shape[2] <= EXPLICIT_UP_TO or (context.causal and not query.requires_grad)
         if (plain and few) or self.softcap is not None:  # SDPA has no soft cap
-            mask = context.masks.get(self.window)
+            mask = self.mask(query, key, context)
             return explicit_attention(query, key, value, mask, context.causal, self.scale, self.softcap)
+        mask = self.mask(query, key, context)
         if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
             shared = self.heads // self.kv_heads
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-        mask = context.masks.get(self.window)
         causal = context.causal and mask is None
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)

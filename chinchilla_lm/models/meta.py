@@ -22,6 +22,8 @@ def read_meta(path: Path, remedy: str = "make the model again") -> dict[str, Any
         raise InputError(f"{path} has version {found!r:.60}, not {VERSION}; update chinchilla-lm or {remedy}")
     if meta.get("tags") not in (None, "BIO"):
         raise InputError(f"{path}: tags {meta['tags']!r:.60} is not BIO; {remedy}")
+    if not isinstance(meta.get("hub", {}), dict):
+        raise InputError(f"{path}: hub {meta['hub']!r:.60} is not model, revision and commit; {remedy}")
     _check_window(meta.get("window", {}), path, remedy)
     return meta
 

@@ -170,10 +170,15 @@ class PlainTokenizer:
     def _whole(self, columns: list[list[str]], specials: bool) -> list[Any]:
         """Encodings of texts or pairs; one alone without the library's threads, which take longer to wake."""
         rows = list(zip(*columns, strict=True))
-        if len(rows) == 1:
-            return [self.backend_tokenizer.encode(*rows[0], add_special_tokens=specials)]
-        batch = columns[0] if len(columns) == 1 else rows
-        return list(self.backend_tokenizer.encode_batch(batch, add_special_tokens=specials))
+        try:
+            if len(rows) == 1:
+                return [self.backend_tokenizer.encode(*rows[0], add_special_tokens=specials)]
+            batch = columns[0] if len(columns) == 1 else rows
+            return list(self.backend_tokenizer.encode_batch(batch, add_special_tokens=specials))
+        except Exception as error:  # the library raises nothing narrower, as for an unknown token that it does not know
+            raise InputError(
+                f"the tokenizer cannot read the text ({in_one_line(error)}); use the model's own tokenizer files"
+            ) from error
 
     def _cut(self, columns: list[list[str]], specials: bool, max_length: int | None) -> list[Any]:
         """Encodings of at most `max_length` tokens. The library's encodings can be cut one by one, and framed then."""

@@ -35,7 +35,8 @@ def load_tokenizer(source: Path) -> Any:
         from chinchilla_lm.models.gguf_tokenizer import read_tokenizer
 
         return read_tokenizer(source)
-    if not any((source / name).is_file() for name in TOKENIZER_FILES if name.startswith(("tokenizer", "vocab"))):
+    kinds = ("tokenizer", "vocab", "sentencepiece")
+    if not any((source / name).is_file() for name in TOKENIZER_FILES if name.startswith(kinds)):
         raise InputError(f"{source} holds no tokenizer.json; copy the tokenizer files of the model into it")
     from transformers import AutoConfig, AutoTokenizer
 

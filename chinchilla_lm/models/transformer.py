@@ -21,6 +21,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.delta import GatedDelta
+from chinchilla_lm.models.disentangled import DisentangledAttention, Distances
 from chinchilla_lm.models.head import Head
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm, as_bias
 from chinchilla_lm.models.relative import RelativeBias
@@ -45,6 +46,7 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(size, config.norm_eps, bias=config.norm_bias) if config.embedding_norm else None
         self.project = nn.Linear(size, config.hidden_size) if config.embedding_size else None
         self.relative = RelativeBias(config) if config.relative_buckets else None
+        self.distances = None if config.disentangled is None else Distances(config, config.disentangled)
 
     def forward(self, batch: Batch, positions_T: Tensor) -> Tensor:
         """[B, T, D]."""
@@ -94,7 +96,8 @@ class Transformer(nn.Module):
     def _build(self, name: str) -> nn.Module | None:
         block, kind = name.split(".")
         if name not in self.dropped:
-            mixer = GatedDelta if self.config.deltas and self.config.deltas[int(block)] else Attention
+            attention = Attention if self.config.disentangled is None else DisentangledAttention
+            mixer = GatedDelta if self.config.deltas and self.config.deltas[int(block)] else attention
             return (mixer if kind == "attn" else MLP)(self.config, int(block))
         if self.config.post_norm and self.dropped[name] == "keep":
             return BareNorm(self.config)
@@ -142,6 +145,8 @@ class Transformer(nn.Module):
             context.tables[rope] = rotation_table(rope, self.config.head_dim, positions, lengths)
         for window in set(self.config.windows or (None,)):
             context.masks[window] = self._biased(self._mask(batch, past, window), past, past + new)
+        if self.embedding.distances is not None:
+            context.distances, context.distance_rows = self.embedding.distances(new)
         x_BTD = self.embedding(batch, positions)
         if self.training and self.token_dropout:
             x_BTD = x_BTD * (torch.rand(batch.ids.shape, device=x_BTD.device) >= self.token_dropout)[:, :, None]

@@ -18,6 +18,7 @@ namespace {
 constexpr int kBlock = 48;     // rows of one product: queries times heads that share a key
 constexpr int kPositions = 64;  // a cache's positions come in these: whole steps of values in every format
 constexpr int kGroup = 64;      // probabilities that share a scale where values are int8
+constexpr int kKeys = 16;       // that are multiplied with distances at once
 constexpr int kStep = 64;       // positions whose values are asked for at once
 constexpr int kStepsAhead = 2;  // of keys
 constexpr int kLeastPart = 64;  // positions that are worth a part of their own
@@ -80,6 +81,11 @@ Input Pass::queries(const Operation& op) const {
     return place(keys_matrix(program_.cache, op.head_dim, 1, nullptr), queries_.as<std::byte>(), rows_ * op.heads);
 }
 
+// Rows of keys, [kv_heads][rows], where distances are multiplied with them.
+Input Pass::keys(const Operation& op) const {
+    return place(keys_matrix(program_.cache, op.head_dim, 1, nullptr), keys_.as<std::byte>(), rows_ * op.kv_heads);
+}
+
 // What one block of queries needs at most (attend_block).
 void Pass::reserve_attention(const Operation& op, const Job& job) {
     const int shared = op.heads / op.kv_heads, rows = std::max(1, kBlock / shared) * shared;
@@ -92,6 +98,9 @@ void Pass::reserve_attention(const Operation& op, const Job& job) {
         scratch.scores.reserve_of<float>(static_cast<std::size_t>(rows) * width);
         scratch.probabilities.reserve(rows * (values.row_bytes() + 12 * static_cast<std::size_t>(values.groups())) + 64);
         scratch.tile.reserve_of<float>(static_cast<std::size_t>(rows) * round_up(op.head_dim, kLanes) + 64);
+        if (op.on_keys_present || op.on_queries_present) {
+            scratch.distances.reserve_of<float>(static_cast<std::size_t>(rows) * program_.distances.count);
+        }
     }
 }
 
@@ -184,6 +193,7 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
         }
         const KeyValues kv = key_values(op, sequence, index, head);
         k_.prepare(like, turned(from + (op.heads + head) * size, op.key_norm, at), one, 0, 0, padded);
+        if (op.on_queries_present) k_.prepare(like, turned(from + (op.heads + head) * size, op.key_norm, at), keys(op), item, 0, padded);
         std::byte* lane = kv.keys + (position / kLanes) * panel + 4 * (position % kLanes);
         if (bytes) {
             std::memcpy(lane, one.scales, 4);
@@ -267,6 +277,37 @@ void Pass::merge(const Operation& op, const Job& job, int parts, Member me) {
     }
 }
 
+// Adds to the scores of a block, whose columns are positions [low, high), what the distances add: each query times those
+// to all keys, each key times those to all queries. Of the rows of distances, only those from the first to the last of
+// them are multiplied, of whole panels.
+void Pass::add_distances(const Operation& op, const Block& block, const Sequence& sequence, int low, int high, Scratch& scratch) {
+    const Distances& distances = program_.distances;
+    const int rows = block.to - block.from, panels = distances.count / kLanes;
+    const std::size_t width = round_up(high - low, kPositions), pitch = distances.count;
+    float *scores = scratch.scores.as(), *products = scratch.distances.as();
+    const auto multiply = [&](const Matrix& w, const Input& in, int row, int count, int first, int last) {
+        const int panel = first / kLanes;
+        k_.multiply(w, in, row, count, block.head * panels + panel, last / kLanes + 1 - panel, products + panel * kLanes, pitch, false);
+    };
+    const int base = block.head * rows_ + sequence.row;
+    if (op.on_keys_present) {
+        multiply(op.on_keys, queries(op), base + block.from, rows, *distances.at(block.from - high + 1), *distances.at(block.to - 1 - low));
+        for (int i = 0; i < rows; ++i) {
+            const std::int32_t* row = distances.at(block.from + i - low);
+            for (int s = 0; s < high - low; ++s) scores[i * width + s] += products[i * pitch + row[-s]];
+        }
+    }
+    if (!op.on_queries_present) return;
+    for (int from = low; from < high; from += kKeys) {
+        const int next = std::min(from + kKeys, high);
+        multiply(op.on_queries, keys(op), base + from, next - from, *distances.at(block.from - next + 1), *distances.at(block.to - 1 - from));
+        for (int s = from; s < next; ++s) {
+            const std::int32_t* row = distances.at(block.from - s);
+            for (int i = 0; i < rows; ++i) scores[i * width + s - low] += products[(s - from) * pitch + row[i]];
+        }
+    }
+}
+
 // What queries [from, to) of a sequence, of all heads that share one key head, see in one part of the positions.
 void Pass::attend_block(const Operation& op, const Job& job, const Block& block, Scratch& scratch) {
     const Sequence& sequence = job.sequences[block.sequence];
@@ -310,6 +351,7 @@ void Pass::attend_block(const Operation& op, const Job& job, const Block& block,
         const int first_panel = from / kLanes, panels = std::min(kStep / kLanes, keys.panels() - first_panel);
         k_.multiply(keys, q, query, rows, first_panel, panels, scores + from, width, false);
     }
+    if (program_.distances.positions) add_distances(op, block, sequence, low, high, scratch);
     const Input probabilities = place(values, scratch.probabilities.as<std::byte>(), rows);
     const int padded = values.padded();
     for (int i = 0; i < rows; ++i) {

@@ -33,6 +33,7 @@ struct Member {
 struct Job {
     const std::int32_t* ids;
     const std::int32_t* segments;  // or none
+    const std::int32_t* targets;   // or none: see Want::nats
     std::span<const Sequence> sequences;
     int rows;
     std::span<const int> wanted;  // rows of the output where there is no pooling
@@ -68,7 +69,7 @@ public:
 
 private:
     struct Scratch {  // of one member
-        Buffer input, tile, row, scores, probabilities;
+        Buffer input, tile, row, scores, probabilities, distances;
     };
 
     // pass.cpp
@@ -76,6 +77,7 @@ private:
     void mlp(const Operation& op, int rows, Member me);
     void activations(const Operation& op, const Input& in, int rows, const Input* to, Member me);
     void head(const Job& job, Member me);
+    void head_nats(const Input& in, const Job& job, Member me);
     Input place(const Matrix& w, std::byte* memory, int rows) const;
     Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
     void multiply(const Matrix& w, const Input& in, int rows, float* y, std::size_t stride, bool add, Member me);
@@ -96,12 +98,14 @@ private:
     struct Block {
         int sequence, head, from, to, part, parts;
     };
+    void add_distances(const Operation& op, const Block& block, const Sequence& sequence, int low, int high, Scratch& scratch);
     void attend_block(const Operation& op, const Job& job, const Block& block, Scratch& scratch);
     int parts_of(const Operation& op, const Job& job) const;
     float* part_of(const Operation& op, int row, int head, int part, int parts) const;
     void merge(const Operation& op, const Job& job, int parts, Member me);
     KeyValues key_values(const Operation& op, const Sequence& sequence, int index, int head) const;
     Input queries(const Operation& op) const;
+    Input keys(const Operation& op) const;
     float* angles(int rope, int row) const;
 
     const Program& program_;
@@ -109,7 +113,7 @@ private:
     const std::size_t width_;  // floats of a row of x, padded
     std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
     int widest_ = 0;           // inputs of the widest matrix
-    Buffer x_, mid_, seen_, input_, second_, queries_, angles_, passing_, parts_;
+    Buffer x_, mid_, seen_, input_, second_, queries_, keys_, angles_, passing_, parts_, nats_;
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;

@@ -43,6 +43,30 @@ void check_attention(const Operation& op, const Program& program) {
     require(std::isfinite(op.softcap) && op.softcap >= 0, op.name, "the soft cap is not a number from 0");
 }
 
+void check_distances(const Operation& op, const Program& program) {
+    if (!op.on_keys_present && !op.on_queries_present) return;
+    const Distances& distances = program.distances;
+    require(distances.positions > 0 && !program.causal, op.name, "there are no distances, or it reads one way");
+    require(op.heads == op.kv_heads && op.softcap == 0 && !program.relative.heads, op.name, "its scores are others' too");
+    for (const Matrix* w : {op.on_keys_present ? &op.on_keys : nullptr, op.on_queries_present ? &op.on_queries : nullptr}) {
+        if (!w) continue;
+        check_matrix(*w, static_cast<long long>(op.heads) * distances.count, op.head_dim, op.name + ".distances");
+        require(w->format == program.cache && !w->group && !w->bias, op.name, "its distances have another format");
+    }
+}
+
+// Rows that do not grow with the distance, or lie outside, would be read from outside of what is multiplied.
+void check_rows(const Distances& distances, int max_positions) {
+    if (!distances.positions) return;
+    require(distances.positions >= max_positions, "distances", "have fewer positions than the model");
+    require(distances.count % kLanes == 0, "distances", "are no whole panels");
+    int before = 0;
+    for (const std::int32_t row : distances.rows) {
+        require(row >= before && row < distances.count, "distances", "have rows out of order");
+        before = row;
+    }
+}
+
 void check_rope(const Rope& rope, const std::string& where) {
     require(std::isfinite(rope.scale), where, "its scale is not a number");
     require((rope.switch_at > 0) == !rope.longer.empty(), where, "only one of the switch and the longer rope is there");
@@ -108,11 +132,13 @@ void Program::check() const {
     }
     require(!relative.heads || relative.positions >= max_positions, "relative", "has fewer positions than the model");
     for (std::size_t i = 0; i < ropes.size(); ++i) check_rope(ropes[i], "rope " + std::to_string(i));
+    check_rows(distances, max_positions);
     int slot = 0;
     for (const Operation& op : operations) {
         if (op.kind != Kind::norm) check_placement(op);
         if (op.kind == Kind::attention) {
             check_attention(op, *this);
+            check_distances(op, *this);
             require(op.slot == slot++, op.name, "its slot of the cache is out of order");
         } else if (op.kind == Kind::delta) {
             check_delta(op, *this);

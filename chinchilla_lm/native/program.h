@@ -39,6 +39,14 @@ struct Relative {
     const float* of(int head, int query) const { return data + head * pitch() + positions - 1 - query; }
 };
 
+// Which row of their embeddings the distances from query to key have, from that of 1 - positions on; the rows grow with
+// the distance. Without positions there are none, and no operation has `on_keys` or `on_queries`.
+struct Distances {
+    int positions = 0, count = 0;    // count: rows of a head, with their padding to whole panels
+    std::vector<std::int32_t> rows;  // [2 · positions - 1]
+    const std::int32_t* at(int distance) const { return rows.data() + positions - 1 + distance; }
+};
+
 // Where a link's norm stands. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + after(f(norm(x))); output:
 // x + after(f(x)).
 enum class Placement : int { pre, post, sandwich, output };
@@ -69,6 +77,10 @@ struct Operation {
     int window = 0;   // positions that a token sees, itself included; 0: all
     float scale = 1.0F;
     float softcap = 0.0F;  // scores s become softcap · tanh(s / softcap) before the mask; 0: they do not
+    // DeBERTa: what embeddings of distances are as keys (of a query) and as queries (of a key), the rows of one head
+    // behind those of another, in the format of the cache.
+    bool on_keys_present = false, on_queries_present = false;
+    Matrix on_keys, on_queries;
     int slot = -1;    // of the cache; of delta too
     bool gated_heads = false;  // what heads saw is multiplied by the sigmoid of gates, which stand behind the values
     // delta
@@ -101,6 +113,7 @@ struct Program {
     Embedding embedding;
     std::vector<Operation> operations;
     Relative relative;
+    Distances distances;
     std::vector<Rope> ropes;
     Head head;
 

@@ -159,7 +159,22 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     op.window = size(from, "window");
     op.scale = get<float>(from, "scale");
     op.softcap = get<float>(from, "softcap");
+    op.on_keys_present = has(from, "on_keys");
+    op.on_queries_present = has(from, "on_queries");
+    if (op.on_keys_present) op.on_keys = matrix_in(from, "on_keys", data);
+    if (op.on_queries_present) op.on_queries = matrix_in(from, "on_queries", data);
     return op;
+}
+
+Distances read_distances(const nb::dict& header) {
+    Distances distances;
+    if (!has(header, "distances")) return distances;
+    const auto from = get<nb::dict>(header, "distances");
+    distances.count = size(from, "count", kLanes);
+    distances.rows = get<std::vector<std::int32_t>>(from, "rows");
+    if (distances.rows.size() % 2 == 0 || distances.rows.size() > kMost) refuse("rows", "are not one for each distance");
+    distances.positions = static_cast<int>(distances.rows.size() / 2) + 1;
+    return distances;
 }
 
 Relative read_relative(const nb::dict& header, std::span<const std::byte> data) {
@@ -245,6 +260,7 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
         program.embedding.project = matrix_in(embedding, "project", data);
     }
     program.relative = read_relative(header, data);
+    program.distances = read_distances(header);
     for (const nb::handle one : get<nb::list>(header, "ropes")) {
         nb::dict from;
         if (!nb::try_cast<nb::dict>(one, from)) refuse("ropes", "holds something that is none");

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import cache_folder
 from chinchilla_lm.peers.table import Peer
 
 VARIABLE = "CHINCHILLA_PEERS"
@@ -20,8 +21,8 @@ VARIABLE = "CHINCHILLA_PEERS"
 
 def home() -> Path:
     """Where environments are kept: $CHINCHILLA_PEERS, or a folder of the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get(VARIABLE) or cache / "chinchilla" / "peers")
+    given = os.environ.get(VARIABLE)
+    return Path(given) if given else cache_folder() / "peers"
 
 
 def interpreter(name: str, peer: Peer, folder: Path, console: Console) -> str:

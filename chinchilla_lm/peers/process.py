@@ -16,6 +16,7 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
+from chinchilla_lm.openmp import for_others
 from chinchilla_lm.peers.table import WORKERS
 
 LIMIT_S = 900.0  # of one call; conversion of a large model is the longest
@@ -37,7 +38,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"},
+            env=for_others(os.environ) | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"},
         )
         assert self._child.stdin is not None
         os.set_blocking(self._child.stdin.fileno(), False)

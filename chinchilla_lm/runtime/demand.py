@@ -96,6 +96,8 @@ def count_parameters(header: Part) -> int:
     total += _norm(head["norm"], hidden) + _norm(head["transform"], (head["dense"] or {}).get("outputs", hidden))
     relative = header["relative"]
     total += 0 if relative is None else relative["heads"] * relative["buckets"]
+    if header["distances"] is not None:
+        total += _size_of_table(header["distances"]["embeddings"]) + _norm(header["distances"]["norm"], hidden)
     for one in header["operations"]:
         total += _norm(one["norm"], hidden)
         if one["kind"] == "norm":
@@ -106,6 +108,7 @@ def count_parameters(header: Part) -> int:
             features = 2 * one["key_heads"] * one["key_dim"] + one["value_heads"] * one["value_dim"]
             total += features * one["kernel"] + 2 * one["value_heads"] + _norm(one["head_norm"], one["value_dim"])
         if one["kind"] == "attention":
+            total += sum(_size_of(one[name]) + _bias(one[name]) for name in ("key_matrix", "query_matrix"))
             queries, keys = (one["heads"], one["kv_heads"]) if one["whole_norms"] else (1, 1)
             total += _norm(one["query_norm"], queries * one["head_dim"]) + _norm(
                 one["key_norm"], keys * one["head_dim"]
@@ -147,6 +150,10 @@ def _first_outputs(operation: Part) -> int:
 def _head_weights(header: Part) -> Iterator[int]:
     for name in ("dense", "output"):
         yield _size_of(header["head"][name])
+
+
+def _size_of_table(part: Part) -> int:
+    return int(part["rows"] * part["size"])
 
 
 def _size_of(part: Part | None) -> int:

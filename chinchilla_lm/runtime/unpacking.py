@@ -61,6 +61,9 @@ class _State:
         self._same_head(header["head"])
         self._embedding(header["embedding"])
         self._relative(header["relative"])
+        if header["distances"] is not None:
+            self._put("embedding.distances.weight", self._table(header["distances"]["embeddings"]))
+            self._norm("embedding.distances.norm", header["distances"]["norm"])
         for operation in header["operations"]:
             self._operation(operation)
         self._head(header["head"])
@@ -112,6 +115,9 @@ class _State:
         self._linear(f"{link}.{second}", part["second"])
         self._linear(f"{link}.{first}", part["first"])
         if attention:
+            for name in ("key", "query"):
+                if part[f"{name}_matrix"] is not None:
+                    self._linear(f"{link}.distance_{name}", part[f"{name}_matrix"])
             self._norm(f"{link}.q_norm", part["query_norm"])
             self._norm(f"{link}.k_norm", part["key_norm"])
             if part["gated_heads"]:

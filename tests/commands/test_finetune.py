@@ -164,3 +164,20 @@ def test_a_decoder_becomes_a_bidirectional_classifier_where_that_is_asked(model_
     assert done.status == 0, done.err
     assert load(out).model.config.causal is not asked
     assert (json.loads((out / "model" / "config.json").read_text()).get("is_causal") is False) is asked
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("text-classification", {"label": "good"}, "all 12 labels"),
+        ("token-classification", {"tokens": ["a", "b"], "tags": ["O", "O"]}, "all 24 tags"),
+        ("ranking", {"text_pair": "a", "label": 1}, "all 12 relevances"),
+    ],
+)
+def test_one_class_is_refused_before_anything_is_trained(task, row, said, tmp_path, model_folder, chinchilla):
+    made = write_jsonl(
+        tmp_path / "one", {"train": 12, "dev": 9, "test": 9}, lambda source: {"text": some_words(source), **row}
+    )
+    words = ["finetune", model_folder("bert"), "--task", task, "--data", made, "-o", tmp_path / "out"]
+    chinchilla(*words).refused(said, "two different")
+    assert not (tmp_path / "out" / "model").exists()

@@ -184,7 +184,8 @@ KINDS = ["language-modeling", "token-classification", "text-classification", "ra
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "name", ["llama-gqa", "bert", "gpt2", "distilbert", "roberta", "electra", "mpnet", "modernbert"]
+    "name",
+    ["llama-gqa", "bert", "gpt2", "distilbert", "roberta", "electra", "mpnet", "modernbert", "deberta-v2-own-matrices"],
 )
 def test_every_head_has_a_card_that_fits(packed, name, kind):
     folder = packed("int8", name, kind)

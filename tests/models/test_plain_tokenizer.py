@@ -328,6 +328,16 @@ def test_a_template_that_refuses_says_why_in_one_line(template: str, said: str) 
         plain.apply_chat_template(TURNS)
 
 
+def test_a_text_that_the_library_cannot_read_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+
+    plain = PlainTokenizer(Tokenizer(models.Unigram([("a", 0.0)])), {})
+    assert plain("a")["input_ids"] == [0]
+    for text in ("b", ["a", "b"]):
+        with pytest.raises(InputError, match=r"cannot read the text \(.+\); use the model's own tokenizer files"):
+            plain(text)
+
+
 def test_damaged_files_of_ours_are_refused(tmp_path: Path) -> None:
     byte_level(tmp_path)
     save_plain(PlainTokenizer.load(tmp_path), tmp_path)

@@ -42,6 +42,14 @@ ENCODER = {
 GPT2 = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": 3, "n_head": 4, "n_positions": 40, "pad_token_id": 0}
 DISTIL = {"vocab_size": VOCAB, "dim": HIDDEN, "hidden_dim": 48, "n_layers": 3, "n_heads": 4}
 GEMMA = DECODER | {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 5}
+DEBERTA_3 = {
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+}
 MODERN = {
     "local_attention": 7,
     "pad_token_id": 0,
@@ -220,6 +228,21 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         ENCODER | {"embedding_size": HIDDEN, "hidden_act": "relu", "tie_word_embeddings": False},
     ),
     "mpnet": (transformers.MPNetConfig, ENCODER),
+    "deberta-v2": (transformers.DebertaV2Config, ENCODER | DEBERTA_3),
+    "deberta-v2-own-matrices": (
+        transformers.DebertaV2Config,
+        ENCODER
+        | {
+            "relative_attention": True,
+            "pos_att_type": ["c2p", "p2c"],
+            "max_relative_positions": 9,
+            "type_vocab_size": 2,
+            "pooler_hidden_act": "tanh",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "deberta-v2-c2p": (transformers.DebertaV2Config, ENCODER | DEBERTA_3 | {"pos_att_type": "c2p", "legacy": False}),
+    "deberta-v2-absolute": (transformers.DebertaV2Config, ENCODER | {"pos_att_type": ["p2c"]}),
     "modernbert": (transformers.ModernBertConfig, ENCODER | MODERN),
     "modernbert-biased-mean": (
         transformers.ModernBertConfig,

@@ -72,7 +72,8 @@ def test_every_instruction_set(tmp_path: Path, name: str, isa: str, monkeypatch:
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize(
-    "name", [*FEATURES, "qwen3_5", "bert", "roberta", "distilbert", "electra", "mpnet", "modernbert-biased-mean"]
+    "name",
+    [*FEATURES, "qwen3_5", "bert", "roberta", "distilbert", "electra", "mpnet", "modernbert-biased-mean", "deberta-v2"],
 )
 def test_every_head(tmp_path: Path, name: str, kind: str):
     if not has_class(name, kind):
@@ -131,7 +132,7 @@ def test_a_cache_of_few_bits_read_in_pieces(tmp_path: Path, name: str, cache: st
 
 
 @pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", [*FEATURES, "qwen3_5", "bert", "electra", "modernbert"])
+@pytest.mark.parametrize("name", [*FEATURES, "qwen3_5", "bert", "electra", "modernbert", "deberta-v2"])
 def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str):
     """The twin has the same rounded weights; activations are rounded in the engine alone."""
     model = load(tmp_path, name)

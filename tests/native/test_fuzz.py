@@ -99,7 +99,7 @@ VALUES: list[Any] = [
 ]
 
 
-ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "qwen3_5", "electra", "mpnet", "modernbert"]
+ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "qwen3_5", "electra", "mpnet", "modernbert", "deberta-v2"]
 
 
 @pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", *ODDITIES])

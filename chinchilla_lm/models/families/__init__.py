@@ -9,6 +9,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.families import (
     bert,
     camembert,
+    deberta_v2,
     distilbert,
     electra,
     exaone4,
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "electra": electra.FAMILY,
     "mpnet": mpnet.FAMILY,
     "modernbert": modernbert.FAMILY,
+    "deberta-v2": deberta_v2.FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
     "mistral": llama.FAMILY,
