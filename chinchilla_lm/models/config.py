@@ -90,7 +90,8 @@ class ModelConfig:
     """One transformer. Widths are in features, windows and positions in tokens.
 
     placement: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `output` x + norm(f(x)).
-    residual_scale: what f is multiplied by before the sum. qk_norm_over: one norm for each `head`, or one over `all`.
+    residual_scale: what f is multiplied by before the sum. qk_norm_over: one norm for each `head`, or one over `all`;
+    qk_norm_last: behind the rotation, of each head.
     softcap: s becomes softcap · tanh(s / softcap), of scores before the mask, and of an LM head's logits, which are
     multiplied by logit_scale before that.
     norm_bias: of layer norms. first_norm: false where no norm stands in front of the first block's attention.
@@ -129,6 +130,7 @@ class ModelConfig:
     mlp_bias: bool = True
     qk_norm: bool = False
     qk_norm_over: Literal["head", "all"] = "head"
+    qk_norm_last: bool = False
     positions: Literal["rope", "learned", "none"] = "learned"
     position_offset: int = 0
     segment_types: int = 0

@@ -151,7 +151,7 @@ class Attention(Link):
         self.widths = [queries * (2 if self.gated else 1), keys, keys]
         self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=config.qkv_bias)
         self.out = nn.Linear(queries, config.hidden_size, bias=config.out_bias)
-        self.whole_norms = config.qk_norm_over == "all"
+        self.whole_norms, self.norms_last = config.qk_norm_over == "all", config.qk_norm_last
         sizes = [queries, keys] if self.whole_norms else [self.head_dim] * 2
         self.q_norm, self.k_norm = (Norm(config, size) if config.qk_norm else None for size in sizes)
         self.rope = config.ropes[block] if config.positions == "rope" else None
@@ -176,11 +176,14 @@ class Attention(Link):
         query, key, value = (
             part.view(rows, positions, -1, self.head_dim).transpose(1, 2) for part in (query, key, value)
         )
-        if not self.whole_norms and self.q_norm is not None and self.k_norm is not None:
+        early = not self.whole_norms and not self.norms_last
+        if early and self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rope is not None:
             table = context.tables[self.rope]
             query, key = rotate(query, table), rotate(key, table)
+        if self.norms_last and self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         if context.cache is not None:
             key, value = context.cache.extend(self.name, key, value)
         mixed = self._attend(query, key, value, context).transpose(1, 2).reshape(rows, positions, -1)

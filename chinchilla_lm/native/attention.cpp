@@ -163,11 +163,12 @@ void Pass::store(const Operation& op, const Job& job, Member me) {
         const bool normed = norm.present && !op.whole_norms;
         if (!normed && op.rope < 0) return from;
         std::copy_n(from, size, row);
-        if (normed) k_.norm(norm, row, row, size);
+        if (normed && !op.norms_last) k_.norm(norm, row, row, size);
         if (op.rope >= 0) {
             const float* cosine = angles(op.rope, at);
             k_.rotate(row, cosine, cosine + round_up(half, kLanes), half);
         }
+        if (normed && op.norms_last) k_.norm(norm, row, row, size);
         return row;
     };
     const int items = job.rows * op.kv_heads;

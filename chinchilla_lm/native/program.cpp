@@ -38,6 +38,7 @@ void check_attention(const Operation& op, const Program& program) {
         const std::size_t turned = program.ropes[op.rope].frequencies.size();
         require(turned > 0 && turned <= static_cast<std::size_t>(op.head_dim) / 2, op.name, "the rope turns more than a head has");
     }
+    require(!op.whole_norms || !op.norms_last, op.name, "norms over all heads stand behind the rotation");
     require(std::isfinite(op.scale), op.name, "the scale of scores is not a number");
     require(std::isfinite(op.softcap) && op.softcap >= 0, op.name, "the soft cap is not a number from 0");
 }

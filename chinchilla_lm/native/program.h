@@ -72,6 +72,7 @@ struct Operation {
     int heads = 0, kv_heads = 0, head_dim = 0;
     Norm query_norm, key_norm;
     bool whole_norms = false;  // over all heads together
+    bool norms_last = false;   // behind the rotation; not with the former
     int rope = -1;    // index into Program::ropes; -1: none
     int window = 0;   // positions that a token sees, itself included; 0: all
     float scale = 1.0F;

@@ -152,6 +152,7 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     op.kv_heads = size(from, "kv_heads", 1);
     op.head_dim = size(from, "head_dim", 1);
     op.whole_norms = get<bool>(from, "whole_norms");
+    op.norms_last = get<bool>(from, "norms_last");
     op.query_norm = norm_in(from, "query_norm", norm_size(op, op.heads), data);
     op.key_norm = norm_in(from, "key_norm", norm_size(op, op.kv_heads), data);
     op.rope = has(from, "rope") ? size(from, "rope") : -1;

@@ -190,6 +190,7 @@ class _Compiler:
             "query_norm": self.norm(link.q_norm),
             "key_norm": self.norm(link.k_norm),
             "whole_norms": link.whole_norms,
+            "norms_last": link.norms_last,
             "rope": None if link.rope is None else self.ropes.index(link.rope),
             "window": link.window or 0,
             "scale": link.head_dim**-0.5 if link.scale is None else link.scale,

@@ -32,6 +32,7 @@ from tests.models.tiny import (
 # One of each family of decoders, or two where they differ in what a head sees.
 ONE_EACH = ["llama-gqa", "mistral-window", "qwen2", "qwen3", "gemma3", "gpt2"]
 ONE_EACH += [
+    "hunyuan",
     "smollm3-window-biased",
     "phi3-partial-tied",
     "olmo2",
@@ -211,6 +212,7 @@ def test_older_configs_mean_the_same(tmp_path: Path) -> None:
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("smollm3", {"no_rope_layers": [1, 0, "x"]}, "no_rope_layers"),
         ("olmo3", {"rope_parameters": {"rope_type": "default"}}, "keyed by full_attention and sliding_attention"),
+        ("hunyuan", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "linear_attention"),
         ("qwen3_5", {"linear_num_key_heads": 3}, "linear_num_key_heads"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),

@@ -73,6 +73,7 @@ DELTA = {
     "linear_value_head_dim": 12,
     "linear_conv_kernel_dim": 4,
 }
+STRETCHED = {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 1e4}
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "attention_multiplier": 0.25,
@@ -183,6 +184,14 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         transformers.Exaone4Config,
         DECODER | {"sliding_window": None, "layer_types": ["full_attention"] * 3, "tie_word_embeddings": True},
     ),
+    "hunyuan": (
+        transformers.HunYuanDenseV1Config,
+        DECODER | {"head_dim": 16, "rope_parameters": STRETCHED},
+    ),
+    "hunyuan-biased-tied": (
+        transformers.HunYuanDenseV1Config,
+        DECODER | {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+    ),
     "ministral": (
         transformers.MinistralConfig,
         DECODER | {"sliding_window": 6, "layer_types": MIXED, "head_dim": 16},
@@ -277,7 +286,7 @@ ENCODERS = [name for name in CASES if name not in DECODERS]
 LABELS = ("O", "B-X", "I-X")
 
 # Decoders of which transformers has no classifier of tokens, and none of texts.
-NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite", "qwen3_5"), ("granite",)
+NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite", "qwen3_5", "hunyuan"), ("granite",)
 # Decoders that remember what they read in a state, which cannot go back.
 REMEMBERING = [name for name in DECODERS if name.startswith("qwen3_5")]
 

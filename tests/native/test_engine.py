@@ -61,7 +61,7 @@ def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads:
 
 
 @pytest.mark.parametrize("isa", [] if engine_module() is None else engine_module().kernel_names())  # type: ignore[union-attr]
-@pytest.mark.parametrize("name", ["gemma2", "granite", "olmo2", "phi3-partial-tied", "qwen3_5"])
+@pytest.mark.parametrize("name", ["gemma2", "granite", "hunyuan", "olmo2", "phi3-partial-tied", "qwen3_5"])
 def test_every_instruction_set(tmp_path: Path, name: str, isa: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CHINCHILLA_ISA", isa)
     model = load(tmp_path, name)

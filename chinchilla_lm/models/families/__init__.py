@@ -17,6 +17,7 @@ from chinchilla_lm.models.families import (
     gemma3_text,
     gpt2,
     granite,
+    hunyuan_v1_dense,
     llama,
     ministral,
     modernbert,
@@ -54,6 +55,7 @@ FAMILIES: dict[str, Family] = {
     "granite": granite.FAMILY,
     "gemma2": gemma2.FAMILY,
     "exaone4": exaone4.FAMILY,
+    "hunyuan_v1_dense": hunyuan_v1_dense.FAMILY,
     "qwen3_5_text": qwen3_5_text.FAMILY,
     "ministral": ministral.FAMILY,
 }
