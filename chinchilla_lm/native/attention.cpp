@@ -114,6 +114,16 @@ void Pass::attention(const Operation& op, const Job& job, Member me) {
     me.meet();
     attend(op, job, me);
     me.meet();
+    if (op.gated_heads) {
+        float* gate = scratch_[me.index].row.as();
+        const int count = op.heads * op.head_dim;
+        const Share share = me.share(job.rows);
+        for (int row = share.begin; row < share.end; ++row) {
+            std::copy_n(mid_.as() + row * wide_ + (op.heads + 2 * op.kv_heads) * op.head_dim, count, gate);
+            k_.open(gate, seen_.as() + row * wide_, round_up(count, kLanes));
+        }
+        me.meet();
+    }
     join(op, inputs(op.second, nullptr, seen_.as(), wide_, job.rows, me), mid_.as(), job.rows, me);
 }
 

@@ -46,11 +46,27 @@ Cache::Cache(const Program& program, int capacity) : owner_(&program), capacity_
     if (capacity < 1) refuse("a cache of " + std::to_string(capacity) + " positions holds nothing; pass 1 or more");
     std::size_t total = 0;
     for (const Operation& op : program.operations) {
-        if (op.kind != Kind::attention) continue;
+        if (op.slot < 0) continue;
         offsets_.push_back(total);
-        total += op.kv_heads * KeyValues::bytes(program.cache, op.head_dim, capacity_);
+        if (op.kind == Kind::attention) total += op.kv_heads * KeyValues::bytes(program.cache, op.head_dim, capacity_);
     }
-    memory_.reserve(total);
+    total = round_up<std::size_t>(total, 64);
+    for (const Operation& op : program.operations) {
+        if (op.kind != Kind::delta) continue;
+        offsets_[op.slot] = total + remembered_;
+        remembered_ += op.key_heads * memory_floats(op) * sizeof(float);
+    }
+    memory_.reserve(total + remembered_);
+    end_ = total + remembered_;
+}
+
+std::vector<float> Cache::memories() const {
+    const float* from = reinterpret_cast<const float*>(memory_.as<std::byte>() + end_ - remembered_);
+    return {from, from + remembered_ / sizeof(float)};
+}
+
+void Cache::recall(const std::vector<float>& memories) {
+    std::copy(memories.begin(), memories.end(), reinterpret_cast<float*>(memory_.as<std::byte>() + end_ - remembered_));
 }
 
 Engine::Engine(Program program, int threads, const char* isa)
@@ -171,6 +187,10 @@ void Engine::run_pass(std::span<const std::int32_t> ids, const std::int32_t* seg
 void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* segments, std::vector<Sequence> sequences,
                         Want want, float* output, std::size_t stride, const std::function<void()>& breathe) {
     const std::vector<Sequence> whole = sequences;
+    std::vector<std::vector<float>> memories;  // of a text that takes one pass nothing throws once it has changed
+    if (program_.remembers() && ids.size() > kPassTokens) {
+        for (const Sequence& sequence : whole) memories.push_back(sequence.cache->memories());
+    }
     std::size_t begin = 0;
     try {
         for (std::size_t next = 0; next < sequences.size();) {
@@ -196,6 +216,7 @@ void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* s
         }
     } catch (...) {
         for (const Sequence& sequence : whole) sequence.cache->length = sequence.past;
+        for (std::size_t i = 0; i < memories.size(); ++i) whole[i].cache->recall(memories[i]);
         throw;
     }
 }

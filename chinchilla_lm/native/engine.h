@@ -44,11 +44,15 @@ public:
     std::byte* slot(int index) const { return memory_.as<std::byte>() + offsets_[index]; }
     const Program* owner() const { return owner_; }
     int length = 0;
+    // What cannot go back with `length`: the memories of all that was read (delta.cpp), and those that were, again.
+    std::vector<float> memories() const;
+    void recall(const std::vector<float>& memories);
 
 private:
     const Program* owner_;
     int capacity_;
     std::vector<std::size_t> offsets_;
+    std::size_t end_ = 0, remembered_ = 0;  // of the memory, and bytes in front of it that cannot go back
     Buffer memory_;
 };
 

@@ -115,6 +115,12 @@ struct Kernels {
     // Rotates the first and second half of a head's features against each other.
     void (*rotate)(float* x, const float* cosine, const float* sine, int half);
     void (*add)(const float* x, float* y, int count);  // y += x
+    // x *= sigmoid(gate), of whole vectors of 16.
+    void (*open)(const float* gate, float* x, int count);
+    // One token of the gated delta rule: a memory [keys][values], values a multiple of 16, forgets all but `decay` of
+    // itself and writes what it does not know yet of `value` for `key`; y is what it then knows for `query`.
+    void (*delta)(float* memory, const float* query, const float* key, const float* value, float* y, float decay,
+                  float write, int keys, int values);
     // x = x · scale, or with a cap above 0 cap · tanh(x · scale / cap), of whole vectors of 16.
     void (*cap)(float* x, int count, float scale, float cap);
     float (*largest)(const float* x, int count, int* where);  // first largest value; NaN if there is one

@@ -228,6 +228,9 @@ NB_MODULE(_engine, m) {
         .def("rewind", [](RunnerCache& cache, int length) {
             cache.runner->alone([&](const Engine&) {
                 if (length < 0 || length > cache.cache.length) throw std::invalid_argument("a cache can only forget");
+                if (length && length < cache.cache.length && cache.runner->engine.program().remembers()) {
+                    throw std::invalid_argument("a cache of what was read on the whole forgets all or nothing");
+                }
                 cache.cache.length = length;
             });
         }, nb::arg("length"));

@@ -52,7 +52,7 @@ Pass::Pass(const Program& program, const Kernels& kernels, int members)
         if (op.kind == Kind::norm) continue;
         see(op.first);
         see(op.second);
-        if (op.kind == Kind::attention) wide_ = std::max<std::size_t>(wide_, padded_width(op.first.outputs));
+        if (op.kind != Kind::mlp) wide_ = std::max<std::size_t>(wide_, padded_width(op.first.outputs));
     }
     if (program.embedding.project_present) see(program.embedding.project);
     if (program.head.dense_present) see(program.head.dense);
@@ -76,6 +76,7 @@ void Pass::reserve(const Job& job) {
     }
     std::size_t queries = 0, angles = 0;
     for (const Operation& op : program_.operations) {
+        if (op.kind == Kind::delta) reserve_delta(op);
         if (op.kind != Kind::attention) continue;
         reserve_attention(op, job);
         queries = std::max<std::size_t>(queries, static_cast<std::size_t>(op.heads) * (round_up(op.head_dim, 32) * 4));
@@ -136,6 +137,8 @@ void Pass::run(const Job& job, Member me) {
         const Operation& op = program_.operations[index];
         if (op.kind == Kind::attention) {
             attention(op, job, me);
+        } else if (op.kind == Kind::delta) {
+            delta(op, job, me);
         } else if (op.kind == Kind::mlp) {
             mlp(op, job.rows, me);
         } else {

@@ -53,6 +53,9 @@ struct KeyValues {
 // Floats of what a part of the positions gives for one query: values, and behind them the logarithm of their weight.
 constexpr int part_size(int head_dim) { return round_up(head_dim, kLanes) + kLanes; }
 
+// Floats of what the heads that share a key remember of a sequence (delta.cpp).
+std::size_t memory_floats(const Operation& op);
+
 class Pass {
 public:
     Pass(const Program& program, const Kernels& kernels, int members);
@@ -77,6 +80,11 @@ private:
     Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
     void multiply(const Matrix& w, const Input& in, int rows, float* y, std::size_t stride, bool add, Member me);
     void join(const Operation& op, const Input& in, float* added, int rows, Member me);
+
+    // delta.cpp
+    void reserve_delta(const Operation& op);
+    void delta(const Operation& op, const Job& job, Member me);
+    void remember(const Operation& op, int head, const float* x, float* y, float* memory, float* room);
 
     // attention.cpp
     void reserve_attention(const Operation& op, const Job& job);

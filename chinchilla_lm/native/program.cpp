@@ -28,7 +28,8 @@ void check_attention(const Operation& op, const Program& program) {
     require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 && op.heads % op.kv_heads == 0, op.name,
             "key heads do not divide the heads");
     const long long size = op.head_dim;  // what a header says may be large, and its products larger than an int
-    check_matrix(op.first, (op.heads + 2LL * op.kv_heads) * size, program.hidden, op.name + ".qkv");
+    const long long parts = (op.gated_heads ? 2LL : 1LL) * op.heads + 2LL * op.kv_heads;
+    check_matrix(op.first, parts * size, program.hidden, op.name + ".qkv");
     check_matrix(op.second, program.hidden, op.heads * size, op.name + ".out");
     require(!program.relative.heads || program.relative.heads == op.heads, op.name, "the bias has other heads");
     require(op.window >= 0, op.name, "the window is negative");
@@ -80,6 +81,18 @@ void check_placement(const Operation& op) {
     require(std::isfinite(op.residual_scale), op.name, "the residual scale is not a number");
 }
 
+void check_delta(const Operation& op, const Program& program) {
+    require(op.key_heads > 0 && op.value_heads > 0 && op.value_heads % op.key_heads == 0, op.name,
+            "key heads do not divide the values' heads");
+    const long long keys = static_cast<long long>(op.key_heads) * op.key_dim;
+    const long long values = static_cast<long long>(op.value_heads) * op.value_dim;
+    check_matrix(op.first, 2 * keys + 2 * values + 2LL * op.value_heads, program.hidden, op.name + ".inner");
+    check_matrix(op.second, program.hidden, values, op.name + ".out");
+    require(op.conv && op.decay && op.step, op.name, "lacks a convolution, a decay or a step");
+    require(op.placement == Placement::pre, op.name, "its norm does not stand in front");
+    require(program.causal, op.name, "runs one way, and the model both ways");
+}
+
 void check_mlp(const Operation& op, const Program& program) {
     const int inner = op.second.inputs;
     require(inner > 0, op.name, "has no inner features");
@@ -89,9 +102,8 @@ void check_mlp(const Operation& op, const Program& program) {
 
 }  // namespace
 
-int Program::slots() const {
-    return static_cast<int>(std::count_if(operations.begin(), operations.end(),
-                                          [](const Operation& op) { return op.kind == Kind::attention; }));
+bool Program::remembers() const {
+    return std::any_of(operations.begin(), operations.end(), [](const Operation& op) { return op.kind == Kind::delta; });
 }
 
 int Program::output_size() const { return head.output_present ? head.output.outputs : hidden; }
@@ -127,6 +139,9 @@ void Program::check() const {
         if (op.kind == Kind::attention) {
             check_attention(op, *this);
             check_distances(op, *this);
+            require(op.slot == slot++, op.name, "its slot of the cache is out of order");
+        } else if (op.kind == Kind::delta) {
+            check_delta(op, *this);
             require(op.slot == slot++, op.name, "its slot of the cache is out of order");
         } else if (op.kind == Kind::mlp) {
             check_mlp(op, *this);

@@ -59,14 +59,14 @@ struct Rope {
     float scale = 1.0F;
 };
 
-enum class Kind : int { attention, mlp, norm };
+enum class Kind : int { attention, delta, mlp, norm };
 
 struct Operation {
     std::string name;  // the link's
     Kind kind = Kind::norm;
     Placement placement = Placement::pre;
     Norm norm, after;
-    Matrix first, second;  // qkv and out, or up and down
+    Matrix first, second;  // qkv and out, or up and down; of delta query, key, value, gate, write and forget, and out
     float residual_scale = 1.0F;  // of f, before the sum
     // attention
     int heads = 0, kv_heads = 0, head_dim = 0;
@@ -76,11 +76,17 @@ struct Operation {
     int window = 0;   // positions that a token sees, itself included; 0: all
     float scale = 1.0F;
     float softcap = 0.0F;  // scores s become softcap · tanh(s / softcap) before the mask; 0: they do not
-    int slot = -1;    // of the cache
+    int slot = -1;    // of the cache; of delta too
+    bool gated_heads = false;  // what heads saw is multiplied by the sigmoid of gates, which stand behind the values
     // DeBERTa: what embeddings of distances are as keys (of a query) and as queries (of a key), the rows of one head
     // behind those of another, in the format of the cache.
     bool on_keys_present = false, on_queries_present = false;
     Matrix on_keys, on_queries;
+    // delta
+    int key_heads = 0, value_heads = 0, key_dim = 0, value_dim = 0, kernel = 0;
+    const float* conv = nullptr;                    // [features of query, key and value][kernel]
+    const float *decay = nullptr, *step = nullptr;  // [value_heads]
+    Norm head_norm;                                 // of a head's values
     // mlp
     bool gated = false;
     Activation activation = Activation::gelu;
@@ -110,7 +116,7 @@ struct Program {
     std::vector<Rope> ropes;
     Head head;
 
-    int slots() const;       // of a cache
+    bool remembers() const;  // whether a cache holds what cannot go back
     int output_size() const; // floats of an output row
 
     // Throws std::invalid_argument where two parts do not fit together.

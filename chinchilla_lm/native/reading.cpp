@@ -12,6 +12,7 @@ namespace chinchilla {
 
 namespace {
 
+constexpr int kMostTaps = 64;  // of a convolution
 constexpr int kMost = 1 << 28;  // of any size in a header: products of two of them fit 64 bits
 
 [[noreturn]] void refuse(const std::string& key, const std::string& rule) {
@@ -97,6 +98,21 @@ int norm_size(const Operation& op, int heads) {
     return static_cast<int>(all);
 }
 
+void read_delta(const nb::dict& from, std::span<const std::byte> data, Operation& op) {
+    op.key_heads = size(from, "key_heads", 1);
+    op.value_heads = size(from, "value_heads", 1);
+    op.key_dim = size(from, "key_dim", 1);
+    op.value_dim = size(from, "value_dim", 1);
+    op.kernel = size(from, "kernel", 1);
+    const long long most = kMostInputs;  // of features, as the matrices' sizes have it
+    const long long features = 2LL * op.key_heads * op.key_dim + static_cast<long long>(op.value_heads) * op.value_dim;
+    if (features > 3 * most || op.kernel > kMostTaps) refuse("kernel", "or the features that it is for are too many");
+    op.conv = vector_at(from, "conv", static_cast<int>(features) * op.kernel, data);
+    op.decay = vector_at(from, "decay", op.value_heads, data);
+    op.step = vector_at(from, "step", op.value_heads, data);
+    op.head_norm = norm_in(from, "head_norm", op.value_dim, data);
+}
+
 Rope read_rope(const nb::dict& from) {
     Rope rope;
     rope.frequencies = get<std::vector<float>>(from, "frequencies");
@@ -110,7 +126,7 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     Operation op;
     op.name = get<std::string>(from, "name");
     op.kind = named<Kind>(get<std::string>(from, "kind"),
-                          {{"attention", Kind::attention}, {"mlp", Kind::mlp}, {"norm", Kind::norm}});
+                          {{"attention", Kind::attention}, {"delta", Kind::delta}, {"mlp", Kind::mlp}, {"norm", Kind::norm}});
     op.norm = norm_in(from, "norm", hidden, data);
     if (op.kind == Kind::norm) return op;
     op.placement = named<Placement>(get<std::string>(from, "placement"), {{"pre", Placement::pre},
@@ -126,6 +142,12 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
         op.activation = read_activation(get<std::string>(from, "activation"));
         return op;
     }
+    op.slot = slot;
+    if (op.kind == Kind::delta) {
+        read_delta(from, data, op);
+        return op;
+    }
+    op.gated_heads = get<bool>(from, "gated_heads");
     op.heads = size(from, "heads", 1);
     op.kv_heads = size(from, "kv_heads", 1);
     op.head_dim = size(from, "head_dim", 1);
@@ -136,7 +158,6 @@ Operation read_operation(const nb::dict& from, int hidden, int slot, std::span<c
     op.window = size(from, "window");
     op.scale = get<float>(from, "scale");
     op.softcap = get<float>(from, "softcap");
-    op.slot = slot;
     op.on_keys_present = has(from, "on_keys");
     op.on_queries_present = has(from, "on_queries");
     if (op.on_keys_present) op.on_keys = matrix_in(from, "on_keys", data);
@@ -249,7 +270,7 @@ Program read_program(const nb::dict& header, std::span<const std::byte> data) {
         nb::dict from;
         if (!nb::try_cast<nb::dict>(one, from)) refuse("operations", "holds something that is none");
         program.operations.push_back(read_operation(from, program.hidden, slot, data));
-        slot += program.operations.back().kind == Kind::attention;
+        slot += program.operations.back().slot >= 0;
     }
     program.head = read_head(get<nb::dict>(header, "head"), program.hidden, data);
     program.check();

@@ -245,6 +245,26 @@ static void add_row(const float* x, float* y, int count) {
     for (int i = 0; i < count; i += L) store(y + i, load<vf>(y + i) + load<vf>(x + i));
 }
 
+static void open_row(const float* gate, float* x, int count) {
+    for (int i = 0; i < count; i += L) store(x + i, load<vf>(x + i) * inverse(exponential(-load<vf>(gate + i)) + 1.0F));
+}
+
+static void delta_step(float* memory, const float* query, const float* key, const float* value, float* y, float decay,
+                       float write, int keys, int values) {
+    for (int v = 0; v < values; v += L) {
+        vf known = {}, read = {};
+        for (int k = 0; k < keys; ++k) known += load<vf>(memory + static_cast<std::size_t>(k) * values + v) * key[k];
+        const vf news = (load<vf>(value + v) - known * decay) * write;
+        for (int k = 0; k < keys; ++k) {
+            float* at = memory + static_cast<std::size_t>(k) * values + v;
+            const vf now = load<vf>(at) * decay + news * key[k];
+            store(at, now);
+            read += now * query[k];
+        }
+        store(y + v, read);
+    }
+}
+
 static void cap_row(float* x, int count, float scale, float cap) {
     if (cap == 0.0F) {
         for (int i = 0; i < count; i += L) store(x + i, load<vf>(x + i) * scale);

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import Activation, RopeConfig
+from chinchilla_lm.models.delta import GatedDelta
 from chinchilla_lm.models.disentangled import DisentangledAttention, Distances
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Norm
 from chinchilla_lm.models.rope import attention_factor, inverse_frequencies
@@ -55,8 +57,6 @@ class _Compiler:
 
     def draft(self) -> Draft:
         config = self.config
-        if config.deltas or config.attention_gate:
-            raise InputError(f"the native engine has no gated delta rule ({config.family}); pass --backend torch")
         header = {
             "format": self.form.name,
             "hidden": config.hidden_size,
@@ -153,7 +153,7 @@ class _Compiler:
         name = key.replace("_", ".")
         if isinstance(module, BareNorm):
             return {"name": name, "kind": "norm", "norm": self.norm(module.norm)}
-        assert isinstance(module, Attention | MLP)
+        assert isinstance(module, Attention | GatedDelta | MLP)
         part = {
             "name": name,
             "placement": module.placement,
@@ -161,12 +161,15 @@ class _Compiler:
             "after": self.norm(module.norm_after),
             "residual_scale": module.residual_scale,
         }
+        if isinstance(module, GatedDelta):
+            return part | self.delta(module)
         return part | (self.attention(module) if isinstance(module, Attention) else self.mlp(module))
 
     def attention(self, link: Attention) -> Part:
         return {
             "kind": "attention",
-            "first": self.linear(link.qkv, link.name),
+            "first": self.gates_last(link) if link.gated else self.linear(link.qkv, link.name),
+            "gated_heads": link.gated,
             "second": self.linear(link.out, link.name),
             "heads": link.heads,
             "kv_heads": link.kv_heads,
@@ -179,6 +182,35 @@ class _Compiler:
             "scale": link.head_dim**-0.5 if link.scale is None else link.scale,
             "softcap": link.softcap or 0.0,
             **(self.on_distances(link) if isinstance(link, DisentangledAttention) else NO_DISTANCES),
+        }
+
+    def gates_last(self, link: Attention) -> Part:
+        """Queries, keys, values, gates: in torch each head's gate stands behind its query."""
+        order = gate_order(link.heads, link.kv_heads, link.head_dim)
+        bias = None if link.qkv.bias is None else _numbers(link.qkv.bias, link.name)[order]
+        shape = link.qkv.out_features, link.qkv.in_features
+        return self.matrix(shape, lambda: _numbers(link.qkv.weight, link.name)[order], bias, self.form)
+
+    def delta(self, link: GatedDelta) -> Part:
+        delta = link.delta
+        return {
+            "kind": "delta",
+            "first": self.linear(link.inner, link.name),
+            "second": self.linear(link.out, link.name),
+            "key_heads": delta.key_heads,
+            "value_heads": delta.value_heads,
+            "key_dim": delta.key_dim,
+            "value_dim": delta.value_dim,
+            "kernel": delta.kernel,
+            "conv": self.data.vector(_numbers(link.conv.weight, link.name).reshape(-1)),
+            "decay": self.data.vector(_numbers(link.decay, link.name)),
+            "step": self.data.vector(_numbers(link.step, link.name)),
+            "head_norm": {
+                "rms": True,
+                "eps": link.eps,
+                "weight": self.data.vector(_numbers(link.head_norm.weight, link.name)),
+                "bias": None,
+            },
         }
 
     def mlp(self, link: MLP) -> Part:
@@ -253,6 +285,13 @@ class _Compiler:
             "weight": None if weight is None else self.data.vector(weight),
             "bias": None if bias is None else self.data.vector(bias),
         }
+
+
+def gate_order(heads: int, kv_heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Where in torch the rows stand that the engine has as queries, keys, values, gates."""
+    pairs = np.arange(2 * heads * head_dim).reshape(heads, 2, head_dim)
+    rest = 2 * heads * head_dim + np.arange(2 * kv_heads * head_dim)
+    return np.concatenate((pairs[:, 0].reshape(-1), rest, pairs[:, 1].reshape(-1)))
 
 
 def _numbers(tensor: torch.Tensor, where: str) -> Floats:

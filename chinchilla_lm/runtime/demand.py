@@ -59,9 +59,10 @@ class ProgramDemand:
             for one in operations
             if one["kind"] == "attention"
         )
+        memories = sum(8 * memory_size(one) * tokens for one in operations if one["kind"] == "delta")
         everywhere = self.kind == "token-classification" or (self.kind == "language-modeling" and not self.causal)
         head = sum(2 * size for size in _head_weights(self._header)) * (tokens if everywhere else 1)
-        return float(rows * (per_token * tokens + attention + head))
+        return float(rows * (per_token * tokens + attention + memories + head))
 
     def decode_bytes(self, rows: int, seen: float) -> float:
         """See roofline.decode_bytes."""
@@ -74,6 +75,8 @@ class ProgramDemand:
                 positions = min(seen, one["window"] or seen)
                 entry = one["head_dim"] * _NUMBER_BYTES[form] + _SCALE_BYTES[form]
                 cached += 2 * rows * positions * one["kv_heads"] * entry
+            elif one["kind"] == "delta":
+                cached += 2 * rows * 4 * memory_size(one)
         return self.bytes - looked_up_bytes(self._header) + looked_up + cached
 
 
@@ -101,6 +104,9 @@ def count_parameters(header: Part) -> int:
             continue
         total += sum(_weights(one)) + _norm(one["after"], hidden) + _bias(one["second"])
         total += _first_outputs(one) if one["first"]["bias"] is not None else 0
+        if one["kind"] == "delta":
+            features = 2 * one["key_heads"] * one["key_dim"] + one["value_heads"] * one["value_dim"]
+            total += features * one["kernel"] + 2 * one["value_heads"] + _norm(one["head_norm"], one["value_dim"])
         if one["kind"] == "attention":
             total += sum(_size_of(one[name]) + _bias(one[name]) for name in ("key_matrix", "query_matrix"))
             queries, keys = (one["heads"], one["kv_heads"]) if one["whole_norms"] else (1, 1)
@@ -108,6 +114,12 @@ def count_parameters(header: Part) -> int:
                 one["key_norm"], keys * one["head_dim"]
             )
     return total
+
+
+def memory_size(part: Part) -> int:
+    """Numbers that an operation with the gated delta rule remembers; each is read and written at every token, and takes
+    part in four products: of what is known, forgotten, written and asked for."""
+    return int(part["value_heads"] * part["key_dim"] * part["value_dim"])
 
 
 def pairs(tokens: int, window: int, causal: bool) -> int:

@@ -10,14 +10,15 @@ A model that is prepared (`runtime.prepare`) has folded norms and another dtype:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import nn
 
 from chinchilla_lm.models.config import ModelConfig
+from chinchilla_lm.models.delta import GatedDelta
 from chinchilla_lm.models.layers import Attention
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.demand import pairs
+from chinchilla_lm.runtime.demand import memory_size, pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def decode_bytes(model: Transformer, rows: int, seen: float) -> float:
         if isinstance(link, Attention):
             positions = seen if link.window is None else min(seen, link.window)
             cached += 2 * rows * positions * config.num_kv_heads * config.head_dim * weight.element_size()
+        elif isinstance(link, GatedDelta):
+            cached += 2 * rows * 4 * memory_size(asdict(link.delta))
     return links + head + looked_up + cached
 
 
@@ -83,7 +86,9 @@ def pass_flops(model: Transformer, rows: int, tokens: int) -> float:
     sequence = config.head.kind not in ("language-modeling", "token-classification")
     last_only = config.causal and config.head.kind == "language-modeling"
     head = _matrix_flops(model.head) * (1 if sequence or last_only else tokens)
-    return float(rows * (per_token * tokens + attention + head))
+    links = [model.link(name) for name in model.link_names]
+    memories = sum(8 * memory_size(asdict(link.delta)) for link in links if isinstance(link, GatedDelta)) * tokens
+    return float(rows * (per_token * tokens + attention + memories + head))
 
 
 def _matrix_flops(module: nn.Module) -> int:

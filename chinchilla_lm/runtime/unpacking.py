@@ -23,6 +23,7 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import from_halves
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats, round_up
+from chinchilla_lm.runtime.compile import gate_order
 from chinchilla_lm.runtime.packed import PROGRAM, read_packed
 from chinchilla_lm.runtime.program import Program
 
@@ -110,7 +111,7 @@ class _State:
             return
         self._norm(f"{link}.norm_after", part["after"])
         attention = part["kind"] == "attention"
-        first, second = ("qkv", "out") if attention else ("up", "down")
+        first, second = {"attention": ("qkv", "out"), "delta": ("inner", "out")}.get(part["kind"], ("up", "down"))
         self._linear(f"{link}.{second}", part["second"])
         self._linear(f"{link}.{first}", part["first"])
         if attention:
@@ -119,6 +120,13 @@ class _State:
                     self._linear(f"{link}.distance_{name}", part[f"{name}_matrix"])
             self._norm(f"{link}.q_norm", part["query_norm"])
             self._norm(f"{link}.k_norm", part["key_norm"])
+            if part["gated_heads"]:
+                order = np.argsort(gate_order(part["heads"], part["kv_heads"], part["head_dim"]))
+                for name in (f"{link}.{first}.weight", f"{link}.{first}.bias"):
+                    if name in self.found:
+                        self._put(name, self.found[name].numpy()[order])
+        elif part["kind"] == "delta":
+            self._delta(link, part)
         elif part["gated"]:
             inner = part["second"]["inputs"]
             for name in (f"{link}.{first}.weight", f"{link}.{first}.bias"):
@@ -126,6 +134,13 @@ class _State:
                     both = self.found[name].numpy()
                     panels = both.reshape(-1, 2, LANES, *both.shape[1:]).swapaxes(0, 1)
                     self._put(name, panels.reshape(2, -1, *both.shape[1:])[:, :inner].reshape(-1, *both.shape[1:]))
+
+    def _delta(self, link: str, part: dict[str, Any]) -> None:
+        self._norm(f"{link}.head_norm", part["head_norm"], unit_offset=False)
+        features = 2 * part["key_heads"] * part["key_dim"] + part["value_heads"] * part["value_dim"]
+        self._put(f"{link}.conv.weight", self._floats(part["conv"], features * part["kernel"]).reshape(features, 1, -1))
+        for name in ("decay", "step"):
+            self._put(f"{link}.{name}", self._floats(part[name], part["value_heads"]))
 
     def _head(self, part: dict[str, Any]) -> None:
         self._norm("norm", part["norm"])
@@ -136,14 +151,14 @@ class _State:
         if "embedding.tokens.weight" not in self.found:
             self.found["embedding.tokens.weight"] = self.found["head.output.weight"]
 
-    def _norm(self, name: str, part: dict[str, Any] | None) -> None:
+    def _norm(self, name: str, part: dict[str, Any] | None, unit_offset: bool = True) -> None:
         if part is None:
             return
         like = self.model.state_dict().get(f"{name}.weight")
         for key in ("weight", "bias"):
             if part[key] is not None and like is not None:
                 values = self._floats(part[key], like.shape[0])
-                offset = key == "weight" and self.model.config.norm_unit_offset
+                offset = key == "weight" and self.model.config.norm_unit_offset and unit_offset
                 self._put(f"{name}.{key}", values - np.float32(1.0) if offset else values)
 
     def _linear(self, name: str, part: dict[str, Any]) -> None:

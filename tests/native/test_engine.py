@@ -17,10 +17,13 @@ from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.compile import compile_model
 from chinchilla_lm.runtime.generate import Generation, Model
 from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module
+from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.runtime.sampling import Sampler
 from chinchilla_lm.runtime.torch_backend import TorchBackend
+from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 from chinchilla_lm.shorten.surgery import without
-from tests.models.tiny import CASES, DECODERS, ENCODERS, LONGROPE, VOCAB, has_class, saved
+from tests.models.test_checkpoint import add_tokenizer
+from tests.models.tiny import CASES, DECODERS, ENCODERS, LONGROPE, ONE_WAY, VOCAB, has_class, saved
 from tests.native.examples import assert_near, load, long_reader, texts
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
@@ -59,7 +62,8 @@ def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads:
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize(
-    "name", [*FEATURES, "bert", "roberta", "distilbert", "electra", "mpnet", "modernbert-biased-mean", "deberta-v2"]
+    "name",
+    [*FEATURES, "qwen3_5", "bert", "roberta", "distilbert", "electra", "mpnet", "modernbert-biased-mean", "deberta-v2"],
 )
 def test_every_head(tmp_path: Path, name: str, kind: str):
     if not has_class(name, kind):
@@ -86,8 +90,12 @@ def test_reading_in_pieces_is_reading_at_once(tmp_path: Path, name: str):
     assert [cache.length for cache in caches] == [24, 17]
     assert_near(np.concatenate(got_one), torch_rows(model, [one]))
     assert_near(np.concatenate(got_other), torch_rows(model, [other]))
-    caches[1].rewind(9)
-    assert_near(native.run([other[9:]], caches[1:]), torch_rows(model, [other])[-1:])
+    back = 0 if name in ONE_WAY else 9
+    if name in ONE_WAY:
+        with pytest.raises(ValueError, match="forgets all or nothing"):
+            caches[1].rewind(9)
+    caches[1].rewind(back)
+    assert_near(native.run([other[back:]], caches[1:]), torch_rows(model, [other])[-1:])
 
 
 @pytest.mark.parametrize("cache", ["bf16", "int8"])
@@ -114,17 +122,19 @@ def test_a_cache_of_few_bits_read_in_pieces(tmp_path: Path, name: str, cache: st
 
 
 @pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", [*FEATURES, "bert", "electra", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("name", [*FEATURES, "qwen3_5", "bert", "electra", "modernbert", "deberta-v2"])
 def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str):
     """The twin has the same rounded weights; activations are rounded in the engine alone."""
     model = load(tmp_path, name)
     got = NativeModel(compile_model(model, form), 2).run(texts(), everywhere=True)
     exact = torch_rows(model, texts())
-    limit = {"bf16": 0.03, "int8": 0.06, "int4": 0.5}[form] * exact.std()
+    # What a memory of random weights gives is nearly nothing, and is then brought to length 1: rounding the weights
+    # alone to bfloat16 costs 0.026 there, torch in bfloat16 0.039 and the engine 0.036.
+    limit = {"bf16": 0.03, "int8": 0.06, "int4": 0.5}[form] * exact.std() * (2 if name in ONE_WAY else 1)
     assert np.sqrt(np.mean((got - exact) ** 2)) < limit
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "olmo2", "granite", "gemma2", "bert"])
+@pytest.mark.parametrize("name", ["llama-gqa", "olmo2", "granite", "gemma2", "qwen3_5", "bert"])
 def test_dropped_links_are_absent(tmp_path: Path, name: str):
     model = load(tmp_path, name)
     fates: dict[str, NormFate] = {"0.mlp": "lose", "1.attn": "lose", "2.mlp": "keep" if name == "bert" else "lose"}
@@ -202,6 +212,35 @@ def test_a_text_longer_than_the_switch_turns_by_other_angles(tmp_path: Path):
     for _ in range(12):
         ids.append(int(torch_rows(model, [np.array(ids)])[-1].argmax()))
     assert written[0].tokens == written[1].tokens == ids[525:]
+
+
+@torch.no_grad()
+def test_a_memory_over_several_passes(tmp_path: Path):
+    """More tokens than a pass takes, of several texts, with caches and without."""
+    folder = saved(tmp_path, "qwen3_5", max_position_embeddings=1024)[1]
+    model = checkpoints.load(folder).model.eval()
+    native = NativeModel(compile_model(model, "f32"), 2)
+    sequences = texts((700, 30, 600, 1))
+    expected = torch_rows(model, sequences)
+    assert_near(native.run(sequences, everywhere=True), expected)
+    caches = [native.cache(len(one)) for one in sequences]
+    for _ in range(2):
+        assert_near(native.run(sequences, caches, everywhere=True), expected)
+        for cache in caches:
+            cache.rewind(0)
+
+
+@pytest.mark.parametrize("form", ["f32", "int4"])
+def test_a_packed_memory_is_unpacked_as_it_was(tmp_path: Path, form: str):
+    """Gates go behind the values and back; what is not multiplied by a matrix stays in float32."""
+    folder = saved(tmp_path, "qwen3_5-biased-tied")[1]
+    add_tokenizer(folder)
+    write_packed(folder, form, tmp_path / "packed")
+    model, twin = checkpoints.load(folder).model, unpack_checkpoint(tmp_path / "packed").model
+    theirs = twin.state_dict()
+    for name, tensor in model.state_dict().items():
+        exact = form == "f32" or tensor.dim() != 2
+        assert (theirs[name] - tensor).abs().max() < (1e-6 if exact else 0.15 * tensor.abs().max())
 
 
 @torch.no_grad()

@@ -46,6 +46,12 @@ SIZES = (
     "group",
     "position_offset",
     "positions",
+    "key_heads",
+    "value_heads",
+    "key_dim",
+    "value_dim",
+    "kernel",
+    "switch",
 )
 CASES = 150 * int(os.environ.get("CHINCHILLA_FUZZ", "1"))
 VALUES: list[Any] = [
@@ -93,7 +99,7 @@ VALUES: list[Any] = [
 ]
 
 
-ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "electra", "mpnet", "modernbert", "deberta-v2"]
+ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "qwen3_5", "electra", "mpnet", "modernbert", "deberta-v2"]
 
 
 @pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", *ODDITIES])
@@ -164,7 +170,12 @@ def assert_exact(header: dict[str, Any]) -> None:
         if part["kind"] == "attention":
             heads, kv_heads, size = part["heads"], part["kv_heads"], part["head_dim"]
             assert part["second"]["inputs"] == heads * size
-            assert part["first"]["outputs"] == (heads + 2 * kv_heads) * size
+            assert part["first"]["outputs"] == ((2 if part["gated_heads"] else 1) * heads + 2 * kv_heads) * size
+        elif part["kind"] == "delta":
+            keys, values = part["key_heads"] * part["key_dim"], part["value_heads"] * part["value_dim"]
+            assert part["value_heads"] % part["key_heads"] == 0
+            assert part["second"]["inputs"] == values
+            assert part["first"]["outputs"] == 2 * (keys + values + part["value_heads"])
         elif part["kind"] == "mlp":
             inner = part["second"]["inputs"]
             assert part["first"]["outputs"] == (2 * -(-inner // 16) * 16 if part["gated"] else inner)
