@@ -1,7 +1,15 @@
 """What pip is told: pins that satisfy the ranges, and one version number."""
 
+import ast
+import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +43,75 @@ def test_no_pin_names_a_build():
 def test_version_is_a_release_number():
     assert re.fullmatch(r"\d+\.\d+\.\d+", chinchilla_lm.__version__)
     assert PROJECT["dynamic"] == ["version"]
+
+
+# Distributions whose modules have another name.
+DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+OWN = {"chinchilla_lm", "tests"}
+
+
+def imported(room: str) -> Iterator[tuple[str, Path]]:
+    """Every module from elsewhere that a folder imports, as a distribution, and where."""
+    for path in (ROOT / room).rglob("*.py"):
+        if "workers" in path.parts:  # they run in environments of their own
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [str(node.module)]
+            for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - OWN:
+                yield canonicalize_name(DISTRIBUTIONS.get(name, name)), path
+
+
+def named(*wanted: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(one).name) for each in wanted for one in each}
+
+
+@pytest.mark.parametrize(("room", "extras"), [("chinchilla_lm", ("hub",)), ("tests", ("hub", "test"))])
+def test_what_is_imported_is_declared(room: str, extras: tuple[str, ...]):
+    declared = named(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
+    found = list(imported(room))
+    assert {name for name, _ in found} & declared
+    assert {(name, path.name) for name, path in found if name not in declared} == set()
+
+
+@pytest.fixture
+def without_compiler(tmp_path: Path) -> Path:
+    """The sources, as pip would build them."""
+    for tool in ("scikit_build_core", "nanobind"):
+        if importlib.util.find_spec(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    if shutil.which("cmake") is None or os.name == "nt":
+        pytest.skip("no cmake here")
+    for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "chinchilla_lm", tmp_path / "chinchilla_lm", ignore=ignored)
+    return tmp_path
+
+
+def build(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    call = "from scikit_build_core.build import build_wheel; build_wheel('dist')"
+    environment = {key: value for key, value in os.environ.items() if key != "CHINCHILLA_NO_ENGINE"}
+    environment |= {"CXX": "/bin/false", **variables}
+    return subprocess.run([sys.executable, "-c", call], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_failed_compilation_stops_the_installation_and_says_what_to_do(without_compiler: Path):
+    ran = build(without_compiler)
+    said = ran.stdout + ran.stderr
+    assert ran.returncode != 0
+    assert not list(without_compiler.glob("dist/*.whl"))
+    assert "its native engine could not be compiled" in said
+    assert "C++20 compiler" in said
+    assert "set CHINCHILLA_NO_ENGINE=1" in said
+
+
+def test_without_the_engine_only_where_that_is_asked_for(without_compiler: Path):
+    assert build(without_compiler, CHINCHILLA_NO_ENGINE="0").returncode != 0
+    ran = build(without_compiler, CHINCHILLA_NO_ENGINE="1")
+    assert ran.returncode == 0, ran.stderr
+    [wheel] = without_compiler.glob("dist/*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "chinchilla_lm/native/__init__.py" in names
+    assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]

@@ -140,8 +140,8 @@ def _check_engine(native: dict[str, Any]) -> Check:
     if native["error"] is not None:
         return Check("native engine", False, native["error"])
     if not native["kernels"]:
-        remedy = "models run on torch, which is slower; install a C++ compiler and chinchilla-lm again"
-        return Check("native engine", False, f"not installed; {remedy}")
+        remedy = "install a C++ compiler and chinchilla-lm anew, without CHINCHILLA_NO_ENGINE"
+        return Check("native engine", False, f"not installed; models run on torch, which is slower; {remedy}")
     others = [name for name in native["kernels"] if name != native["runs"]]
     could = f" (could also run {', '.join(others)})" if others else ""
     return Check("native engine", native["runs"] != "portable", f"runs its {native['runs']} kernels{could}")

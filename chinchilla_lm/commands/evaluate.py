@@ -50,7 +50,7 @@ def evaluate(
     from chinchilla_lm.evaluate.certificate import certify
     from chinchilla_lm.evaluate.predictions import write_predictions
 
-    job = Job(recipe, console)
+    job = Job(recipe, console, only_served=True)
     judge = job.judge(split)
     judged = judge(job.served())
     result: dict[str, Any] = {
@@ -63,7 +63,7 @@ def evaluate(
     if predictions is not None:
         console.say(f"{write_predictions(predictions, judged.predictions):,} predictions in {predictions}")
     if against is not None:
-        other = Job(_same_windows(job), console, model=against)
+        other = Job(_same_windows(job), console, model=against, only_served=True)
         if recipe.task == "language-modeling" and other.window != job.window:
             raise InputError(
                 f"{against} takes {other.window} tokens, less than the windows of {job.window}; "

@@ -29,8 +29,9 @@ from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.clock import Timing, interleave
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
-from chinchilla_lm.runtime.loading import EngineWarning, engine_serves, native_session, torch_session
+from chinchilla_lm.runtime.loading import EngineWarning, compile_file, engine_serves, native_session, torch_session
 from chinchilla_lm.runtime.memory import keep_freed_memory
+from chinchilla_lm.runtime.native import native_format
 from chinchilla_lm.runtime.packed import is_packed, read_packed
 from chinchilla_lm.runtime.prepare import prepare
 from chinchilla_lm.runtime.program import Program
@@ -50,12 +51,24 @@ Served = Transformer | NativeForward
 
 
 class Job:
-    """A recipe at work. `model` names what to load in place of the recipe's model."""
+    """A recipe at work. `model` names what to load in place of the recipe's model.
 
-    def __init__(self, recipe: Recipe, console: Console, model: str | None = None, *, new_head: bool = False) -> None:
+    only_served: the model is run but not changed, so that for the engine its file is packed without being in memory as
+    a transformer.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console,
+        model: str | None = None,
+        *,
+        new_head: bool = False,
+        only_served: bool = False,
+    ) -> None:
         self.recipe, self.console = recipe, console
         self.source = model or recipe.model
-        self.new_head = new_head
+        self.new_head, self.only_served = new_head, only_served
         keep_freed_memory()
         self.device = resolve_device(recipe.device)
         self.dtype = resolve_dtype(recipe.dtype, self.device)
@@ -134,12 +147,18 @@ class Job:
 
     @cached_property
     def _packed(self) -> tuple[Program, Card] | None:
-        """A packed model that the engine runs: its program, and what it is. None where the model is a transformer.
+        """A model that the engine runs and nobody changes: its program, and what it is. None where it is a transformer.
 
         Raises InputError for a damaged one, or one for another task.
         """
-        if self.backend == "torch" or self.new_head or not is_packed(self.source):
+        packed = is_packed(self.source)
+        if self.backend == "torch" or self.new_head or not (packed or self.only_served):
             return None
+        if not packed:
+            form = native_format(str(self.dtype).removeprefix("torch."))
+            program, card = compile_file(self.source, form, self.recipe.task)
+            self._check_causal(card.causal)
+            return program, card
         program, card = read_packed(self.source)
         if card.kind != self.recipe.task:
             raise InputError(f"this packed model is for {card.kind}, not {self.recipe.task}; load another one")
@@ -296,7 +315,7 @@ class Job:
     def served(self) -> Served:
         """The job's own model as the recipe's backend serves it, in the recipe's dtype; a packed one as it was packed.
 
-        Of a packed model that the engine runs, no transformer is made.
+        Of a packed model that the engine runs, or one that is only served, no transformer is made.
         """
         if self._packed is None:
             return self.serve(self.checkpoint.model)

@@ -6,7 +6,7 @@ metrics know nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,12 @@ from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.classification import measure_labels
 from chinchilla_lm.evaluate.language import measure_text
+from chinchilla_lm.evaluate.nats import Forward, checked, nats_of
 from chinchilla_lm.evaluate.predictions import Prediction
 from chinchilla_lm.evaluate.ranking import measure_scores
 from chinchilla_lm.evaluate.sums import Sums
 from chinchilla_lm.evaluate.tables import Measurement
 from chinchilla_lm.evaluate.tagging import measure_tags
-from chinchilla_lm.models.batch import Batch
-
-Forward = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Judge:
         records: Sequence[Tagged] = self.records
         said = [unseen(len(record.words), self.labels) for record in records]
         for batch in self.batches:
-            log_probabilities = F.log_softmax(_checked(forward(batch.batch)), dim=-1).cpu()
+            log_probabilities = F.log_softmax(checked(forward(batch.batch)), dim=-1).cpu()
             assert batch.targets is not None
             for row, window in enumerate(batch.rows):
                 places = (batch.targets[row] != IGNORED).nonzero().squeeze(1).cpu()
@@ -106,7 +104,7 @@ class Judge:
         records: Sequence[Labelled] = self.records
         outputs: list[Tensor | None] = [None] * len(records)
         for batch in self.batches:
-            logits = _checked(forward(batch.batch)).cpu()
+            logits = checked(forward(batch.batch)).cpu()
             for row, window in enumerate(batch.rows):
                 outputs[self.encoded[window].owners[0][0]] = logits[row]
         stacked = torch.stack([output for output in outputs if output is not None])
@@ -128,23 +126,12 @@ class Judge:
         counts = np.zeros(len(self.encoded), dtype=np.int64)
         for batch in self.batches:
             assert batch.targets is not None
-            outputs = forward(batch.batch)
-            for row, window in enumerate(batch.rows):
-                logits = _checked(outputs[row])  # a batch of 4,096 tokens has 0.8 GB of a vocabulary of 49,152
-                targets = batch.targets[row].to(logits.device)
-                nats[window] = float(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
-                counts[window] = int((targets != IGNORED).sum())
+            found = nats_of(forward, batch.batch, batch.targets).double()
+            nats[list(batch.rows)] = found.sum(1).numpy()
+            counts[list(batch.rows)] = (batch.targets != IGNORED).sum(1).cpu().numpy()
         documents = [self.records[encoded.owners[0][0]].document for encoded in self.encoded]
         measurement = measure_text(nats.tolist(), counts.tolist(), [e.bytes for e in self.encoded], documents)
         predictions = [
             Prediction(f"window-{i}", None, None, float(nats[i] / max(1, counts[i]))) for i in range(len(self.encoded))
         ]
         return Judged(measurement, predictions)
-
-
-def _checked(logits: Tensor) -> Tensor:
-    """float32 logits; refuses outputs that are not numbers."""
-    logits = logits.float()
-    if not bool(torch.isfinite(logits).all()):
-        raise InputError("the model's outputs are not finite numbers; check its weights, or pass --dtype float32")
-    return logits

@@ -22,7 +22,7 @@ from chinchilla_lm.files import building, json_text, read_json, sha256_of
 from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
-from chinchilla_lm.models.filling import fill
+from chinchilla_lm.models.filling import Unread, fill
 from chinchilla_lm.models.gguf_shards import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
@@ -124,6 +124,17 @@ def load(
         place, family = torch.device(device), family_of(about.hf)
         model, fresh = fill(about.config, about.dropped, family, tensors, about.trained, place, dtype)
     return about.checkpoint(model, located, fresh, _files(located))
+
+
+@contextmanager
+def unread(source: str | Path, *, task: str | None = None) -> Iterator[tuple[Checkpoint, Unread]]:
+    """A model without its weights, and what reads them one by one as long as the context lasts. Raises InputError as
+    `load` does."""
+    located = locate(source)
+    with _open(located) as (raw, tensors):
+        about = describe(located, raw, task)
+        weights = Unread(about.config, about.dropped, family_of(about.hf), tensors, about.trained)
+        yield about.checkpoint(weights.model, located, weights.fresh, _files(located)), weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,34 +40,75 @@ def fill(
     trained: the checkpoint holds this head's weights. Raises InputError for tensors that are missing, unexpected, of
     another shape or not finite.
     """
-    names = Names(family, source)
-    config = untie_if_different(config, family, source, names)
-    names.refuse_unexpected(config, trained)
-    model = skeleton(config, dropped)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    unread = Unread(config, dropped, family, source, trained)
     state: dict[str, Tensor] = {}
-    fresh: list[str] = []
-    generator = torch.Generator().manual_seed(FRESH_SEED)
-    for weight in family.weights(config):
-        if weight.ours not in shapes:
-            continue
-        if weight.ours == EMBEDDING and config.head.tied and names.find(weight, weight.theirs[0]) is None:
-            weight = replace(output_weight(config, family), ours=EMBEDDING)  # some tools save only this one of the two
-        if not trained and is_new(weight, names):
-            tensor = initial(weight.ours, shapes[weight.ours], generator)
-            fresh.append(weight.ours)
-        else:
-            tensor = assemble(weight, shapes[weight.ours], source, names)
+    for name in unread.names:
+        tensor = unread.read(name)
         converted = tensor.to(device=device, dtype=dtype)
         # A clone of what a file mapping holds, which is read-only in spirit and aligned by chance.
-        state[weight.ours] = converted.clone() if converted is tensor and source.mapped else converted
-    if config.head.tied:
+        state[name] = converted.clone() if converted is tensor and source.mapped else converted
+    if unread.model.config.head.tied:
         state[OUTPUT] = state[EMBEDDING]
-    missing = sorted(set(shapes) - set(state))
-    assert not missing, f"{family.name} has no name for {missing}"
-    model.load_state_dict(state, assign=True)
-    model.tie()
-    return model.eval(), tuple(fresh)
+    unread.model.load_state_dict(state, assign=True)
+    unread.model.tie()
+    return unread.model.eval(), unread.fresh
+
+
+class Unread:
+    """A model without storage, whose weights are read one by one when they are asked for.
+
+    names: of the parameters, tied ones once. fresh: those that the checkpoint lacks. Raises InputError as `fill` does;
+    for what is wrong with a tensor, when it is read.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dropped: Mapping[str, NormFate],
+        family: Family,
+        source: TensorSource,
+        trained: bool,
+    ) -> None:
+        self._source, self._names = source, Names(family, source)
+        config = untie_if_different(config, family, source, self._names)
+        self._names.refuse_unexpected(config, trained)
+        self.model = skeleton(config, dropped)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        self._weights: dict[str, Weight] = {}
+        for weight in family.weights(config):
+            if weight.ours not in self._shapes:
+                continue
+            if weight.ours == EMBEDDING and config.head.tied and self._names.find(weight, weight.theirs[0]) is None:
+                weight = replace(output_weight(config, family), ours=EMBEDDING)  # some tools save only one of the two
+            self._weights[weight.ours] = weight
+        self._fresh = [name for name, one in self._weights.items() if not trained and is_new(one, self._names)]
+        self._generator = torch.Generator().manual_seed(FRESH_SEED)
+        tied = {OUTPUT} if config.head.tied else set()
+        missing = sorted(set(self._shapes) - set(self._weights) - tied)
+        assert not missing, f"{family.name} has no name for {missing}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of the family's table, which is that of the random numbers of new ones."""
+        return tuple(self._weights)
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Parameters of a head that the checkpoint was not trained with."""
+        return tuple(self._fresh)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A parameter, or some of its rows, in the file's precision."""
+        if name == OUTPUT and name not in self._weights:
+            name = EMBEDDING
+        weight, shape = self._weights[name], self._shapes[name]
+        if name in self._fresh:
+            return initial(name, shape, self._generator)[rows or slice(None)]
+        found = self._names.find(weight, weight.theirs[0])
+        whole = rows is None or weight.transposed or len(weight.theirs) > 1 or found is None
+        if rows is None or whole or found is None:
+            return assemble(weight, shape, self._source, self._names)[rows or slice(None)]
+        return read_checked(self._source, found, shape, rows)
 
 
 class _Uninitialised(TorchFunctionMode):

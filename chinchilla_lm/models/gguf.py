@@ -7,6 +7,7 @@ is recognised. Phi-3's two tables are LongRoPE's as they are.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -126,10 +127,13 @@ class GgufSource:
         """A tensor's shape."""
         return self._file.tensors[self._places[name]].shape
 
-    def read(self, name: str) -> Tensor:
-        """Its values in float32, as Hugging Face's model has them."""
-        tensor = self._file.read(self._places[name])
-        if self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name):
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Its values, or those of some rows, in float32, as Hugging Face's model has them."""
+        interleaved = self._architecture.interleaved and re.search(r"\.[qk]_proj\.", name)
+        if interleaved and rows is not None:
+            return self.read(name)[rows]
+        tensor = self._file.read(self._places[name], rows)
+        if interleaved:
             heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
         if self._architecture.one_more and "norm" in name:
@@ -314,7 +318,7 @@ def _phi3(items: Items, config: Mapping[str, Any]) -> dict[str, Any]:
         raise items.error(SHORT_FACTORS, "(alone)", f"there with {LONG_FACTORS}")
     old = items.whole("rope.scaling.original_context_length", config["max_position_embeddings"])
     if all(tables):
-        rope |= {"rope_type": "longrope", "attention_factor": items.number("rope.scaling.attn_factor", 1.0)}
+        rope |= {"rope_type": "longrope"} | _attention_factor(items, config["max_position_embeddings"] / old, old)
         rope |= {"short_factor": items.table(SHORT_FACTORS), "long_factor": items.table(LONG_FACTORS)}
         rope["original_max_position_embeddings"] = old
     else:
@@ -325,6 +329,13 @@ def _phi3(items: Items, config: Mapping[str, Any]) -> dict[str, Any]:
         "original_max_position_embeddings": old,
         "rope_parameters": rope,
     }
+
+
+def _attention_factor(items: Items, stretch: float, old: int) -> dict[str, float]:
+    """LongRoPE's factor, where it is not the one that follows from the lengths."""
+    usual = math.sqrt(1 + math.log(stretch) / math.log(old)) if stretch > 1 and old > 1 else 1.0
+    given = items.number("rope.scaling.attn_factor", usual)
+    return {} if abs(given - usual) < 1e-5 * usual else {"attention_factor": given}
 
 
 OWN = {"gemma2": _gemma2, "gemma3": _gemma, "phi3": _phi3}

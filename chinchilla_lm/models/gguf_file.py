@@ -21,6 +21,7 @@ from torch import Tensor
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.gguf_metadata import check_metadata
+from chinchilla_lm.native import engine_module
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -168,18 +169,27 @@ class GgufFile:
             table[name] = TensorInfo(shape, code, base + offset, total)
         return table
 
-    def read(self, name: str) -> Tensor:
-        """A tensor's values in float32."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor's values, or those of some rows, in float32."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 
         info = self.tensors[name]
         kind = GGMLQuantizationType(info.code)
         block, size = GGML_QUANT_SIZES[kind]
-        step, end = PIECE // block * size, info.start + info.size
-        values, done = np.empty(prod(info.shape), np.float32), 0
+        shape, begin, end = info.shape, info.start, info.start + info.size
+        if rows is not None:
+            first, last, _ = rows.indices(shape[0])
+            begin, end = (info.start + row * (info.size // shape[0]) for row in (first, last))
+            shape = (last - first, *shape[1:])
+        step = PIECE // block * size
+        values, done = np.empty(prod(shape), np.float32), 0
+        engine = engine_module()
+        if kind is GGMLQuantizationType.Q8_0 and engine is not None:  # NumPy takes ten times as long
+            engine.decode_q8_0(np.frombuffer(self._data, np.uint8, end - begin, begin), values)
+            return torch.from_numpy(values).reshape(shape)
         try:
-            for start in range(info.start, end, step):
+            for start in range(begin, end, step):
                 raw = np.frombuffer(self._data[start : min(start + step, end)], np.uint8)
                 # As one row: of many rows, gguf takes 16 at a time, with a dozen calls into numpy for every 16.
                 piece = dequantize(raw[None], kind)[0]
@@ -187,7 +197,7 @@ class GgufFile:
                 done += piece.size
         except NotImplementedError as error:
             raise InputError(f"tensor {name} of {self.path} is {kind.name}, which cannot be read; use Q8_0") from error
-        return torch.from_numpy(values).reshape(info.shape)
+        return torch.from_numpy(values).reshape(shape)
 
 
 @contextmanager

@@ -9,15 +9,14 @@ text between them is merged as if it stood alone. So one merge a token is enough
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.gguf_metadata import check_merges
+from chinchilla_lm.native import engine_module
 
 # general.architecture of tokenizers without a space in front of the text.
 GEMMA = frozenset({"gemma", "gemma2", "gemma3"})
@@ -90,7 +89,7 @@ def _pair(merge: str) -> Pair:
 def find_merges(tokens: list[str], scores: np.ndarray[Any, Any], unknown: str | None) -> list[Pair]:
     """The merges that a vocabulary implies, the first one first."""
     known = {token: index for index, token in enumerate(tokens)}
-    engine = _engine()
+    engine = engine_module()
     whole = np.empty(0, np.int64)
     if engine is not None:
         cuts_of = engine.last_merges(tokens, scores)
@@ -123,11 +122,3 @@ def _sorted(tokens: list[str], scores: np.ndarray[Any, Any], merges: np.ndarray[
     order = np.lexsort((whole, -right, -left, -scores[whole]))
     pairs = zip(whole[order].tolist(), left[order].tolist(), strict=True)
     return [(tokens[index][:cut], tokens[index][cut:]) for index, cut in pairs]
-
-
-def _engine() -> ModuleType | None:
-    """The engine, which finds the merges sooner; None where it was not built."""
-    try:
-        return importlib.import_module("chinchilla_lm.native._engine")
-    except ImportError:
-        return None

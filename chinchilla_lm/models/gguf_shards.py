@@ -64,9 +64,9 @@ class GgufShards:
                     )
                 self.tensors[name], self._places[name] = info, file
 
-    def read(self, name: str) -> Tensor:
-        """A tensor's values in float32."""
-        return self._places[name].read(name)
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor's values, or those of some rows, in float32."""
+        return self._places[name].read(name, rows)
 
 
 @contextmanager

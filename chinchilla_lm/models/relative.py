@@ -27,8 +27,11 @@ class RelativeBias(nn.Module):
 
     def by_distance(self, keys: int) -> Tensor:
         """The bias of the distances −(keys − 1) … keys − 1, [H, N]."""
-        distances = torch.arange(1 - keys, keys, device=self.weight.device)
-        return self.weight[bucket(distances, len(self.weight), self.distance)].T
+        return self.weight[self.buckets(keys, self.weight.device)].T
+
+    def buckets(self, keys: int, device: torch.device) -> Tensor:
+        """The bucket of each of these distances, int64 [N]."""
+        return bucket(torch.arange(1 - keys, keys, device=device), len(self.weight), self.distance)
 
     def forward(self, past: int, seen: int) -> Tensor:
         """The bias of the queries past … seen − 1 on the keys 0 … seen − 1, [1, H, T, S]."""

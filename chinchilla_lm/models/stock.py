@@ -19,6 +19,7 @@ from chinchilla_lm.models.families.base import ROPE_BASES
 TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast", "PythonBackend": "PreTrainedTokenizerFast"}
 # How a tokenizer was made and came to where it was: untrue of the copy, or known to version 5 alone.
 UNTRUE = ("backend", "is_local", "local_files_only")
+PART = "partial_rotary_factor"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -40,7 +41,13 @@ def _older_rope(config: Mapping[str, Any], names: tuple[str, str]) -> dict[str, 
     bases = {names[0]: full.get("rope_theta"), names[1]: sliding.get("rope_theta")}
     found = {key: base for key, base in bases.items() if base is not None}
     kind = full.get("rope_type", "default")
-    scaling = {key: value for key, value in full.items() if key != "rope_theta"}
+    scaling = {key: value for key, value in full.items() if key not in ("rope_theta", PART)}
+    if PART in full:
+        found |= {PART: full[PART]}
+    if kind == "longrope":  # version 4 refuses any key but these three, and has the old length beside them
+        if {"factor", "attention_factor"} & set(full):
+            return found  # which those three cannot say, and version 5 would believe them
+        scaling = {"type": kind} | {key: full.get(key) for key in ("short_factor", "long_factor")}
     return found if kind == "default" or names != ROPE_BASES else found | {"rope_scaling": scaling}
 
 

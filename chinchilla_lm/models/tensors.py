@@ -38,8 +38,8 @@ class TensorSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, known without reading it."""
 
-    def read(self, name: str) -> Tensor:
-        """Its values, in the file's precision."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Its values, or those of some rows, in the file's precision."""
 
 
 class SafetensorsSource:
@@ -69,9 +69,10 @@ class SafetensorsSource:
             )
         return tuple(part.get_shape())
 
-    def read(self, name: str) -> Tensor:
-        """Its values."""
-        tensor: Tensor = self._files[self._places[name]].get_tensor(name)
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Its values, or those of some rows."""
+        file = self._files[self._places[name]]
+        tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
         return tensor
 
 
@@ -129,15 +130,15 @@ def open_safetensors(folder: Path) -> Iterator[SafetensorsSource]:
             file.__exit__(None, None, None)
 
 
-def read_checked(source: TensorSource, name: str, shape: tuple[int, ...]) -> Tensor:
-    """One tensor of the expected shape, all finite. Raises InputError naming it."""
+def read_checked(source: TensorSource, name: str, shape: tuple[int, ...], rows: slice | None = None) -> Tensor:
+    """One tensor of the expected shape, or some of its rows, all finite. Raises InputError naming it."""
     found = source.shape(name)
     if found != shape:
         raise InputError(
             f"tensor {name} of {source.where(name)} has shape {list(found)}, config.json asks for {list(shape)}; "
             "use the config.json that belongs to the weights"
         )
-    tensor = source.read(name)
+    tensor = source.read(name, rows)
     # One NaN or infinity makes the sum one; a finite sum proves there is none, in a single pass.
     if not math.isfinite(tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)):
         bad = int((~torch.isfinite(tensor)).sum())

@@ -25,6 +25,11 @@ constexpr int kPassTokens = 512;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
+Job job_of(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, float* output,
+           std::size_t stride) {
+    return {reading.ids.data(), reading.segments, reading.targets, sequences, static_cast<int>(reading.ids.size()), wanted, output, stride};
+}
+
 }  // namespace
 
 std::byte* Buffer::reserve(std::size_t bytes) {
@@ -105,15 +110,28 @@ std::vector<double> Engine::take_seconds() {
     return total;
 }
 
-std::size_t Engine::output_rows(std::span<const int> counts, Want want) const {
+std::size_t Engine::output_rows(const Reading& reading, std::span<const int> counts, Want want) const {
+    if (want == Want::nats) {
+        return std::count_if(reading.targets, reading.targets + reading.ids.size(), [](std::int32_t one) { return one >= 0; });
+    }
     if (program_.head.pooling != Pooling::none || want == Want::last) return counts.size();
     std::size_t total = 0;
     for (const int count : counts) total += count;
     return total;
 }
 
-std::vector<Sequence> Engine::sequences_of(std::span<const std::int32_t> ids, const std::int32_t* segments,
-                                           std::span<const int> counts, std::span<Cache* const> caches) const {
+void Engine::check_targets(const Reading& reading) const {
+    const Head& head = program_.head;
+    if (head.pooling != Pooling::none || !head.output_present) refuse("the model's outputs are not one for each token of a text");
+    for (std::size_t i = 0; i < reading.ids.size(); ++i) {
+        if (reading.targets[i] >= head.output.outputs) {
+            refuse("target " + std::to_string(reading.targets[i]) + " is not below " + std::to_string(head.output.outputs));
+        }
+    }
+}
+
+std::vector<Sequence> Engine::sequences_of(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches) const {
+    const auto [ids, segments, targets] = reading;
     if (counts.empty()) refuse("0 sequences; at least 1 is needed");
     if (!caches.empty() && caches.size() != counts.size()) refuse("each sequence needs a cache, or none has one");
     std::vector<Sequence> found;
@@ -152,31 +170,36 @@ std::vector<Sequence> Engine::sequences_of(std::span<const std::int32_t> ids, co
     return found;
 }
 
-void Engine::run(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const int> counts,
-                 std::span<Cache* const> caches, Want want, float* output, std::size_t stride,
-                 const std::function<void()>& breathe) {
-    const std::vector<Sequence> sequences = sequences_of(ids, segments, counts, caches);
-    if (stride < static_cast<std::size_t>(round_up(program_.output_size(), kLanes))) refuse("output rows are too short");
-    const int rows = static_cast<int>(ids.size());
+void Engine::run(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches, Want want, float* output,
+                 std::size_t stride, const std::function<void()>& breathe) {
+    const std::vector<Sequence> sequences = sequences_of(reading, counts, caches);
+    if (want == Want::nats) {
+        check_targets(reading);
+    } else if (stride < static_cast<std::size_t>(round_up(program_.output_size(), kLanes))) {
+        refuse("output rows are too short");
+    }
+    const int rows = static_cast<int>(reading.ids.size());
     if (caches.empty() && counts.size() > 1 && (team_.size() == 1 || rows >= team_.size() * kLeastAlone)) {
-        return run_tiles(ids, segments, sequences, want, output, stride);
+        return run_tiles(reading, sequences, want, output, stride);
     }
     // A sequence without a cache cannot be cut, nor can one whose positions are pooled.
     const bool cut = !caches.empty() && std::find(caches.begin(), caches.end(), nullptr) == caches.end();
     if (cut && program_.head.pooling == Pooling::none) {
-        return run_pieces(ids, segments, sequences, want, output, stride, breathe);
+        return run_pieces(reading, sequences, want, output, stride, breathe);
     }
     std::vector<int> wanted;
     for (const Sequence& sequence : sequences) {
         const int last = sequence.row + sequence.count - 1;
-        for (int row = want == Want::all ? sequence.row : last; row <= last; ++row) wanted.push_back(row);
+        for (int row = sequence.row; row <= last; ++row) {
+            if (reading.wants(want, row, row == last)) wanted.push_back(row);
+        }
     }
-    run_pass(ids, segments, sequences, wanted, output, stride);
+    run_pass(reading, sequences, wanted, output, stride);
 }
 
-void Engine::run_pass(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
-                      std::span<const int> wanted, float* output, std::size_t stride) {
-    const Job job{ids.data(), segments, sequences, static_cast<int>(ids.size()), wanted, output, stride};
+void Engine::run_pass(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, float* output,
+                      std::size_t stride) {
+    const Job job = job_of(reading, sequences, wanted, output, stride);
     together_->reserve(job);
     team_.run([&](int index, int members) { together_->run(job, {index, members, &team_.barrier()}); });
     for (const Sequence& sequence : sequences) {
@@ -184,11 +207,11 @@ void Engine::run_pass(std::span<const std::int32_t> ids, const std::int32_t* seg
     }
 }
 
-void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* segments, std::vector<Sequence> sequences,
-                        Want want, float* output, std::size_t stride, const std::function<void()>& breathe) {
+void Engine::run_pieces(const Reading& reading, std::vector<Sequence> sequences, Want want, float* output, std::size_t stride,
+                        const std::function<void()>& breathe) {
     const std::vector<Sequence> whole = sequences;
     std::vector<std::vector<float>> memories;  // of a text that takes one pass nothing throws once it has changed
-    if (program_.remembers() && ids.size() > kPassTokens) {
+    if (program_.remembers() && reading.ids.size() > kPassTokens) {
         for (const Sequence& sequence : whole) memories.push_back(sequence.cache->memories());
     }
     std::size_t begin = 0;
@@ -206,11 +229,11 @@ void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* s
                 left.count -= count;
                 if (!left.count) ++next;
                 for (int row = rows - count; row < rows; ++row) {
-                    if (want == Want::all || (!left.count && row == rows - 1)) wanted.push_back(row);
+                    if (reading.wants(want, static_cast<int>(begin) + row, !left.count && row == rows - 1)) wanted.push_back(row);
                 }
             }
             if (begin && breathe) breathe();
-            run_pass(ids.subspan(begin, rows), segments ? segments + begin : nullptr, some, wanted, output, stride);
+            run_pass(reading.part(begin, rows), some, wanted, output, stride);
             begin += rows;
             output += wanted.size() * stride;
         }
@@ -222,8 +245,7 @@ void Engine::run_pieces(std::span<const std::int32_t> ids, const std::int32_t* s
 }
 
 // Tiles of whole sequences: each is one thread's, from the embedding to the output, and nobody waits for anybody.
-void Engine::run_tiles(std::span<const std::int32_t> ids, const std::int32_t* segments,
-                       std::span<const Sequence> sequences, Want want, float* output, std::size_t stride) {
+void Engine::run_tiles(const Reading& reading, std::span<const Sequence> sequences, Want want, float* output, std::size_t stride) {
     struct Tile {
         std::vector<Sequence> sequences;
         std::vector<int> wanted;
@@ -238,10 +260,12 @@ void Engine::run_tiles(std::span<const std::int32_t> ids, const std::int32_t* se
         }
         Tile& tile = tiles.back();
         tile.sequences.push_back({tile.rows, sequence.count, 0, nullptr, sequence.total});
-        const bool all = want == Want::all;
-        for (int row = all ? tile.rows : tile.rows + sequence.count - 1; row < tile.rows + sequence.count; ++row) tile.wanted.push_back(row);
+        const std::size_t before = tile.wanted.size();
+        for (int row = 0; row < sequence.count; ++row) {
+            if (reading.wants(want, sequence.row + row, row == sequence.count - 1)) tile.wanted.push_back(tile.rows + row);
+        }
         tile.rows += sequence.count;
-        output_row += program_.head.pooling == Pooling::none && all ? sequence.count : 1;
+        output_row += program_.head.pooling == Pooling::none ? tile.wanted.size() - before : 1;
     }
     std::atomic<std::size_t> next{0};
     std::atomic<bool> failed{false};
@@ -249,8 +273,8 @@ void Engine::run_tiles(std::span<const std::int32_t> ids, const std::int32_t* se
         Barrier nobody(1);
         for (std::size_t i = next++; i < tiles.size() && !failed; i = next++) {
             const Tile& tile = tiles[i];
-            const Job job{ids.data() + tile.begin, segments ? segments + tile.begin : nullptr, tile.sequences, tile.rows,
-                          tile.wanted, output + tile.output_row * stride, stride};
+            const Job job = job_of(reading.part(tile.begin, tile.rows), tile.sequences, tile.wanted,
+                                   output + tile.output_row * stride, stride);
             try {
                 alone_[index]->reserve(job);
             } catch (const std::bad_alloc&) {

@@ -63,7 +63,23 @@ struct Sequence {
     int total = 0;           // tokens that it has once all is read that was passed with these
 };
 
-enum class Want : int { last, all };  // outputs of a model without pooling: of each sequence's last position, or of all
+// Outputs of a model without pooling: of each sequence's last position, or of all; or, of each position that has a target,
+// only -log softmax(outputs)[target], a float a row.
+enum class Want : int { last, all, nats };
+
+// What a run reads. targets: with Want::nats, an output's index for each token, or less than 0.
+struct Reading {
+    std::span<const std::int32_t> ids;
+    const std::int32_t* segments = nullptr;  // or none
+    const std::int32_t* targets = nullptr;
+    Reading part(std::size_t begin, std::size_t count) const {
+        return {ids.subspan(begin, count), segments ? segments + begin : nullptr, targets ? targets + begin : nullptr};
+    }
+    // Whether row `row`, the last of its sequence or not, has an output.
+    bool wants(Want want, int row, bool last) const {
+        return want == Want::nats ? targets[row] >= 0 : want == Want::all || last;
+    }
+};
 
 class Pass;
 
@@ -86,25 +102,23 @@ public:
     // The threads sleep until the next run, instead of waiting for it awake: other work wants the cores.
     void rest() { team_.rest(); }
 
-    // Reads the tokens (and segments, or none) of sequences of `counts` tokens that follow each other, the i-th behind
-    // what caches[i] holds (or none), which grows. Output rows are `stride` floats apart, output_rows() of them. Long
-    // texts with caches are read piece by piece, with `breathe` called in between, which may throw.
+    // Reads the tokens of sequences of `counts` tokens that follow each other, the i-th behind what caches[i] holds (or
+    // none), which grows. Output rows are `stride` floats apart, output_rows() of them. Long texts with caches are read
+    // piece by piece, with `breathe` called in between, which may throw.
     // Throws std::invalid_argument for what does not fit the program or a cache; whatever is thrown, no cache has grown.
-    void run(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const int> counts,
-             std::span<Cache* const> caches, Want want, float* output, std::size_t stride,
-             const std::function<void()>& breathe = {});
-    std::size_t output_rows(std::span<const int> counts, Want want) const;
+    void run(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches, Want want, float* output,
+             std::size_t stride, const std::function<void()>& breathe = {});
+    std::size_t output_rows(const Reading& reading, std::span<const int> counts, Want want) const;
 
 private:
     void make_passes();
-    std::vector<Sequence> sequences_of(std::span<const std::int32_t> ids, const std::int32_t* segments,
-                                       std::span<const int> counts, std::span<Cache* const> caches) const;
-    void run_pass(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
-                  std::span<const int> wanted, float* output, std::size_t stride);
-    void run_pieces(std::span<const std::int32_t> ids, const std::int32_t* segments, std::vector<Sequence> sequences,
-                    Want want, float* output, std::size_t stride, const std::function<void()>& breathe);
-    void run_tiles(std::span<const std::int32_t> ids, const std::int32_t* segments, std::span<const Sequence> sequences,
-                   Want want, float* output, std::size_t stride);
+    std::vector<Sequence> sequences_of(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches) const;
+    void check_targets(const Reading& reading) const;
+    void run_pass(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, float* output,
+                  std::size_t stride);
+    void run_pieces(const Reading& reading, std::vector<Sequence> sequences, Want want, float* output, std::size_t stride,
+                    const std::function<void()>& breathe);
+    void run_tiles(const Reading& reading, std::span<const Sequence> sequences, Want want, float* output, std::size_t stride);
 
     const Program program_;
     const Kernels* k_;

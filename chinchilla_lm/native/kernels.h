@@ -22,6 +22,7 @@
 namespace chinchilla {
 
 constexpr int kLanes = 16;           // outputs of a panel
+constexpr int kTally = 3 * kLanes;   // floats of a tally
 constexpr int kMostInputs = 1 << 17;  // of a matrix: sums of so many products of bytes have room in 32 bits
 
 enum class Format : int { f32, bf16, int8, int4 };
@@ -107,6 +108,9 @@ struct Kernels {
     // x = softmax(x · scale) over [from, to), 0 elsewhere in [0, padded). Where it is asked for, weight becomes
     // log Σ exp(x · scale).
     void (*softmax)(float* x, int from, int to, int padded, float scale, float* weight);
+    // Counts x[0, count) in a tally of Σ e^x: of each lane the largest yet, Σ e^(x - largest), and by how much that sum is
+    // too large through rounding (Kahan 1965). NaN where something is not finite. Begins with the lowest number and 0.
+    void (*tally)(const float* x, int count, float* tally);
     // x *= weights over [from, to), which is within what softmax left other than 0.
     void (*weigh)(const float* weights, float* x, int from, int to);
     // One position's features into a cache's packed values: panels of 16 features, `pitch` bytes apart. Returns what

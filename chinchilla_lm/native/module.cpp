@@ -23,6 +23,7 @@
 
 #include "engine.h"
 #include "merges.h"
+#include "packing.h"
 #include "reading.h"
 
 namespace nb = nanobind;
@@ -107,16 +108,25 @@ Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const 
     for (const int count : counts) {
         if (count < 1) throw std::invalid_argument("a sequence has no tokens; at least 1 is needed");
     }
-    const Rows rows(runner.engine.output_rows(counts, want), width);
+    const Reading reading{{ids.data(), ids.size()}, segments ? segments->data() : nullptr};
+    const Rows rows(runner.engine.output_rows(reading, counts, want), width);
     Array result = rows.array(width);
     const auto breathe = [] {  // Ctrl-C
         const nb::gil_scoped_acquire held;
         if (PyErr_CheckSignals()) throw nb::python_error();
     };
     runner.alone([&](Engine& engine) {
-        engine.run({ids.data(), ids.size()}, segments ? segments->data() : nullptr, counts, inside, want, rows.data,
-                   rows.stride, breathe);
+        engine.run(reading, counts, inside, want, rows.data, rows.stride, breathe);
     });
+    return result;
+}
+
+Array nats(Runner& runner, const Ids& ids, const std::vector<int>& counts, const Ids& targets) {
+    if (targets.size() != ids.size()) throw std::invalid_argument("targets are not as many as token ids");
+    const Reading reading{{ids.data(), ids.size()}, nullptr, targets.data()};
+    const Rows rows(runner.engine.output_rows(reading, counts, Want::nats), 1);
+    Array result = rows.array(1);
+    runner.alone([&](Engine& engine) { engine.run(reading, counts, {}, Want::nats, rows.data, rows.stride); });
     return result;
 }
 
@@ -129,6 +139,28 @@ nb::ndarray<nb::numpy, std::int32_t> merges(const std::vector<std::string_view>&
     std::vector<std::int32_t>* found = find();
     const nb::capsule owner(found, [](void* memory) noexcept { delete static_cast<std::vector<std::int32_t>*>(memory); });
     return nb::ndarray<nb::numpy, std::int32_t>(found->data(), {found->size()}, owner);
+}
+
+using Room = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatRoom = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void decode(const Bytes& blocks, const FloatRoom& y) {
+    if (blocks.size() % 34 || blocks.size() / 34 * 32 != y.size()) throw std::invalid_argument("the room is not that of the blocks");
+    const std::uint8_t* const from = blocks.data();
+    float* const to = y.data();
+    const nb::gil_scoped_release released;
+    decode_q8_0(from, blocks.size() / 34, to);
+}
+
+void pack_halves(const Floats& x, const Room& y) {
+    if (x.ndim() != 2) throw std::invalid_argument("x is no matrix");
+    const int rows = static_cast<int>(x.shape(0)), inputs = static_cast<int>(x.shape(1));
+    const std::size_t bytes = static_cast<std::size_t>(round_up(rows, kLanes)) * round_up(inputs, 32) * 2;
+    if (y.size() != bytes || reinterpret_cast<std::uintptr_t>(y.data()) % 4) throw std::invalid_argument("the room is not that of x");
+    const float* const from = x.data();
+    std::uint16_t* const to = reinterpret_cast<std::uint16_t*>(y.data());
+    const nb::gil_scoped_release released;
+    pack_bf16(from, rows, inputs, to);
 }
 
 const Kernels& kernels_named(const std::string& isa) {
@@ -211,6 +243,7 @@ NB_MODULE(_engine, m) {
              nb::arg("data"), nb::arg("threads"), nb::arg("isa").none() = nb::none())
         .def("run", &run, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{},
              nb::arg("segments").none() = nb::none(), nb::arg("all") = false)
+        .def("nats", &nats, nb::arg("ids"), nb::arg("counts"), nb::arg("targets"))
         .def("take_seconds", [](Runner& runner) { return runner.alone([](Engine& engine) { return engine.take_seconds(); }); })
         .def("rest", [](Runner& runner) { runner.engine.rest(); })
         .def_prop_ro("isa", [](const Runner& runner) { return runner.engine.isa(); })
@@ -235,6 +268,8 @@ NB_MODULE(_engine, m) {
             });
         }, nb::arg("length"));
     m.def("last_merges", &merges, nb::arg("tokens"), nb::arg("scores"));
+    m.def("decode_q8_0", &decode, nb::arg("blocks"), nb::arg("y"));
+    m.def("pack_bf16", &pack_halves, nb::arg("x"), nb::arg("y"));
     m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
     m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));
     m.def("transform", &transform, nb::arg("isa"), nb::arg("what"), nb::arg("x"), nb::arg("size"), nb::arg("number"));

@@ -33,6 +33,7 @@ struct Member {
 struct Job {
     const std::int32_t* ids;
     const std::int32_t* segments;  // or none
+    const std::int32_t* targets;   // or none: see Want::nats
     std::span<const Sequence> sequences;
     int rows;
     std::span<const int> wanted;  // rows of the output where there is no pooling
@@ -76,6 +77,7 @@ private:
     void mlp(const Operation& op, int rows, Member me);
     void activations(const Operation& op, const Input& in, int rows, const Input* to, Member me);
     void head(const Job& job, Member me);
+    void head_nats(const Input& in, const Job& job, Member me);
     Input place(const Matrix& w, std::byte* memory, int rows) const;
     Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
     void multiply(const Matrix& w, const Input& in, int rows, float* y, std::size_t stride, bool add, Member me);
@@ -111,7 +113,7 @@ private:
     const std::size_t width_;  // floats of a row of x, padded
     std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
     int widest_ = 0;           // inputs of the widest matrix
-    Buffer x_, mid_, seen_, input_, second_, queries_, keys_, angles_, passing_, parts_;
+    Buffer x_, mid_, seen_, input_, second_, queries_, keys_, angles_, passing_, parts_, nats_;
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;

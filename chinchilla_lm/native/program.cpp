@@ -90,7 +90,6 @@ void check_delta(const Operation& op, const Program& program) {
     check_matrix(op.second, program.hidden, values, op.name + ".out");
     require(op.conv && op.decay && op.step, op.name, "lacks a convolution, a decay or a step");
     require(op.placement == Placement::pre, op.name, "its norm does not stand in front");
-    require(program.causal, op.name, "runs one way, and the model both ways");
 }
 
 void check_mlp(const Operation& op, const Program& program) {

@@ -76,12 +76,12 @@ struct Operation {
     int window = 0;   // positions that a token sees, itself included; 0: all
     float scale = 1.0F;
     float softcap = 0.0F;  // scores s become softcap · tanh(s / softcap) before the mask; 0: they do not
-    int slot = -1;    // of the cache; of delta too
-    bool gated_heads = false;  // what heads saw is multiplied by the sigmoid of gates, which stand behind the values
     // DeBERTa: what embeddings of distances are as keys (of a query) and as queries (of a key), the rows of one head
     // behind those of another, in the format of the cache.
     bool on_keys_present = false, on_queries_present = false;
     Matrix on_keys, on_queries;
+    int slot = -1;    // of the cache; of delta too
+    bool gated_heads = false;  // what heads saw is multiplied by the sigmoid of gates, which stand behind the values
     // delta
     int key_heads = 0, value_heads = 0, key_dim = 0, value_dim = 0, kernel = 0;
     const float* conv = nullptr;                    // [features of query, key and value][kernel]

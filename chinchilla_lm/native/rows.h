@@ -127,6 +127,30 @@ static void softmax(float* x, int from, int to, int padded, float scale, float* 
     if (weight) *weight = shift[0] + __builtin_logf(all);
 }
 
+static void tally(const float* x, int count, float* lanes) {
+    for (int v = 0; v < kLanes; v += L) {
+        const vf before = load<vf>(lanes + v);
+        vf top = before, odd = {};
+        const int whole = count / kLanes * kLanes;
+        const vi shown = lanes_below(count - whole - v);  // of the last vector, which may be cut
+        const vf last = whole < count ? choose(shown, load<vf>(x + whole + v), before) : before;
+        const auto see = [&](vf value) {
+            top = largest(value, top);
+            odd += value - value;  // 0, but of what is not finite NaN
+        };
+        for (int i = v; i < whole; i += kLanes) see(load<vf>(x + i));
+        see(last);
+        vf some = odd + choose(whole < count ? shown : vi{}, exponential(last - top), vf{});
+        for (int i = v; i < whole; i += kLanes) some += exponential(load<vf>(x + i) - top);
+        const vf shrunk = exponential(before - top);
+        const vf sum = load<vf>(lanes + kLanes + v) * shrunk, add = some - load<vf>(lanes + 2 * kLanes + v) * shrunk;
+        const vf total = sum + add;
+        store(lanes + v, top);
+        store(lanes + kLanes + v, total);
+        store(lanes + 2 * kLanes + v, (total - sum) - add);
+    }
+}
+
 // To the nearest, ties to even; NaN stays NaN.
 INLINE vu bf16_bits(vf x) {
     const vu bits = (vu)x;

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.native import engine_module
 from chinchilla_lm.pack import bf16, f32, int4, int8
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up, rows_of
 from chinchilla_lm.pack.sides import side_bytes
@@ -38,6 +41,10 @@ class Format:
 
     def pack_into(self, matrix_NK: Floats, room: Bytes) -> None:
         """Pack [N, K] into room [`bytes`], some panels at a time, so that what lies between stays in the cache."""
+        engine = engine_module()
+        if self.kind == "bf16" and engine is not None:
+            engine.pack_bf16(np.ascontiguousarray(matrix_NK, np.float32), room)
+            return
         panels = rows_of(room, len(matrix_NK))
         step = max(1, PIECE // (LANES * matrix_NK.shape[1]))
         for first in range(0, len(panels), step):

@@ -8,8 +8,9 @@ D hidden features, N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,32 +26,41 @@ from chinchilla_lm.models.rope import attention_factor, inverse_frequencies
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import to_halves
 from chinchilla_lm.pack.formats import FORMATS, PIECE, Format, format_named
-from chinchilla_lm.pack.panels import LANES, Bytes, Floats, round_up
-from chinchilla_lm.runtime.program import Draft, Parts, Program
+from chinchilla_lm.pack.panels import LANES, Bytes, Floats, round_up, rows_of
+from chinchilla_lm.runtime.program import Draft, Fill, Parts, Program
 
 Part = dict[str, Any]
+M = TypeVar("M", bound=nn.Module)
 NO_DISTANCES: Part = dict.fromkeys(("on_keys", "on_queries", "key_matrix", "query_matrix"))
+PART = 1 << 22  # weights that are read at a time: 17 MB as floats, which the allocator keeps for the next
 
 
-def compile_model(model: Transformer, format_name: str) -> Program:
+Read = Callable[[str, slice | None], torch.Tensor]
+
+
+def compile_model(model: Transformer, format_name: str, read: Read | None = None) -> Program:
     """The program of a model, as `draft` has it, in memory."""
-    return draft(model, format_name).program()
+    return draft(model, format_name, read).program()
 
 
-def draft(model: Transformer, format_name: str) -> Draft:
+def draft(model: Transformer, format_name: str, read: Read | None = None) -> Draft:
     """The program of a model, its large matrices in one format; they are packed when its data is made.
 
     What is small beside them, or is looked up and not multiplied, is bfloat16 (float32 in a program of `f32`): the
     outputs of a classification head, embeddings that no decoder shares. So is the cache of keys and values, but with
     int8 and int4 weights it is int8, a scale for each key and each value. Raises InputError for an unknown
     format; so does the making of the data for weights that are not finite numbers.
+
+    read: gives a parameter by its name, or some of its rows, where the model itself has no storage. A large file is so
+    packed without ever being in memory as floats.
     """
-    return _Compiler(model, format_named(format_name)).draft()
+    return _Compiler(model, format_named(format_name), read).draft()
 
 
 class _Compiler:
-    def __init__(self, model: Transformer, form: Format) -> None:
-        self.model, self.config, self.form = model, model.config, form
+    def __init__(self, model: Transformer, form: Format, read: Read | None) -> None:
+        self.model, self.config, self.form, self.read = model, model.config, form, read
+        self.names = {id(one): name for name, one in model.named_parameters(remove_duplicate=False)}
         self.small = FORMATS["f32" if form.name == "f32" else "bf16"]
         self.data = Parts()
         self.ropes = list(dict.fromkeys(rope for rope in self.config.ropes if rope is not None))
@@ -109,7 +119,7 @@ class _Compiler:
         module, positions = self.model.embedding.relative, self.config.max_positions
         if module is None:
             return None
-        values_HN = _numbers(module.by_distance(positions), "bias of positions")
+        values_HN = _finite(self.filled(module).by_distance(positions), "bias of positions")
         pitch = round_up(2 * positions + LANES, LANES)
         rows = np.pad(values_HN, ((0, 0), (0, pitch - values_HN.shape[1])))
         offset = self.data.vector(rows.reshape(-1))
@@ -120,7 +130,7 @@ class _Compiler:
         module, positions = self.model.embedding.distances, self.config.max_positions
         if module is None:
             return None
-        rows = module.rows(torch.arange(1 - positions, positions, device=module.weight.device))
+        rows = module.rows(torch.arange(1 - positions, positions))
         return {
             "count": round_up(len(module.weight), LANES),
             "rows": rows.tolist(),
@@ -132,7 +142,8 @@ class _Compiler:
         """The embeddings of distances as the link's queries and keys see them; and by which matrices, for the twin."""
         assert self.model.embedding.distances is not None
         with torch.no_grad():
-            queries_HNP, keys_HNP = link.projected(self.model.embedding.distances.embeddings())
+            embeddings = self.filled(self.model.embedding.distances).embeddings()
+            queries_HNP, keys_HNP = self.filled(link).projected(embeddings)
         return {
             "on_keys": self.rows_of_heads(keys_HNP, link.name),
             "on_queries": self.rows_of_heads(queries_HNP, link.name),
@@ -147,7 +158,9 @@ class _Compiler:
             return None
         _, rows, size = x_HNP.shape
         padded = nn.functional.pad(x_HNP, (0, 0, 0, -rows % LANES)).flatten(0, 1)
-        return self.matrix((len(padded), size), lambda: _numbers(padded, where), None, self.small)
+        return self.matrix(
+            (len(padded), size), lambda room: self.small.pack_into(_finite(padded, where), room), None, self.small
+        )
 
     def operation(self, key: str, module: nn.Module) -> Part:
         name = key.replace("_", ".")
@@ -187,9 +200,13 @@ class _Compiler:
     def gates_last(self, link: Attention) -> Part:
         """Queries, keys, values, gates: in torch each head's gate stands behind its query."""
         order = gate_order(link.heads, link.kv_heads, link.head_dim)
-        bias = None if link.qkv.bias is None else _numbers(link.qkv.bias, link.name)[order]
+        bias = None if link.qkv.bias is None else self.numbers(link.qkv.bias, link.name)[order]
         shape = link.qkv.out_features, link.qkv.in_features
-        return self.matrix(shape, lambda: _numbers(link.qkv.weight, link.name)[order], bias, self.form)
+
+        def pack(room: Bytes) -> None:
+            self.form.pack_into(self.numbers(link.qkv.weight, link.name)[order], room)
+
+        return self.matrix(shape, pack, bias, self.form)
 
     def delta(self, link: GatedDelta) -> Part:
         delta = link.delta
@@ -202,13 +219,13 @@ class _Compiler:
             "key_dim": delta.key_dim,
             "value_dim": delta.value_dim,
             "kernel": delta.kernel,
-            "conv": self.data.vector(_numbers(link.conv.weight, link.name).reshape(-1)),
-            "decay": self.data.vector(_numbers(link.decay, link.name)),
-            "step": self.data.vector(_numbers(link.step, link.name)),
+            "conv": self.data.vector(self.numbers(link.conv.weight, link.name).reshape(-1)),
+            "decay": self.data.vector(self.numbers(link.decay, link.name)),
+            "step": self.data.vector(self.numbers(link.step, link.name)),
             "head_norm": {
                 "rms": True,
                 "eps": link.eps,
-                "weight": self.data.vector(_numbers(link.head_norm.weight, link.name)),
+                "weight": self.data.vector(self.numbers(link.head_norm.weight, link.name)),
                 "bias": None,
             },
         }
@@ -241,26 +258,50 @@ class _Compiler:
             "softcap": head.softcap or 0.0,
         }
 
+    def numbers(self, tensor: torch.Tensor, where: str, rows: slice | None = None) -> Floats:
+        """float32 on the CPU. Raises InputError where one is not finite: a rounded NaN would look like a number."""
+        if self.read is not None:  # which refuses them itself
+            read: Floats = self.read(self.names[id(tensor)], rows).float().numpy()
+            return read
+        return _finite(tensor if rows is None else tensor[rows], where)
+
+    def filled(self, module: M) -> M:
+        """A module with its weights, for what is computed of them here."""
+        if self.read is None:
+            return module
+        with_weights = copy.deepcopy(module)
+        weights = {name: torch.from_numpy(self.numbers(one, name)) for name, one in module.named_parameters()}
+        with_weights.load_state_dict(weights, assign=True)
+        return with_weights
+
     def linear(self, module: nn.Linear, where: str, form: Format | None = None) -> Part:
-        bias = None if module.bias is None else _numbers(module.bias, where)
+        bias = None if module.bias is None else self.numbers(module.bias, where)
         shape = module.out_features, module.in_features
-        return self.matrix(shape, lambda: _numbers(module.weight, where), bias, form or self.form)
+
+        def pack(room: Bytes) -> None:
+            for rows, part in _parts(shape, room):
+                (form or self.form).pack_into(self.numbers(module.weight, where, rows), part)
+
+        return self.matrix(shape, pack, bias, form or self.form)
 
     def alternating(self, module: nn.Linear, where: str) -> Part:
         """Gate and up in one."""
-        bias = None if module.bias is None else _alternate(_numbers(module.bias, where)[:, None])[:, 0]
+        bias = None if module.bias is None else _alternate(self.numbers(module.bias, where)[:, None])[:, 0]
         shape = 2 * round_up(module.out_features // 2, LANES), module.in_features
-        return self.matrix(shape, lambda: _alternate(_numbers(module.weight, where)), bias, self.form)
 
-    def matrix(
-        self, shape: tuple[int, int], weight_NK: Callable[[], Floats], bias_N: Floats | None, form: Format
-    ) -> Part:
+        def pack(room: Bytes) -> None:
+            self.form.pack_into(_alternate(self.numbers(module.weight, where)), room)
+
+        return self.matrix(shape, pack, bias, self.form)
+
+    def matrix(self, shape: tuple[int, int], pack: Fill, bias_N: Floats | None, form: Format) -> Part:
+        """pack: writes the packed matrix into the bytes that it is given."""
         outputs, inputs = shape
         return {
             "format": form.kind,
             "outputs": outputs,
             "inputs": inputs,
-            "offset": self.data.add(form.bytes(*shape), lambda room: form.pack_into(weight_NK(), room)),
+            "offset": self.data.add(form.bytes(*shape), pack),
             "bias": None if bias_N is None else self.data.vector(bias_N),
             **form.options,
         }
@@ -268,17 +309,17 @@ class _Compiler:
     def table(self, module: nn.Embedding | Distances, where: str) -> Part:
         width = 4 if self.small.name == "f32" else 2
         rows, size = module.weight.shape
-        offset = self.data.add(rows * size * width, lambda room: _lay_rows(_numbers(module.weight, where), room))
+        offset = self.data.add(rows * size * width, lambda room: _lay_rows(self.numbers(module.weight, where), room))
         return {"format": self.small.name, "rows": rows, "size": size, "offset": offset}
 
     def norm(self, module: Norm | nn.LayerNorm | None) -> Part | None:
         if module is None:
             return None
         rms = isinstance(module, Norm) and module.rms
-        weight = None if module.weight is None else _numbers(module.weight, "norm")
+        weight = None if module.weight is None else self.numbers(module.weight, "norm")
         if weight is not None and isinstance(module, Norm) and module.unit_offset:
             weight = weight + np.float32(1.0)
-        bias = None if module.bias is None else _numbers(module.bias, "norm")
+        bias = None if module.bias is None else self.numbers(module.bias, "norm")
         return {
             "rms": rms,
             "eps": module.eps,
@@ -294,8 +335,17 @@ def gate_order(heads: int, kv_heads: int, head_dim: int) -> NDArray[np.intp]:
     return np.concatenate((pairs[:, 0].reshape(-1), rest, pairs[:, 1].reshape(-1)))
 
 
-def _numbers(tensor: torch.Tensor, where: str) -> Floats:
-    """float32 on the CPU. Raises InputError where one is not finite: a rounded NaN would look like a number."""
+def _parts(shape: tuple[int, int], room: Bytes) -> Iterator[tuple[slice, Bytes]]:
+    """The rows of a matrix a part at a time, of whole panels, and the room of each part's packed bytes."""
+    outputs, inputs = shape
+    panels = rows_of(room, outputs)
+    step = max(1, PART // (LANES * inputs))
+    for first in range(0, len(panels), step):
+        some = panels[first : first + step]
+        yield slice(first * LANES, min((first + step) * LANES, outputs)), some.reshape(-1)
+
+
+def _finite(tensor: torch.Tensor, where: str) -> Floats:
     values: Floats = tensor.detach().to("cpu", torch.float32).numpy()
     if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # NaN where one is, and no copy of the whole
         raise InputError(f"{where} has a weight that is NaN or infinite; restore the checkpoint")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from chinchilla_lm.models.checkpoint import Checkpoint
+    from chinchilla_lm.runtime.program import Program
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -60,16 +62,39 @@ def load(
     from chinchilla_lm.models import checkpoint as checkpoints
     from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 
-    checkpoint = unpack_checkpoint(path, task) if packed else checkpoints.load(path, task=task)
-    if checkpoint.fresh:
-        raise InputError(f"{path} has no trained head for {task}; run chinchilla finetune first")
     if native:
-        return native_session(checkpoint, dtype, threads)
+        program, card = compile_file(path, native_format(dtype), task)
+        return Session(NativeBackend(NativeModel(program, threads), card), card)
+    checkpoint = unpack_checkpoint(path, task) if packed else checkpoints.load(path, task=task)
+    _refuse_fresh(checkpoint, path, task)
     if threads is not None:
         from chinchilla_lm.runtime.torch_backend import set_threads
 
         set_threads(threads)
     return torch_session(checkpoint, device, dtype)
+
+
+def compile_file(path: str | Path, form: str, task: str | None = None) -> tuple[Program, Card]:
+    """The program of a model that is not packed, and what it is, without the model itself in memory.
+
+    Raises InputError as `load` does.
+    """
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.compile import compile_model
+
+    with checkpoints.unread(path, task=task) as (checkpoint, weights):
+        _refuse_fresh(checkpoint, path, task)
+        card = Card.of(checkpoint)
+        with ThreadPoolExecutor(1) as meanwhile:
+            if card.source is not None and card.source.is_file():
+                # A GGUF file's tokenizer is built here; what is wrong with it is said when somebody asks for it.
+                meanwhile.submit(lambda: card.tokenizer)
+            return compile_model(checkpoint.model, form, weights.read), card
+
+
+def _refuse_fresh(checkpoint: Checkpoint, path: str | Path, task: str | None) -> None:
+    if checkpoint.fresh:
+        raise InputError(f"{path} has no trained head for {task}; run chinchilla finetune first")
 
 
 def torch_session(
@@ -107,7 +132,7 @@ def engine_serves(device: str, packed: bool = False) -> bool:
         return True
     warnings.warn(
         "this installation has no native engine, so the model runs on torch, which is slower; "
-        "install a C++ compiler and chinchilla-lm again",
+        "install a C++ compiler and chinchilla-lm anew, without CHINCHILLA_NO_ENGINE",
         EngineWarning,
         stacklevel=3,
     )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.data.encoded import Encoded
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.native import engine_module as engine_module
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.cpu import NATIVE_BFLOAT16, cpu_flags, usable_cores
 from chinchilla_lm.runtime.memory import keep_freed_memory
@@ -26,15 +24,6 @@ CALL_WINDOWS = 512
 MOST_THREADS = 1024
 
 Floats = NDArray[np.float32]
-
-
-@cache
-def engine_module() -> ModuleType | None:
-    """The compiled engine, or None where the package was installed without it."""
-    try:
-        return importlib.import_module("chinchilla_lm.native._engine")
-    except ImportError:
-        return None
 
 
 def instruction_set() -> str | None:
@@ -65,8 +54,8 @@ class NativeModel:
         module = engine_module()
         if module is None:
             raise InputError(
-                "this installation has no native engine; install a C++ compiler and chinchilla-lm again, "
-                "or pass --backend torch"
+                "this installation has no native engine; install a C++ compiler and chinchilla-lm anew, "
+                "without CHINCHILLA_NO_ENGINE, or pass --backend torch"
             )
         keep_freed_memory()  # every pass gives new logits: 200 KB of a vocabulary of 49,152
         self._module, self.program = module, program
@@ -126,6 +115,21 @@ class NativeModel:
         except ValueError as error:
             raise InputError(str(error)) from error
         return found
+
+    def nats(self, sequences: Sequence[NDArray[np.int32]], targets: Sequence[NDArray[np.int32]]) -> Floats:
+        """How unexpected each target is to a language model, −log softmax(logits)[target], float32 [targets from 0].
+
+        sequences: token ids, int32 [T] each; targets: a token id behind each of them, or less than 0 for none. The
+        logits are made in pieces and forgotten; of what is not a finite number among them the answer is NaN. Raises
+        InputError for what does not fit the model.
+        """
+        ids = np.ascontiguousarray(np.concatenate(sequences), np.int32)
+        wanted = np.ascontiguousarray(np.concatenate(targets), np.int32)
+        try:
+            found: Floats = self._engine.nats(ids, [len(one) for one in sequences], wanted)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return found[:, 0]
 
 
 class NativeBackend:

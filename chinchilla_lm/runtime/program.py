@@ -16,7 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from numpy.typing import NDArray
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
+from chinchilla_lm.runtime.verified import Seal
 
 MAGIC = b"chprog1\n"
 VERSION = 2
@@ -80,9 +84,7 @@ class Parts:
 
     def made(self) -> Bytes:
         """All of it, beginning on 64 bytes."""
-        room = np.zeros(self.size + ALIGNMENT, np.uint8)
-        start = -room.ctypes.data % ALIGNMENT
-        made = room[start : start + self.size]
+        made = _zeros(self.size)
         for offset, size, fill in self._parts:
             fill(made[offset : offset + size])
         return made
@@ -93,6 +95,17 @@ class Parts:
             block = np.zeros(round_up(size, ALIGNMENT), np.uint8)
             fill(block[:size])
             yield block
+
+
+def _zeros(size: int) -> Bytes:
+    """Zeros that begin on a page, in large pages where the system has them: 540 MB that are touched for the first time
+    take a third of the time then."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(size, 1), **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)[:size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +158,34 @@ def _head(header: Header, sha256: str) -> bytes:
 
 
 def read_program(path: str | Path) -> Program:
-    """Map a program. Raises InputError for a file that is missing, of another kind or version, cut short or changed."""
+    """Map a program. Raises InputError for a file that is missing, of another kind or version, cut short or changed.
+
+    Its data is read whole only where that was not done before, by the file's times and the notes of `verified`.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
             mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            return _checked(mapped, path, stat, lambda: os.fstat(file.fileno()))
     except FileNotFoundError:
         raise InputError(f"program {path} does not exist; check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read program {path}: {error}; check the path") from error
+
+
+def _checked(
+    mapped: NDArray[np.uint8], path: Path, stat: os.stat_result, stat_again: Callable[[], os.stat_result]
+) -> Program:
     header, start = _read_header(mapped, path)
     data = mapped[start:]
     if header.get("bytes") != data.size:
         raise _damaged(path, f"{data.size} bytes of weights where {header.get('bytes')} should be")
-    if hashlib.sha256(data.data).hexdigest() != header.get("sha256"):
-        raise _damaged(path, "weights do not match their SHA-256")
+    begun, seal = time.time_ns(), Seal(path, stat, str(header.get("sha256")))
+    if not seal.known():
+        if hashlib.sha256(data.data).hexdigest() != seal.sha256:
+            raise _damaged(path, "weights do not match their SHA-256")
+        seal.remember(stat_again(), begun)
     return Program(header, data, path)
 
 

@@ -43,17 +43,28 @@ class NativeForward:
         found[batch.mask] = outputs
         return found
 
+    def nats(self, batch: Batch, targets_BT: Tensor) -> Tensor:
+        """How unexpected each target is, float32 [B, T]; 0 where there is none, that is where it is below 0."""
+        lengths = batch.lengths().tolist()
+        ids = _rows(batch.ids, lengths)
+        targets = _rows(targets_BT, lengths)
+        found = torch.zeros(targets_BT.shape)
+        found[targets_BT >= 0] = torch.from_numpy(self.model.nats(ids, targets))
+        self.model.rest()
+        return found
+
     def read(self, batch: Batch) -> None:
         """A pass as a server has it: of a causal language model only the last position's logits."""
         self._run(batch, self.everywhere and not self.writes)
 
     def _run(self, batch: Batch, everywhere: bool) -> np.ndarray:
         lengths = batch.lengths().tolist()
-        ids = [row[:length].to(torch.int32).numpy() for row, length in zip(batch.ids, lengths, strict=True)]
-        segments = None
-        if batch.segments is not None:
-            rows = zip(batch.segments, lengths, strict=True)
-            segments = [row[:length].to(torch.int32).numpy() for row, length in rows]
-        found = self.model.run(ids, segments=segments, everywhere=everywhere)
+        segments = None if batch.segments is None else _rows(batch.segments, lengths)
+        found = self.model.run(_rows(batch.ids, lengths), segments=segments, everywhere=everywhere)
         self.model.rest()
         return found
+
+
+def _rows(numbers_BT: Tensor, lengths: list[int]) -> list[np.ndarray]:
+    """Each row without its padding."""
+    return [row[:length].to(torch.int32).numpy() for row, length in zip(numbers_BT, lengths, strict=True)]

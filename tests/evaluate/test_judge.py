@@ -172,7 +172,7 @@ def test_outputs_that_are_no_numbers_are_an_input_error(bert: Checkpoint, text, 
     def forward(batch: Batch) -> Tensor:
         size = 400 if task == "language-modeling" else 1 if task == "ranking" else 3
         logits = torch.zeros(*(batch.ids.shape if task.startswith(("tok", "lang")) else batch.ids.shape[:1]), size)
-        logits.view(-1)[-1] = value
+        logits.view(-1)[0] = value
         return logits
 
     ids = dict(zip(LABELS, range(3), strict=True))

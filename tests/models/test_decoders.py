@@ -14,7 +14,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.export.hf import export_hf
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
-from chinchilla_lm.models.checkpoint import load
+from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.delta import gated_delta
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.runtime.torch_backend import TorchBackend
@@ -104,6 +104,55 @@ def test_training_has_the_gradients_of_transformers(name: str, tmp_path: Path) -
     assert ours.embedding.tokens.weight.grad is not None
     assert abs(found.item() - expected.item()) < 1e-4
     torch.testing.assert_close(ours.embedding.tokens.weight.grad, wanted, rtol=1e-3, atol=1e-5)
+
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "attention_factor": 1.2}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    # As in config.json of OLMo 3, Phi-4-mini, Gemma 2, SmolLM3 and Qwen3 with YaRN, in small.
+    "olmo3": {"rope_theta": 500_000, "rope_scaling": YARN | {"beta_fast": 32.0, "beta_slow": 1.0}},
+    "phi3": {
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 3.0, 9.0]},
+        "sliding_window": 262_144,
+        "rope_theta": 10_000.0,
+    },
+    "gemma2": {"head_dim": 8, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+    "smollm3": {"no_rope_layers": [1, 1, 0], "rope_theta": 5e6, "rope_scaling": None, "max_window_layers": 28},
+    "qwen3": {"head_dim": 8, "rope_theta": 1e6, "rope_scaling": YARN},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_as_they_were_published(name: str, tmp_path: Path) -> None:
+    """In the older form, which transformers reads too; 20 tokens are more than the first training's 16."""
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "pad_token_id": 0}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "eos_token_id": 2}
+    written = sizes | PUBLISHED[name] | {"model_type": name, "bos_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    torch.manual_seed(1)
+    reference = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path)).eval()
+    for parameter in reference.parameters():
+        parameter += 0.2 * torch.randn_like(parameter)
+    reference.save_pretrained(tmp_path)
+    written["architectures"] = json.loads((tmp_path / "config.json").read_text())["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    model = load(tmp_path).model
+    for length in (20, 16, 3):
+        data = Batch(batch(False).ids[:, :length])
+        assert_same(model(data), theirs(reference, data), data)
+
+
+def test_an_attention_factor_of_its_own_survives(tmp_path: Path) -> None:
+    """Older keys have no room for it, and are believed where they are there; so they are not."""
+    own: dict[str, Any] = {"rope_parameters": LONGROPE | {"attention_factor": 1.7}}
+    reference, folder = saved(tmp_path, "phi3-longrope", **own)
+    save(load(folder), tmp_path / "again")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    data = batch(False)
+    assert_same(theirs(stock, data), theirs(reference, data), data, 1e-6)
+    assert not torch.allclose(theirs(reference, data), theirs(build("phi3-longrope"), data), atol=1e-3)
 
 
 def test_blocks_without_positions_stay_so_where_others_go(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_ids_are_those_of_transformers(
     arch: str, spaces: str, engine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not engine:
-        monkeypatch.setattr(gguf_sentencepiece, "_engine", lambda: None)
+        monkeypatch.setattr(gguf_sentencepiece, "engine_module", lambda: None)
     elif engine_module() is None:
         pytest.skip("the engine is not built")
     for seed in range(4):

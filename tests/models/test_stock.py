@@ -28,20 +28,25 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def rope_of(folder: Path) -> dict[str, Any]:
+    """What version 5 reads; `type` is the older word for `rope_type`, which it keeps beside it."""
+    found = transformers.AutoConfig.from_pretrained(folder).rope_parameters
+    return {key: value for key, value in found.items() if key != "type"}
+
+
 @pytest.mark.parametrize("name", ROTATED)
 def test_without_the_new_keys_it_is_the_same_model(name: str, tmp_path: Path):
     model, source = saved(tmp_path, name)
     export_hf(load_checkpoint(source), tmp_path / "exported")
     written = read(tmp_path / "exported" / "config.json")
-    assert (
-        transformers.AutoConfig.from_pretrained(tmp_path / "exported").rope_parameters == model.config.rope_parameters
-    )
+    assert rope_of(tmp_path / "exported") == model.config.rope_parameters
     older = {key: value for key, value in written.items() if key not in ("rope_parameters", "dtype")}
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "config.json").write_text(json.dumps(older))
-    found = transformers.AutoConfig.from_pretrained(tmp_path / "older")
-    assert found.rope_parameters == model.config.rope_parameters
-    assert found.dtype == torch.float32
+    assert rope_of(tmp_path / "older") == model.config.rope_parameters
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "older").dtype == torch.float32
+    if written.get("rope_scaling", {}).get("type") == "longrope":
+        assert sorted(written["rope_scaling"]) == ["long_factor", "short_factor", "type"]
 
 
 def test_a_config_of_the_older_form_stays_one(tmp_path: Path):

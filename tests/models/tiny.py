@@ -278,8 +278,8 @@ LABELS = ("O", "B-X", "I-X")
 
 # Decoders of which transformers has no classifier of tokens, and none of texts.
 NO_TAGGER, NO_CLASSIFIER = ("gemma3", "olmo", "granite", "qwen3_5"), ("granite",)
-# Decoders that can only read one way.
-ONE_WAY = [name for name in DECODERS if name.startswith("qwen3_5")]
+# Decoders that remember what they read in a state, which cannot go back.
+REMEMBERING = [name for name in DECODERS if name.startswith("qwen3_5")]
 
 AUTO: dict[str, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,

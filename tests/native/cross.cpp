@@ -117,7 +117,7 @@ std::vector<float> read(Engine& engine, const std::vector<std::int32_t>& ids, in
     std::vector<float> all(ids.size() * stride);
     for (int at = 0; at < kTokens; at += piece) {
         const int counts[] = {std::min(piece, kTokens - at)};
-        engine.run({ids.data() + at, static_cast<std::size_t>(counts[0])}, nullptr, counts, caches, Want::all,
+        engine.run({{ids.data() + at, static_cast<std::size_t>(counts[0])}}, counts, caches, Want::all,
                    all.data() + at * stride, stride);
     }
     return all;

@@ -23,7 +23,7 @@ from chinchilla_lm.runtime.torch_backend import TorchBackend
 from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 from chinchilla_lm.shorten.surgery import without
 from tests.models.test_checkpoint import add_tokenizer
-from tests.models.tiny import CASES, DECODERS, ENCODERS, LONGROPE, ONE_WAY, VOCAB, has_class, saved
+from tests.models.tiny import CASES, DECODERS, ENCODERS, LONGROPE, REMEMBERING, VOCAB, has_class, saved
 from tests.native.examples import assert_near, load, long_reader, texts
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
@@ -60,6 +60,16 @@ def test_every_family_gives_what_torch_gives(tmp_path: Path, name: str, threads:
         assert_near(native.run([one], everywhere=True), torch_rows(model, [one]))
 
 
+@pytest.mark.parametrize("isa", [] if engine_module() is None else engine_module().kernel_names())  # type: ignore[union-attr]
+@pytest.mark.parametrize("name", ["gemma2", "granite", "olmo2", "phi3-partial-tied", "qwen3_5"])
+def test_every_instruction_set(tmp_path: Path, name: str, isa: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CHINCHILLA_ISA", isa)
+    model = load(tmp_path, name)
+    native = NativeModel(compile_model(model, "f32"), 2)
+    assert native.isa == isa
+    assert_near(native.run(texts(), everywhere=True), torch_rows(model, texts()))
+
+
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize(
     "name",
@@ -90,8 +100,8 @@ def test_reading_in_pieces_is_reading_at_once(tmp_path: Path, name: str):
     assert [cache.length for cache in caches] == [24, 17]
     assert_near(np.concatenate(got_one), torch_rows(model, [one]))
     assert_near(np.concatenate(got_other), torch_rows(model, [other]))
-    back = 0 if name in ONE_WAY else 9
-    if name in ONE_WAY:
+    back = 0 if name in REMEMBERING else 9
+    if name in REMEMBERING:
         with pytest.raises(ValueError, match="forgets all or nothing"):
             caches[1].rewind(9)
     caches[1].rewind(back)
@@ -130,7 +140,7 @@ def test_low_bits_are_near_their_torch_twin(tmp_path: Path, name: str, form: str
     exact = torch_rows(model, texts())
     # What a memory of random weights gives is nearly nothing, and is then brought to length 1: rounding the weights
     # alone to bfloat16 costs 0.026 there, torch in bfloat16 0.039 and the engine 0.036.
-    limit = {"bf16": 0.03, "int8": 0.06, "int4": 0.5}[form] * exact.std() * (2 if name in ONE_WAY else 1)
+    limit = {"bf16": 0.03, "int8": 0.06, "int4": 0.5}[form] * exact.std() * (2 if name in REMEMBERING else 1)
     assert np.sqrt(np.mean((got - exact) ** 2)) < limit
 
 
@@ -212,6 +222,15 @@ def test_a_text_longer_than_the_switch_turns_by_other_angles(tmp_path: Path):
     for _ in range(12):
         ids.append(int(torch_rows(model, [np.array(ids)])[-1].argmax()))
     assert written[0].tokens == written[1].tokens == ids[525:]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma2", "olmo3"])
+def test_decoders_that_look_both_ways(tmp_path: Path, name: str):
+    model = checkpoints.load(saved(tmp_path, name, "embedding", is_causal=False)[1]).model.eval()
+    native = NativeModel(compile_model(model, "f32"), 2)
+    found = native.run(texts())
+    assert np.abs(found - torch_rows(model, texts()).reshape(found.shape)).max() < 1e-4
 
 
 @torch.no_grad()

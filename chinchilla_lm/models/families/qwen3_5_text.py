@@ -1,6 +1,7 @@
 """Qwen3.5 (dense, text): three of four blocks mix tokens by the gated delta rule, the others by attention with a gate.
 
-Follows transformers' `models/qwen3_5`. Of text all three of its kinds of position are the same, so its rope is a plain
+Follows transformers' `models/qwen3_5`. Where a config says that it is not causal, attention looks both ways, and the
+memories go on running one way. Of text all three of its kinds of position are the same, so its rope is a plain
 one, of a quarter of each head.
 """
 
@@ -31,7 +32,6 @@ ROTARY_SHARE = 0.25
 def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
     """Our config of a Qwen3.5."""
     fields = Fields(DEFAULTS | dict(hf))
-    fields.require("is_causal", True, None)  # its memory runs one way
     bias = fields.flag("attention_bias", False)
     fields.require("hidden_act", "silu", "swish", None)  # of the convolution too
     config = decoder_config(

@@ -1,0 +1,68 @@
+"""Which program files were read whole and found to have their SHA-256, so that the next load need not read them whole.
+
+One small file a program in the user's cache says: the file of this device, inode, size and times had this hash. A file
+that is written to gets another time of change, which nobody can set, and is read whole again; so is one that was
+written within the last two seconds, as a second change in the same tick of the clock would not show. Where the cache
+cannot be read or written, programs are read whole each time.
+
+The hash guards against damage: it stands in the very file, so it proves nothing of who wrote that. What a note in the
+cache may do is therefore little: nothing is parsed, it has to be the expected bytes, and the user's own file. What
+keeps the engine within its memory are the sizes and places of the header, which it checks at every load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import cache_folder, json_text, write_atomic
+
+SETTLED = 2_000_000_000  # nanoseconds; FAT keeps times to 2 s, others far finer
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What is known of a program file that is open, and the SHA-256 that its data should have."""
+
+    path: Path
+    stat: os.stat_result
+    sha256: str
+
+    def known(self) -> bool:
+        """Whether this very file was found to have that hash before."""
+        wanted = self._text().encode()
+        try:
+            with open(self._note(), "rb") as file:
+                own = not hasattr(os, "geteuid") or os.fstat(file.fileno()).st_uid == os.geteuid()
+                return own and file.read(len(wanted) + 1) == wanted
+        except (OSError, InputError):
+            return False
+
+    def remember(self, now: os.stat_result, begun: int) -> None:
+        """Note that it has, unless it changed meanwhile or just before. now: of the same file; begun: in ns."""
+        if _identity(now) != _identity(self.stat) or begun - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:
+            return
+        with suppress(OSError, InputError):
+            write_atomic(self._note(), self._text())
+
+    def _note(self) -> Path:
+        name = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()
+        return cache_folder() / "verified" / f"{name}.json"
+
+    def _text(self) -> str:
+        facts = {"path": os.path.realpath(self.path), "sha256": self.sha256, **_identity(self.stat)}
+        return json_text(facts, ascii_only=True) + "\n"
+
+
+def _identity(stat: os.stat_result) -> dict[str, int]:
+    return {
+        "device": stat.st_dev,
+        "inode": stat.st_ino,
+        "bytes": stat.st_size,
+        "written_ns": stat.st_mtime_ns,
+        "changed_ns": stat.st_ctime_ns,
+    }
