@@ -16,6 +16,7 @@ from chinchilla_lm.models.gguf_file import open_file
 from chinchilla_lm.models.gguf_metadata import NO_TOKEN, check_merges
 from chinchilla_lm.models.gguf_sentencepiece import GEMMA, fill_sentencepiece
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
+from chinchilla_lm.models.stop_tokens import ends_in
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
@@ -70,7 +71,9 @@ def read_plain_tokenizer(path: Path) -> PlainTokenizer:
     metadata = _metadata(path)
     backend = Tokenizer(models.BPE())
     specials = _fill(backend, path, metadata)
-    return PlainTokenizer(backend, specials, metadata.get("tokenizer.chat_template"), others=_settings(metadata))
+    ends = frozenset(ends_in(path, metadata))
+    template = metadata.get("tokenizer.chat_template")
+    return PlainTokenizer(backend, specials, template, others=_settings(metadata), ends=ends)
 
 
 def _settings(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class PlainTokenizer:
 
     specials: role → token. chat_template: that of a chat without tools. cut_left: texts that are too long lose their
     beginnings. split_specials: a special token that stands in a text is read as text. others: settings that programs
-    which read the saved files may want.
+    which read the saved files may want. ends: ids that end a text, where its file alone names them (GGUF).
     """
 
     backend_tokenizer: Any
@@ -49,6 +49,7 @@ class PlainTokenizer:
     cut_left: bool = False
     split_specials: bool = False
     others: Mapping[str, Any] = field(default_factory=dict)
+    ends: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         backend = self.backend_tokenizer

@@ -64,10 +64,15 @@ def ends_of_gguf(path: Path) -> list[int]:
     Raises InputError for a damaged file, and for an id that is none of its tokens.
     """
     from chinchilla_lm.models.gguf_file import open_file  # torch, which a packed model does without
-    from chinchilla_lm.models.gguf_tokenizer import CONTROL, USER_DEFINED
 
     with open_file(path) as file:
-        metadata = file.metadata
+        return ends_in(path, file.metadata)
+
+
+def ends_in(path: Path, metadata: Mapping[str, Any]) -> list[int]:
+    """The same by what a file says, which takes a while to read. Raises InputError likewise."""
+    from chinchilla_lm.models.gguf_tokenizer import CONTROL, USER_DEFINED
+
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
     types = metadata.get("tokenizer.ggml.token_type") or [CONTROL] * len(tokens)
     whole = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import to_halves
 from chinchilla_lm.pack.formats import FORMATS, PIECE, Format, format_named
 from chinchilla_lm.pack.panels import LANES, Bytes, Floats, round_up, rows_of
-from chinchilla_lm.runtime.program import Draft, Fill, Parts, Program
+from chinchilla_lm.runtime.program import Draft, Fill, Parts, Program, together
 
 Part = dict[str, Any]
 M = TypeVar("M", bound=nn.Module)
@@ -280,8 +281,10 @@ class _Compiler:
         shape = module.out_features, module.in_features
 
         def pack(room: Bytes) -> None:
-            for rows, part in _parts(shape, room):
-                (form or self.form).pack_into(self.numbers(module.weight, where, rows), part)
+            def part(rows: slice, some: Bytes) -> None:
+                (form or self.form).pack_into(self.numbers(module.weight, where, rows), some)
+
+            together([partial(part, *one) for one in _parts(shape, room)])
 
         return self.matrix(shape, pack, bias, form or self.form)
 

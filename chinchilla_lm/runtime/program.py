@@ -18,9 +18,11 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
+from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.verified import Seal
 
 MAGIC = b"chprog1\n"
@@ -63,7 +66,8 @@ class Program:
 class Parts:
     """The data of a program that is laid out: each part has its place before its bytes are made.
 
-    They are made one after another, straight into their place, so that a large model is never there packed twice.
+    They are made straight into their place, so that a large model is never there packed twice; in memory as many at a
+    time as there are cores, in a file one after another.
     """
 
     def __init__(self) -> None:
@@ -85,8 +89,7 @@ class Parts:
     def made(self) -> Bytes:
         """All of it, beginning on 64 bytes."""
         made = _zeros(self.size)
-        for offset, size, fill in self._parts:
-            fill(made[offset : offset + size])
+        together([partial(fill, made[offset : offset + size]) for offset, size, fill in self._parts])
         return made
 
     def blocks(self) -> Iterator[Bytes]:
@@ -95,6 +98,21 @@ class Parts:
             block = np.zeros(round_up(size, ALIGNMENT), np.uint8)
             fill(block[:size])
             yield block
+
+
+def together(calls: Sequence[Callable[[], None]]) -> None:
+    """Make the calls, as many at a time as there are cores; what one of them raises is raised."""
+    if len(calls) == 1:
+        calls[0]()
+        return
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        waiting = [pool.submit(call) for call in calls]
+        try:
+            for one in waiting:
+                one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _zeros(size: int) -> Bytes:

@@ -269,7 +269,7 @@ class Session:
 
     @cached_property
     def _stop_ids(self) -> frozenset[int]:
-        """Read once: a GGUF file's take a tenth of a second."""
+        """Read once: those of a folder or a file stand in files of their own."""
         return stop_ids(self.card.hf_config, self.tokenizer, self.card.source)
 
     def _encode(self, texts: Sequence[Text], pairs_alone: bool = False, how: Sentences = PLAIN) -> list[Encoded]:

@@ -77,7 +77,10 @@ def stop_ids(hf_config: dict[str, Any], tokenizer: PreTrainedTokenizerFast, sour
     """
     added = {str(token): index for index, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()}
     named: list[Any] = [hf_config.get("eos_token_id"), tokenizer.eos_token_id, list(ends_by_name(added))]
-    if source is not None and source.is_file():
+    ends = getattr(tokenizer, "ends", None)
+    if ends is not None:
+        named.append(list(ends))
+    elif source is not None and source.is_file():
         named.append(ends_of_gguf(source))
     path = source / "generation_config.json" if source is not None and source.is_dir() else None
     if path is not None and path.is_file():
