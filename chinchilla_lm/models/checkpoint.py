@@ -26,7 +26,7 @@ from chinchilla_lm.models.filling import Unread, fill
 from chinchilla_lm.models.gguf_shards import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
-from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, write_sentences
+from chinchilla_lm.models.sentence import PLAIN, Sentences, embeds, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
@@ -168,6 +168,7 @@ def describe(
     hf = _own_config(raw)
     family = family_of(hf)
     hf = _with_direction(hf, family, bidirectional)
+    task = task or _pooled(family, hf, located)
     head, trained = choose_head(family, hf, task, labels)
     sentences = _sentences(head, located)
     if sentences.pooling is not None:
@@ -306,6 +307,15 @@ def _serves(trained: HeadConfig, kind: HeadKind, labels: Sequence[str] | None) -
         return trained.kind == "ranking"
     same = trained.kind == kind or {trained.kind, kind} == {"ranking", "text-classification"}
     return same and set(labels or ()) <= set(trained.labels)
+
+
+def _pooled(family: Family, hf: Mapping[str, Any], located: Located) -> str | None:
+    """`embedding` for a model of sentence-transformers whose config still has the head that it was pretrained with, of
+    which the weights are gone (all-mpnet-base-v2)."""
+    trained = family.trained_head(hf)
+    if located.gguf is not None or (trained is not None and trained.kind != "language-modeling"):
+        return None
+    return "embedding" if embeds(located.root or located.folder) else None
 
 
 def _sentences(head: HeadConfig, located: Located) -> Sentences:

@@ -70,6 +70,15 @@ def transformer_folder(folder: Path) -> Path | None:
     return folder / place if place and (folder / place / "config.json").is_file() else None
 
 
+def embeds(root: Path) -> bool:
+    """Whether modules.json says that the model's outputs are pooled, whatever head its config still speaks of."""
+    path = root / MODULES
+    modules = read_json(path, "sentence-transformers modules") if path.is_file() else []
+    if not isinstance(modules, list):
+        return False
+    return any(isinstance(one, dict) and str(one.get("type", "")).endswith(f".{ORDER[1]}") for one in modules)
+
+
 def read_sentences(root: Path, folder: Path) -> Sentences:
     """The settings of a model: root has modules.json, folder the transformer, and are mostly the same.
 

@@ -282,3 +282,17 @@ def test_modules_do_not_matter_to_another_head(tmp_path: Path):
     root = model(tmp_path / "m")
     describe(root, old("max"), more="Dense")
     assert load_checkpoint(root, task="token-classification", labels=["O", "B-X"]).fresh
+
+
+def test_a_head_that_the_config_still_names_is_not_asked_for(tmp_path: Path) -> None:
+    """all-mpnet-base-v2 says MPNetForMaskedLM, and has the weights of the encoder alone."""
+    root = model(tmp_path / "m")
+    describe(root, {OLD["mean"]: True})
+    expected = load(root, backend="torch", dtype="float32").embed(TEXTS)
+    config = json.loads((root / "config.json").read_text())
+    write(root / "config.json", config | {"architectures": ["BertForMaskedLM"]})
+    assert load_checkpoint(root).model.config.head.kind == "embedding"
+    assert np.array_equal(load(root, backend="torch", dtype="float32").embed(TEXTS), expected)
+    (root / "modules.json").unlink()
+    with pytest.raises(InputError, match="missing from the checkpoint"):
+        load_checkpoint(root)
