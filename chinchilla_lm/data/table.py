@@ -28,7 +28,10 @@ def read_table(path: Path, task: Task, columns: Columns | None = None, encoding:
     if not table.records:
         raise InputError(f"{path} has the header {table.header} and nothing below it; a table needs a header and rows")
     header, renamed = _names(table.header)
-    reading = read_rows(_rows(header, table.records, path.name), task, columns or Columns(), path.name)
+    records = [record for record in table.records if len(header) == 1 or record.fields != table.header]
+    if again := len(table.records) - len(records):
+        renamed.append(f"{again} rows repeat the header and are left out, as where tables are joined")
+    reading = read_rows(_rows(header, records, path.name), task, columns or Columns(), path.name)
     reading.notes[:0] = notes + table.notes + [f"{path.name}: {note}" for note in renamed]
     return reading
 

@@ -151,6 +151,11 @@ class PlainTokenizer:
         columns = [[text] if isinstance(text, str) else list(text)]
         if text_pair is not None:
             columns.append([text_pair] if isinstance(text_pair, str) else list(text_pair))
+            if isinstance(text_pair, str) != one or len(columns[0]) != len(columns[1]):
+                raise InputError(
+                    f"{len(columns[0])} texts have {len(columns[1])} second texts; pass one for each, as two texts or "
+                    "as two lists"
+                )
         if truncation in (False, "do_not_truncate"):
             found = self._whole(columns, add_special_tokens)
         elif truncation in (True, "longest_first"):
@@ -184,6 +189,8 @@ class PlainTokenizer:
         """Encodings of at most `max_length` tokens. The library's encodings can be cut one by one, and framed then."""
         if max_length is None:
             raise InputError("truncation needs a max_length; pass max_length=512")
+        if not isinstance(max_length, int):
+            raise InputError(f"max_length {max_length!r:.60} is not a whole number; pass max_length=512")
         backend = self.backend_tokenizer
         around = self.num_special_tokens_to_add(pair=len(columns) > 1) if specials else 0
         room = max_length - around
