@@ -319,6 +319,20 @@ def test_templates_are_found_where_transformers_finds_them(tmp_path: Path, make:
     assert not (tmp_path / "additional_chat_templates").exists()
 
 
+def test_a_template_may_call_special_tokens_of_the_models_own(tmp_path: Path) -> None:
+    byte_level(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", extra_special_tokens={"image_token": "<|user|>", "start": "<|user|>"})
+    (tmp_path / "chat_template.jinja").write_text("{{ image_token }}{{ start }}{{ truncation_side }}{{ eos_token }}")
+    stock = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    wanted = stock.apply_chat_template(TURNS, tokenize=False)
+    assert wanted.startswith("<|user|><|user|>")
+    plain = PlainTokenizer.load(tmp_path)
+    save_plain(plain, tmp_path)
+    for one in (plain, PlainTokenizer.load(tmp_path)):
+        assert one.apply_chat_template(TURNS) == wanted
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(TURNS, tokenize=False) == wanted
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
