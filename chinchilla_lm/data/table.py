@@ -9,7 +9,7 @@ from pathlib import Path
 from chinchilla_lm.data.decode import read_string
 from chinchilla_lm.data.delimited import Record, parse
 from chinchilla_lm.data.records import BadRecord, Labelled, Reading, Skipped, Task
-from chinchilla_lm.data.rows import Columns, Located, read_rows
+from chinchilla_lm.data.rows import USUAL, Columns, Located, read_rows
 from chinchilla_lm.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".tab")
@@ -34,6 +34,14 @@ def read_table(path: Path, task: Task, columns: Columns | None = None, encoding:
     reading = read_rows(_rows(header, records, path.name), task, columns or Columns(), path.name)
     reading.notes[:0] = notes + table.notes + [f"{path.name}: {note}" for note in renamed]
     return reading
+
+
+def is_table_as_txt(path: Path, encoding: str | None = None) -> bool:
+    """Whether a .txt file begins with names in tabs, a usual one among them: Excel's "Unicode Text" ends so."""
+    text, _ = read_string(path, encoding)
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    names = [name.strip('\ufeff" ').lower() for name in first.split("\t")]
+    return len(names) > 1 and not {*USUAL["text"], *USUAL["label"]}.isdisjoint(names)
 
 
 def _names(header: Sequence[str]) -> tuple[list[str], list[str]]:
