@@ -17,7 +17,8 @@ from chinchilla_lm.errors import InputError
 
 # As a test set's only label: the class is kept secret. -1 is GLUE's, ? that of ARFF and of the UCI sets.
 _HIDDEN = ("-1", "?", "unknown", "hidden", "none", "null", "nan", "n/a", "na")
-_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,14})(?:\.\d*)?")  # "007" is a code; whole numbers that a float holds
+# "007" is a code, and so may "1e3" be; whole numbers that a float holds, and powers of ten as C and NumPy print them.
+_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,14})(?:\.\d*)?(?:[eE][-+]\d\d)?")
 _TRUTH = ("true", "false")
 _SHOWN = 5  # labels that a message names
 
@@ -38,7 +39,8 @@ def why_hidden(task: Task, reading: Reading, train: Reading) -> str:
     if task not in ("text-classification", "ranking"):
         return ""
     known, seen = labels_in(train.records), labels_in(reading.records)
-    if len(seen) == 1 and (only := next(iter(seen))).casefold() in _HIDDEN and only not in known:
+    values = {_value(label) for label in seen}
+    if len(values) == 1 and _is_hidden(only := next(iter(seen))) and not values & {_value(label) for label in known}:
         return f"every label of {reading.source} is {only!r}, which {train.source} does not have"
     mine, theirs = reading.label_column, train.label_column
     if mine and theirs and mine != theirs and not known.keys() & seen.keys():
@@ -77,6 +79,10 @@ def unify(task: Task, splits: Mapping[str, Sequence[Any]]) -> tuple[dict[str, li
     for records in kept.values():
         records[:] = [replace(r, label=spelling[r.label]) if r.label in spelling else r for r in records]
     return kept, notes[:_SHOWN]
+
+
+def _is_hidden(label: str) -> bool:
+    return label.casefold() in _HIDDEN or _value(label) == -1  # and -1.0, as pandas writes it
 
 
 def _value(label: str) -> object:
