@@ -112,10 +112,14 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """The UTF-8 text of a file. `what` names it in errors (`plan`). Raises InputError when missing or not UTF-8."""
+def read_text(path: str | os.PathLike[str], what: str, newline: str | None = None) -> str:
+    """The UTF-8 text of a file. `what` names it in errors (`plan`); newline: as open has it, "" leaves line ends alone.
+
+    Raises InputError when missing or not UTF-8.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8", newline=newline) as file:
+            return file.read()
     except FileNotFoundError:
         raise InputError(f"{what} {path} does not exist; check the path") from None
     except UnicodeDecodeError as error:

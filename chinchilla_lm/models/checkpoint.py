@@ -23,7 +23,7 @@ from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import Unread, fill
-from chinchilla_lm.models.gguf_shards import shards_of
+from chinchilla_lm.models.gguf_names import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
 from chinchilla_lm.models.sentence import PLAIN, Sentences, embeds, read_sentences, write_sentences

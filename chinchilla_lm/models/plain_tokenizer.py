@@ -75,7 +75,7 @@ class PlainTokenizer:
             return cls.of(load_tokenizer(source), copy=False)
         if config[MARK] != VERSION:
             raise InputError(f"{path}: {MARK} {config[MARK]!r} is not {VERSION}; run chinchilla pack again")
-        template = read_text(source / TEMPLATE, "chat template") if (source / TEMPLATE).is_file() else None
+        template = read_text(source / TEMPLATE, "chat template", "") if (source / TEMPLATE).is_file() else None
         return cls(
             _backend(source / FILE),
             _specials(config),
@@ -102,7 +102,8 @@ class PlainTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write it, so that `load` and transformers read the same without a rule of any class of tokenizer."""
-        self.backend_tokenizer.save(str(folder / FILE))
+        # Not by the library itself, which raises nothing narrower than Exception where the disk is full.
+        (folder / FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8", newline="")
         config = {
             MARK: VERSION,
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -115,7 +116,7 @@ class PlainTokenizer:
             config[MORE_SPECIALS] = more
         (folder / CONFIG).write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
         if self.chat_template is not None:
-            (folder / TEMPLATE).write_text(self.chat_template, encoding="utf-8")
+            (folder / TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
 
     def __getattr__(self, name: str) -> Any:
         """`eos_token`, `eos_token_id` and the other roles: None where there is no such token."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import user_path
-from chinchilla_lm.models.gguf_shards import models_among, shards_of
+from chinchilla_lm.models.gguf_names import models_among, shards_of
 from chinchilla_lm.models.sentence import transformer_folder
 
 # Weights, configuration and tokenizers as data; no Python file and no pickle.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from chinchilla_lm.files import json_text, read_json
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 from chinchilla_lm.models.stop_tokens import ends_of_gguf
 
+GENERATION = "generation_config.json"
 # What makes up a tokenizer and how it is used; copied as it is from folder to folder.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,7 +26,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
+    GENERATION,
 )
 MORE_TEMPLATES = "additional_chat_templates"  # a folder of chat templates that have names
 
@@ -122,21 +124,26 @@ def save_tokenizer(source: Path | None, folder: Path, tokenizer: Any = None) -> 
         return
     tokenizer.save_pretrained(folder)
     if source is not None:
-        _write_ends(source, folder, tokenizer)
+        write_ends(ends_of_gguf(source), folder, tokenizer)
 
 
-def _write_ends(gguf: Path, folder: Path, tokenizer: Any) -> None:
+def write_ends(ends: Sequence[int], folder: Path, tokenizer: Any) -> None:
     """A generation config, the only place in a folder that several stop tokens are named in."""
-    ends = ends_of_gguf(gguf)
     if ends:
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
-        (folder / "generation_config.json").write_text(json_text(ids, indent=2) + "\n", encoding="utf-8")
+        (folder / GENERATION).write_text(json_text(ids, indent=2) + "\n", encoding="utf-8")
+
+
+def read_ends(folder: Path) -> frozenset[int]:
+    """The stop tokens that `write_ends` named."""
+    path = folder / GENERATION
+    return frozenset(read_json(path, "generation config")["eos_token_id"]) if path.is_file() else frozenset()
 
 
 def save_plain(tokenizer: PlainTokenizer, folder: Path) -> None:
     """Write a tokenizer in the place of the files that stand in `folder`, of which only the stop tokens' stay."""
     for name in TOKENIZER_FILES:
-        if name != "generation_config.json":
+        if name != GENERATION:
             (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
     tokenizer.save(folder)

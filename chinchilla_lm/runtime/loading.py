@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.gpus import may_have_gpu
+from chinchilla_lm.runtime.kept import WORTH, Place
 from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module, native_format
 from chinchilla_lm.runtime.packed import is_packed, read_packed
 from chinchilla_lm.runtime.sampling import check_whole
@@ -59,12 +63,12 @@ def load(
         if task is not None and task != card.kind:
             raise InputError(f"this packed model is for {card.kind}, not {task}; load another one")
         return Session(NativeBackend(NativeModel(program, threads), card), card)
+    if native:
+        program, card = _kept_or_made(path, native_format(dtype), task)
+        return Session(NativeBackend(NativeModel(program, threads), card), card)
     from chinchilla_lm.models import checkpoint as checkpoints
     from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 
-    if native:
-        program, card = compile_file(path, native_format(dtype), task)
-        return Session(NativeBackend(NativeModel(program, threads), card), card)
     checkpoint = unpack_checkpoint(path, task) if packed else checkpoints.load(path, task=task)
     _refuse_fresh(checkpoint, path, task)
     if threads is not None:
@@ -72,6 +76,18 @@ def load(
 
         set_threads(threads)
     return torch_session(checkpoint, device, dtype)
+
+
+def _kept_or_made(path: str | Path, form: str, task: str | None) -> tuple[Program, Card]:
+    """What `compile_file` makes, or made at an earlier time of the same GGUF file; `kept` says when."""
+    place, begun = Place.of(path, form, task), time.perf_counter()
+    found = None if place is None else place.read()
+    if found is not None:
+        return found
+    program, card = compile_file(path, form, task)
+    if place is not None and time.perf_counter() - begun > WORTH:
+        place.keep(program, card)
+    return program, card
 
 
 def compile_file(path: str | Path, form: str, task: str | None = None) -> tuple[Program, Card]:
@@ -123,7 +139,7 @@ def engine_serves(device: str, packed: bool = False) -> bool:
     """Whether `auto` means the engine; an EngineWarning where it would, were it there."""
     if device not in ("auto", "cpu"):
         return False
-    if device == "auto" and not packed:
+    if device == "auto" and not packed and ("torch" in sys.modules or may_have_gpu()):
         from chinchilla_lm.runtime.device import resolve_device
 
         if resolve_device(device).type != "cpu":

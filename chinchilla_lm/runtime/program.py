@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,22 @@ class Draft:
         return Program(self.header, self.parts.made())
 
 
-def write_program(program: Program | Draft, path: str | Path) -> None:
+class Laid(Protocol):
+    """A program, wherever its data comes from."""
+
+    @property
+    def header(self) -> Header:
+        """As in the file, without the data's hash."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+
+    def blocks(self) -> Iterator[Bytes]:
+        """The data in order."""
+
+
+def write_program(program: Laid, path: str | Path) -> None:
     """Write a program into a folder that is being built; the data of a draft is made as it is written.
 
     Raises InputError where the disk refuses, and what the making of the data raises.

@@ -37,14 +37,13 @@ class Seal:
         wanted = self._text().encode()
         try:
             with open(self._note(), "rb") as file:
-                own = not hasattr(os, "geteuid") or os.fstat(file.fileno()).st_uid == os.geteuid()
-                return own and file.read(len(wanted) + 1) == wanted
+                return owned(os.fstat(file.fileno())) and file.read(len(wanted) + 1) == wanted
         except (OSError, InputError):
             return False
 
     def remember(self, now: os.stat_result, begun: int) -> None:
         """Note that it has, unless it changed meanwhile or just before. now: of the same file; begun: in ns."""
-        if _identity(now) != _identity(self.stat) or begun - max(now.st_mtime_ns, now.st_ctime_ns) < SETTLED:
+        if identity(now) != identity(self.stat) or not settled(now, begun):
             return
         with suppress(OSError, InputError):
             write_atomic(self._note(), self._text())
@@ -54,11 +53,22 @@ class Seal:
         return cache_folder() / "verified" / f"{name}.json"
 
     def _text(self) -> str:
-        facts = {"path": os.path.realpath(self.path), "sha256": self.sha256, **_identity(self.stat)}
+        facts = {"path": os.path.realpath(self.path), "sha256": self.sha256, **identity(self.stat)}
         return json_text(facts, ascii_only=True) + "\n"
 
 
-def _identity(stat: os.stat_result) -> dict[str, int]:
+def owned(stat: os.stat_result) -> bool:
+    """Whether a file is the user's own."""
+    return not hasattr(os, "geteuid") or stat.st_uid == os.geteuid()
+
+
+def settled(stat: os.stat_result, begun: int) -> bool:
+    """Whether a file is older than its clock's ticks, so that a change since `begun`, in ns, shows in its times."""
+    return begun - max(stat.st_mtime_ns, stat.st_ctime_ns) >= SETTLED
+
+
+def identity(stat: os.stat_result) -> dict[str, int]:
+    """What tells a file, and its present content, from all others on this machine."""
     return {
         "device": stat.st_dev,
         "inode": stat.st_ino,
