@@ -61,6 +61,11 @@ class Sentences:
 PLAIN = Sentences()
 
 
+def is_sentence_model(root: Path) -> bool:
+    """Whether sentence-transformers saved this folder, as a model that makes vectors of texts."""
+    return (root / MODULES).is_file()
+
+
 def transformer_folder(folder: Path) -> Path | None:
     """The folder in which modules.json says that the transformer is, where that is not the model's own."""
     path = folder / MODULES
@@ -76,7 +81,7 @@ def read_sentences(root: Path, folder: Path) -> Sentences:
     Raises InputError for what is damaged, and for modules or poolings that we do not have.
     """
     most, lower = _lengths(root, folder)
-    if not (root / MODULES).is_file():
+    if not is_sentence_model(root):
         return Sentences(max_tokens=most, lower=lower)
     modules = _modules(root / MODULES)
     normalize = ORDER[2] in modules
