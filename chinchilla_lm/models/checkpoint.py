@@ -26,7 +26,7 @@ from chinchilla_lm.models.filling import Unread, fill
 from chinchilla_lm.models.gguf_names import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
-from chinchilla_lm.models.sentence import PLAIN, Sentences, embeds, read_sentences, write_sentences
+from chinchilla_lm.models.sentence import PLAIN, Sentences, is_sentence_model, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
@@ -112,7 +112,8 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
-    """Load a model with the head it was saved with, or a new one for another `task`.
+    """Load a model with the head it was saved with, or a new one for another `task`; a folder of sentence-transformers
+    without a classifier is an embedding model.
 
     labels: those of a new classification head; a trained head whose labels include them all keeps its own, in its own
     order. bidirectional: let a decoder's tokens look at what follows (True), or not (False); None keeps the config's.
@@ -168,8 +169,7 @@ def describe(
     hf = _own_config(raw)
     family = family_of(hf)
     hf = _with_direction(hf, family, bidirectional)
-    task = task or _pooled(family, hf, located)
-    head, trained = choose_head(family, hf, task, labels)
+    head, trained = choose_head(family, hf, task or _own_task(family, hf, located), labels)
     sentences = _sentences(head, located)
     if sentences.pooling is not None:
         head = replace(head, pooling=sentences.pooling, normalize=sentences.normalize)
@@ -309,13 +309,13 @@ def _serves(trained: HeadConfig, kind: HeadKind, labels: Sequence[str] | None) -
     return same and set(labels or ()) <= set(trained.labels)
 
 
-def _pooled(family: Family, hf: Mapping[str, Any], located: Located) -> str | None:
-    """`embedding` for a model of sentence-transformers whose config still has the head that it was pretrained with, of
-    which the weights are gone (all-mpnet-base-v2)."""
-    trained = family.trained_head(hf)
-    if located.gguf is not None or (trained is not None and trained.kind != "language-modeling"):
+def _own_task(family: Family, hf: Mapping[str, Any], located: Located) -> HeadKind | None:
+    """What a model is for where only its folder says so: sentence-transformers leaves out the head that a model was
+    trained with first, and may leave that head's class in the config."""
+    if located.gguf is not None or not is_sentence_model(located.root or located.folder):
         return None
-    return "embedding" if embeds(located.root or located.folder) else None
+    trained = family.trained_head(hf)
+    return "embedding" if trained is None or trained.kind == "language-modeling" else None
 
 
 def _sentences(head: HeadConfig, located: Located) -> Sentences:

@@ -61,6 +61,11 @@ class Sentences:
 PLAIN = Sentences()
 
 
+def is_sentence_model(root: Path) -> bool:
+    """Whether sentence-transformers saved this folder, as a model that makes vectors of texts."""
+    return (root / MODULES).is_file()
+
+
 def transformer_folder(folder: Path) -> Path | None:
     """The folder in which modules.json says that the transformer is, where that is not the model's own."""
     path = folder / MODULES
@@ -70,22 +75,13 @@ def transformer_folder(folder: Path) -> Path | None:
     return folder / place if place and (folder / place / "config.json").is_file() else None
 
 
-def embeds(root: Path) -> bool:
-    """Whether modules.json says that the model's outputs are pooled, whatever head its config still speaks of."""
-    path = root / MODULES
-    modules = read_json(path, "sentence-transformers modules") if path.is_file() else []
-    if not isinstance(modules, list):
-        return False
-    return any(isinstance(one, dict) and str(one.get("type", "")).endswith(f".{ORDER[1]}") for one in modules)
-
-
 def read_sentences(root: Path, folder: Path) -> Sentences:
     """The settings of a model: root has modules.json, folder the transformer, and are mostly the same.
 
     Raises InputError for what is damaged, and for modules or poolings that we do not have.
     """
     most, lower = _lengths(root, folder)
-    if not (root / MODULES).is_file():
+    if not is_sentence_model(root):
         return Sentences(max_tokens=most, lower=lower)
     modules = _modules(root / MODULES)
     normalize = ORDER[2] in modules

@@ -189,11 +189,8 @@ def test_a_table_that_excel_saved_as_unicode_text(tmp_path, encoding):
     path.write_bytes(
         "".join(f"{i}\tgut € {i}@x\tl{i % 2}\r\n" for i in range(9)).join(["id\ttext\tlabel\r\n", ""]).encode(encoding)
     )
-    for task, named in (
-        ("text-classification", Columns()),
-        ("text-classification", Columns(text="text", label="label")),
-    ):
-        records = read_file(path, task, named).records
+    for named in (Columns(), Columns(text="text", label="label")):
+        records = read_file(path, "text-classification", named).records
         assert [(record.text, record.label) for record in records] == [(f"gut € {i}@x", f"l{i % 2}") for i in range(9)]
     path.write_text("Sales\trose@positive\nfell@negative\n")
     assert [record.label for record in read_file(path, "text-classification", Columns()).records] == [
