@@ -105,8 +105,8 @@ def _zeros(size: int) -> Bytes:
         memory = mmap.mmap(-1, max(size, 1), **private)
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"a program of {size:,} bytes has no room in memory ({error}); pack the model in fewer bits, or, where it is "
-            "not so large, use the config that belongs to the weights"
+            f"a program of {size:,} bytes has no room in memory ({error}); pack it in fewer bits, or, where the model "
+            "is not so large, use the config that belongs to the weights"
         ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
