@@ -25,7 +25,7 @@ def load(write, tmp_path, task=TASK, suffix=".csv", **texts):
     return load_dataset(tmp_path, task)
 
 
-@pytest.mark.parametrize("mark", ["-1", "-1.0", "?", "", "unknown", "nan"])
+@pytest.mark.parametrize("mark", ["-1", "-1.0", "-100", "?", "", "unknown", "nan"])
 def test_a_test_split_of_hidden_labels_is_left_aside(write, tmp_path, mark):
     data = load(write, tmp_path, train=table("a", "01"), dev=table("b", "01"), test=table("c", [mark]))
     assert data.labels == ("0", "1")
@@ -126,6 +126,15 @@ def test_spellings_are_brought_together_across_splits_and_said(write, tmp_path):
     assert data.labels == ("0", "1")
     assert [record.label for record in data.splits["test"][:2]] == ["0", "1"]
     assert "label 0 is also written 0.0, and read as 0" in data.notes
+
+
+def test_zeros_that_one_file_lost_are_no_other_class(write, tmp_path):
+    padded, plain = ["01", "02", "10"], ["1", "2", "10"]
+    data = load(write, tmp_path, train=table("a", padded), dev=table("b", padded), test=table("c", plain))
+    assert data.labels == ("1", "2", "10")
+    assert "label 1 is also written 01, and read as 1" in data.notes
+    both = load(write, tmp_path, train=table("a", ["7", "007"]), dev=table("b", ["007"]), test=table("c", ["7"]))
+    assert set(both.labels) == {"7", "007"}
 
 
 def test_numbers_of_one_spelling_stay_as_they_are(write):
