@@ -61,9 +61,12 @@ class Sentences:
 PLAIN = Sentences()
 
 
-def is_sentence_model(root: Path) -> bool:
-    """Whether sentence-transformers saved this folder, as a model that makes vectors of texts."""
-    return (root / MODULES).is_file()
+def makes_vectors(root: Path) -> bool:
+    """Whether sentence-transformers pools what the transformer gives; it also keeps sparse models and rerankers."""
+    path = root / MODULES
+    modules = read_json(path, "sentence-transformers modules") if path.is_file() else None
+    found = modules if isinstance(modules, list) else []
+    return any(isinstance(part, dict) and str(part.get("type")).endswith(f".{ORDER[1]}") for part in found)
 
 
 def transformer_folder(folder: Path) -> Path | None:
@@ -81,7 +84,7 @@ def read_sentences(root: Path, folder: Path) -> Sentences:
     Raises InputError for what is damaged, and for modules or poolings that we do not have.
     """
     most, lower = _lengths(root, folder)
-    if not is_sentence_model(root):
+    if not (root / MODULES).is_file():
         return Sentences(max_tokens=most, lower=lower)
     modules = _modules(root / MODULES)
     normalize = ORDER[2] in modules

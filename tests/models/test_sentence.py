@@ -138,6 +138,14 @@ def test_the_class_that_a_model_was_trained_with_first_is_not_what_it_is(name: s
         assert load_checkpoint(root, task="token-classification", labels=["O"]).model.config.head.labels == ("O",)
 
 
+def test_a_sparse_model_keeps_the_head_that_it_needs(tmp_path: Path):
+    """SPLADE pools a masked language model's logits, and says so under a name of its own."""
+    build("bert").save_pretrained(tmp_path)
+    kinds = ("sparse_encoder.models.MLMTransformer", "sparse_encoder.models.SpladePooling")
+    write(tmp_path / "modules.json", [{"type": f"sentence_transformers.{kind}"} for kind in kinds])
+    assert load_checkpoint(tmp_path).model.config.head.kind == "language-modeling"
+
+
 def test_a_folder_is_written_in_the_form_that_every_version_reads(tmp_path: Path):
     root = model(tmp_path / "m")
     describe(root, new("lasttoken"), new=True)

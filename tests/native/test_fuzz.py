@@ -28,7 +28,6 @@ from chinchilla_lm.runtime.native import NativeModel, engine_module
 from chinchilla_lm.runtime.packed import PROGRAM
 from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.runtime.program import MAGIC, START, Program, read_program, write_program
-from tests.models.test_checkpoint import add_tokenizer
 from tests.models.tiny import VOCAB, saved
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
@@ -294,32 +293,6 @@ def test_headers_and_cards_that_lie(packed: Path, tmp_path: Path):
         write_program(Program(header, whole.data), folder / PROGRAM)
         for backend in ("native", "torch"):
             answer(folder, backend)
-
-
-@pytest.mark.parametrize(
-    ("name", "part", "key", "value"),
-    [
-        ("qwen3_5", ("operations", 2), "head_dim", 2**27 + 1),
-        ("qwen3_5", ("operations", 2), "heads", -4),
-        ("mpnet", ("relative",), "positions", -1),
-        ("mpnet", ("relative",), "positions", 0),
-    ],
-)
-def test_sizes_that_the_twin_makes_tables_of(name: str, part: tuple[Any, ...], key: str, value: int, tmp_path: Path):
-    """One line, and not 9 GB of numbers of rows."""
-    folder = saved(tmp_path, name)[1]
-    add_tokenizer(folder)
-    write_packed(folder, "int8", tmp_path / "packed")
-    whole = read_program(tmp_path / "packed" / PROGRAM)
-    header = copy.deepcopy(
-        {one: whole.header[one] for one in whole.header if one not in ("bytes", "sha256", "version")}
-    )
-    at(header, part)[key] = value
-    folder = shutil.copytree(tmp_path / "packed", tmp_path / "lies")
-    write_program(Program(header, whole.data), folder / PROGRAM)
-    for backend in ("native", "torch"):
-        with pytest.raises(InputError, match="run chinchilla pack again"):
-            load(folder, backend, threads=1)
 
 
 # Of config.json, torch sessions give some to the tokenizer of transformers, which has errors of its own.
