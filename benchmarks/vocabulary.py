@@ -8,6 +8,9 @@ vocabulary is laid out as Gemma's is: control tokens, user-defined runs of line 
 from WikiText-2 and enough concatenations of those to fill it, single characters last. The file is written once, to
 out/vocabulary.
 
+A file's first use packs it and keeps the copy (runtime/kept.py), a later one maps that copy. Both are measured, with
+the copies in out/vocabulary/cache, which is emptied before each first use; that of a process that keeps nothing too.
+
 Every figure is of a process of its own: wall time from its start, CPU seconds and peak memory as the system counts them
 (getrusage of the child).
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +41,7 @@ MARK = "\u2581"
 PROMPT = "The tower is 324 metres tall"
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out" / "vocabulary"
+CACHE = OUT / "cache"
 
 
 def main() -> None:
@@ -54,6 +59,7 @@ def main() -> None:
         return
     from common import describe_machine, write_result  # which import torch, as not every command does
 
+    os.environ["XDG_CACHE_HOME"] = str(CACHE)
     path = OUT / f"gemma-270m-{args.format.lower()}.gguf"
     if not path.is_file():
         write_model(path, args.format)
@@ -69,47 +75,61 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process took, from its start to its end; output: its standard output."""
+    """What a process took, from its start to its end; output: its standard output; first_s: until that began."""
 
     wall_s: float
+    first_s: float
     cpu_s: float
     peak_mb: float
     output: str
 
 
-def run(command: Sequence[str]) -> Usage:
-    """Run a command. Exits where it fails."""
-    begun = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+def run(command: Sequence[str], **variables: str) -> Usage:
+    """Run a command with variables in its environment. Exits where it fails."""
+    begun, environment = time.perf_counter(), os.environ | variables
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
         assert process.stdout is not None
-        output = process.stdout.read()
+        output = process.stdout.read(1)
+        first = time.perf_counter() - begun
+        output += process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
     cpu = usage.ru_utime + usage.ru_stime
-    return Usage(time.perf_counter() - begun, cpu, usage.ru_maxrss / 1e3, output)
+    return Usage(time.perf_counter() - begun, first, cpu, usage.ru_maxrss / 1e3, output)
 
 
 def measure_first_token(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Medians of whole processes, and of the phases within another."""
+    """Medians of whole processes, and of the phases within others."""
     from common import markdown
 
     threads = [] if args.threads is None else ["--threads", str(args.threads)]
-    whole = [sys.executable, "-m", "chinchilla_lm", "generate", str(path), "--prompt", PROMPT, "--max-new-tokens", "1"]
-    runs = [run([*whole, *threads]) for _ in range(args.runs)]
+    whole = [sys.executable, "-m", "chinchilla_lm", "generate", str(path), "--prompt", PROMPT, *threads]
     parts = [sys.executable, __file__, "--phases", str(path), *threads]
-    inside = [json.loads(run(parts).output) for _ in range(args.runs)]
-    found = {
-        name: {kind: _median(one[name][kind] for one in inside) for kind in ("wall_s", "cpu_s")} for name in inside[0]
-    }
-    found["whole process"] = {kind: _median(getattr(one, kind) for one in runs) for kind in ("wall_s", "cpu_s")}
-    rows = [[name, f"{one['wall_s']:.2f}", f"{one['cpu_s']:.2f}"] for name, one in found.items()]
-    print(f"\nuntil the first token, {args.runs} runs, medians\n")
-    print(markdown(["phase", "wall s", "CPU s"], rows))
-    peak = _median(one.peak_mb for one in runs)
-    print(f"\npeak {peak:,.0f} MB")
-    return {"phases": found, "peak_mb": peak}
+    uses: dict[str, list[Usage]] = {"keeps nothing": [], "first use": [], "second use": [], "later use": []}
+    for _ in range(args.runs):
+        shutil.rmtree(CACHE, ignore_errors=True)
+        for name, runs in uses.items():
+            keep = "0" if name == "keeps nothing" else "1"
+            runs.append(run([*whole, "--max-new-tokens", "8"], CHINCHILLA_KEEP=keep))
+    found: dict[str, Any] = {}
+    keys = ("first_s", "wall_s", "cpu_s", "peak_mb")
+    for name, runs in uses.items():
+        found[name] = {key: _median(getattr(one, key) for one in runs) for key in keys}
+    rows = [[name, *(f"{one[key]:,.{0 if key == 'peak_mb' else 2}f}" for key in keys)] for name, one in found.items()]
+    print(f"\nwhole processes that write 8 tokens, {args.runs} runs, medians\n")
+    print(markdown(["process", "first token s", "end s", "CPU s", "peak MB"], rows))
+    for name, keep in (("phases without a copy", "0"), ("phases with a copy", "1")):
+        inside = [json.loads(run(parts, CHINCHILLA_KEEP=keep).output) for _ in range(args.runs)]
+        found[name] = {
+            part: {kind: _median(one[part][kind] for one in inside) for kind in ("wall_s", "cpu_s")}
+            for part in inside[0]
+        }
+        rows = [[part, f"{one['wall_s']:.2f}", f"{one['cpu_s']:.2f}"] for part, one in found[name].items()]
+        print(f"\n{name}, {args.runs} runs, medians\n")
+        print(markdown(["phase", "wall s", "CPU s"], rows))
+    return found
 
 
 def measure_evaluation(path: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -139,16 +159,18 @@ def phases(path: str, threads: int | None) -> dict[str, dict[str, float]]:
         last.update(now)
 
     lap("Python, numpy")
-    from chinchilla_lm.models.gguf_file import open_file
     from chinchilla_lm.runtime.loading import load
 
     lap("import")
-    with open_file(Path(path)):
-        lap("read the header")
+    if os.environ.get("CHINCHILLA_KEEP") == "0":
+        from chinchilla_lm.models.gguf_file import open_file
+
+        lap("import torch")
+        with open_file(Path(path)):
+            lap("read the header once")
     session = load(path, threads=threads)
-    lap("load: import torch, dequantise, pack")
     assert session.tokenizer is not None
-    lap("tokenizer")
+    lap("load, with the tokenizer")
     for _ in session.generate(PROMPT, 1, stream=True):
         pass
     lap("prefill, first token")

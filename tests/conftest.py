@@ -33,6 +33,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's cache gets no copies of models that exist for one test; nor do tests find those of others."""
+    monkeypatch.setenv("CHINCHILLA_KEEP", "0")
+
+
 @pytest.fixture
 def tiny_config() -> Callable[..., ModelConfig]:
     """A maker of three-block causal pre-norm models with rotary positions; keyword arguments change fields."""

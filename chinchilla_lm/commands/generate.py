@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", metavar="NAME", help="native, torch or (default) auto: native on the CPU"
     )
     add_device_arguments(parser)
+    parser.epilog = (
+        "A packed copy of a GGUF file is kept in the user's cache (4 GiB at most), so that the next use begins sooner; "
+        "the environment variable CHINCHILLA_KEEP=0 turns that off."
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

@@ -103,7 +103,7 @@ class PlainTokenizer:
     def save(self, folder: Path) -> None:
         """Write it, so that `load` and transformers read the same without a rule of any class of tokenizer."""
         # Not by the library itself, which raises nothing narrower than Exception where the disk is full.
-        (folder / FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8", newline="")
+        (folder / FILE).write_text(self.backend_tokenizer.to_str(), encoding="utf-8", newline="")
         config = {
             MARK: VERSION,
             "tokenizer_class": "PreTrainedTokenizerFast",
