@@ -36,7 +36,8 @@ class Writer:
 
     def __init__(self, write: Callable[[threading.Event], None]) -> None:
         """write: raises Stopped soon after the event that it is given is set, and leaves nothing half written."""
-        self._hurry, self._stop = threading.Event(), threading.Event()
+        self._hurry, self._stop, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, args=(write,), name=NAME, daemon=True)
 
     def start(self) -> None:
@@ -46,19 +47,24 @@ class Writer:
             atexit.register(self.finish)
 
     def finish(self) -> None:
-        """Wait until it is done."""
+        """Wait until it is done; a process that was forked off has no such thread."""
+        if os.getpid() != self._process:
+            return
         self._hurry.set()
         try:
-            self._thread.join()
+            self._done.wait()  # Python 3.11 takes a thread for ended when a signal interrupts its join
         except KeyboardInterrupt:
             self._stop.set()
-            self._thread.join()
+            self._done.wait()
 
     def _run(self, write: Callable[[threading.Event], None]) -> None:
         self._hurry.wait(PAUSE)
-        with suppress(OSError, InputError, MemoryError, Stopped):  # there is then no copy, and nothing else is lost
-            write(self._stop)
-        atexit.unregister(self.finish)
+        try:
+            with suppress(OSError, InputError, MemoryError, Stopped):  # there is then no copy, and nothing else is lost
+                write(self._stop)
+        finally:
+            self._done.set()
+            atexit.unregister(self.finish)
 
 
 @dataclass(frozen=True, slots=True)

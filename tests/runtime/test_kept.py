@@ -430,28 +430,35 @@ def test_without_a_cache_nothing_is_kept_or_said(
     assert [str(one.message) for one in recwarn if "chinchilla" in one.filename] == []
 
 
-def test_ctrl_c_at_the_end_stops_the_writing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(keeping, "PAUSE", 1000.0)  # the end of the process does not wait for it
-    stopped = []
+ENDING = """
+import os, signal, sys, threading
+from chinchilla_lm.runtime import keeping
+keeping.PAUSE = 1000.0  # the end of the process does not wait for it
 
-    def write(stop: threading.Event) -> None:
-        stopped.append(stop.wait(60))
-        raise keeping.Stopped
+def write(stop):
+    how = sys.argv[1]
+    if how == 'interrupted':
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(60)
+        stop = threading.Event()
+        stop.wait(0.3)  # time that cleaning up takes
+    print('cleaned up' if how == 'interrupted' else 'written', flush=True)
+    raise keeping.Stopped
 
-    writer = keeping.Writer(write)
-    writer.start()
-    join, calls = writer._thread.join, []
+keeping.Writer(write).start()
+if sys.argv[1] == 'forked' and not os.fork():
+    sys.exit()
+"""
 
-    def interrupted() -> None:
-        calls.append(len(stopped))
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        join()
 
-    monkeypatch.setattr(writer._thread, "join", interrupted)
-    writer.finish()
-    assert (calls, stopped) == ([0, 0], [True])
-    assert not writer._thread.is_alive()
+@pytest.mark.parametrize(
+    ("how", "said"), [("left alone", "written"), ("interrupted", "cleaned up"), ("forked", "written")]
+)
+def test_the_process_waits_at_its_end(how: str, said: str):
+    if how == "forked" and not hasattr(os, "fork"):
+        pytest.skip("nothing forks here")
+    done = subprocess.run([sys.executable, "-c", ENDING, how], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said + "\n", "")
 
 
 def test_writing_that_is_stopped_leaves_nothing(copies: Path, tmp_path: Path):
