@@ -76,12 +76,14 @@ def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
     if recipe.metric is not None and recipe.metric not in known:
         raise InputError(f"metric {recipe.metric!r} is not one of {', '.join(known)}; pass --metric {known[0]}")
     from chinchilla_lm.commands.stages import Stages
+    from chinchilla_lm.data.labels import require_classes
 
     begun = time.monotonic()
     stages = Stages(recipe, console)
     _warn_of_few_documents(stages)
     if recipe.recover.epochs > 0:
         stages.job.dataset.records("dev")
+        require_classes(stages.job.dataset)
     _ = stages.job.labels
     table = stages.score()
     plan = stages.search(table)

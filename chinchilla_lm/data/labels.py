@@ -17,7 +17,10 @@ from chinchilla_lm.errors import InputError
 
 # As a test set's only label: the class is kept secret. -1 is GLUE's, ? that of ARFF and of the UCI sets.
 _HIDDEN = ("-1", "?", "unknown", "hidden", "none", "null", "nan", "n/a", "na")
-_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,14})(?:\.\d*)?")  # "007" is a code; whole numbers that a float holds
+# "007" is a code, and so may "1e3" be; whole numbers that a float holds, and powers of ten as C and NumPy print them.
+_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,14})(?:\.\d*)?(?:[eE][-+]\d\d)?")
+_HIDDEN_NUMBERS = (-1, -100)  # and -1.0, as pandas writes it; -100 is what losses leave out
+_PADDED = re.compile(r"0\d{1,14}")  # "01": a spreadsheet takes such zeros away, in one file and not in the other
 _TRUTH = ("true", "false")
 _SHOWN = 5  # labels that a message names
 
@@ -38,7 +41,8 @@ def why_hidden(task: Task, reading: Reading, train: Reading) -> str:
     if task not in ("text-classification", "ranking"):
         return ""
     known, seen = labels_in(train.records), labels_in(reading.records)
-    if len(seen) == 1 and (only := next(iter(seen))).casefold() in _HIDDEN and only not in known:
+    values = {_value(label) for label in seen}
+    if len(values) == 1 and _is_hidden(only := next(iter(seen))) and not values & {_value(label) for label in known}:
         return f"every label of {reading.source} is {only!r}, which {train.source} does not have"
     mine, theirs = reading.label_column, train.label_column
     if mine and theirs and mine != theirs and not known.keys() & seen.keys():
@@ -57,10 +61,13 @@ def unify(task: Task, splits: Mapping[str, Sequence[Any]]) -> tuple[dict[str, li
     kept = {split: list(records) for split, records in splits.items()}
     if task != "text-classification":
         return kept, []
-    counts = sum((labels_in(records) for records in kept.values()), Counter[str]())
+    each = [labels_in(records) for records in kept.values()]
+    counts = sum(each, Counter[str]())
+    codes = any(_holds_codes(labels) for labels in each)
     groups: dict[object, list[str]] = {}
     for label in counts:
-        groups.setdefault(_value(label), []).append(label)
+        padded = _PADDED.fullmatch(label) is not None and not codes
+        groups.setdefault(float(label) if padded else _value(label), []).append(label)
     if any(truth in groups for truth in _TRUTH) and (0.0 in groups or 1.0 in groups):
         names = ", ".join(sorted(counts)[:_SHOWN])
         raise InputError(f"labels {names} mix truth values with 0 and 1; write every label in one of the two ways")
@@ -77,6 +84,16 @@ def unify(task: Task, splits: Mapping[str, Sequence[Any]]) -> tuple[dict[str, li
     for records in kept.values():
         records[:] = [replace(r, label=spelling[r.label]) if r.label in spelling else r for r in records]
     return kept, notes[:_SHOWN]
+
+
+def _is_hidden(label: str) -> bool:
+    return label.casefold() in _HIDDEN or _value(label) in _HIDDEN_NUMBERS
+
+
+def _holds_codes(labels: Iterable[str]) -> bool:
+    """Whether a file has a number with zeros before it and without, so that the zeros mean something."""
+    known = {_value(label) for label in labels}
+    return any(_PADDED.fullmatch(label) is not None and float(label) in known for label in labels)
 
 
 def _value(label: str) -> object:

@@ -71,7 +71,10 @@ def read_file(path: Path, task: Task, columns: Columns, encoding: str | None = N
         InputError: see the readers; or no record, or more than 1 % of the records cannot be used.
     """
     suffix = inner_suffix(path)
-    columnar = suffix in jsonl.SUFFIXES or (suffix in table.SUFFIXES and task != "token-classification")
+    tabular = suffix in table.SUFFIXES and task != "token-classification"
+    if suffix == ".txt" and task in ("text-classification", "ranking"):
+        tabular = table.is_table_as_txt(path, encoding)
+    columnar = suffix in jsonl.SUFFIXES or tabular
     unread = replace(columns, by_time=False)
     if task == "token-classification":
         unread = replace(unread, text=None, label=None)  # a number of a column
@@ -87,7 +90,7 @@ def read_file(path: Path, task: Task, columns: Columns, encoding: str | None = N
         reading = jsonl.read_jsonl(path, task, columns, encoding)
     elif task == "token-classification":
         reading = read_conll(path, columns.text, columns.label, encoding)
-    elif suffix in table.SUFFIXES:
+    elif tabular:
         reading = table.read_table(path, task, columns, encoding)
     elif task == "language-modeling":
         reading = text.read_text([path], encoding)

@@ -279,8 +279,9 @@ def _strings(row: Row, name: str) -> tuple[str, ...]:
 
 
 def _tags(row: Row, name: str) -> tuple[str, ...]:
+    """Tags as texts. -1 for every word is how the hub writes tags that are kept secret."""
     values = row.get(name)
-    if _is_missing(values) or (isinstance(values, list) and all(_is_missing(value) for value in values)):
+    if _is_missing(values) or (isinstance(values, list) and all(_is_missing(v) or v == -1 for v in values)):
         raise MissingLabel(f"no tags in {name!r}")
     return _strings(row, name)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from chinchilla_lm.data.decode import read_string
 from chinchilla_lm.data.delimited import Record, parse
 from chinchilla_lm.data.records import BadRecord, Labelled, Reading, Skipped, Task
-from chinchilla_lm.data.rows import Columns, Located, read_rows
+from chinchilla_lm.data.rows import USUAL, Columns, Located, read_rows
 from chinchilla_lm.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".tab")
@@ -28,9 +28,20 @@ def read_table(path: Path, task: Task, columns: Columns | None = None, encoding:
     if not table.records:
         raise InputError(f"{path} has the header {table.header} and nothing below it; a table needs a header and rows")
     header, renamed = _names(table.header)
-    reading = read_rows(_rows(header, table.records, path.name), task, columns or Columns(), path.name)
+    records = [record for record in table.records if len(header) == 1 or record.fields != table.header]
+    if again := len(table.records) - len(records):
+        renamed.append(f"{again} rows repeat the header and are left out, as where tables are joined")
+    reading = read_rows(_rows(header, records, path.name), task, columns or Columns(), path.name)
     reading.notes[:0] = notes + table.notes + [f"{path.name}: {note}" for note in renamed]
     return reading
+
+
+def is_table_as_txt(path: Path, encoding: str | None = None) -> bool:
+    """Whether a .txt file begins with names in tabs, a usual one among them: Excel's "Unicode Text" ends so."""
+    text, _ = read_string(path, encoding)
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    names = [name.strip('\ufeff" ').lower() for name in first.split("\t")]
+    return len(names) > 1 and not {*USUAL["text"], *USUAL["label"]}.isdisjoint(names)
 
 
 def _names(header: Sequence[str]) -> tuple[list[str], list[str]]:

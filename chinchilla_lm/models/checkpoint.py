@@ -26,7 +26,7 @@ from chinchilla_lm.models.filling import Unread, fill
 from chinchilla_lm.models.gguf_names import shards_of
 from chinchilla_lm.models.meta import META, VERSION, read_meta
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
-from chinchilla_lm.models.sentence import PLAIN, Sentences, read_sentences, write_sentences
+from chinchilla_lm.models.sentence import PLAIN, Sentences, makes_vectors, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
 from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
@@ -112,7 +112,8 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
-    """Load a model with the head it was saved with, or a new one for another `task`.
+    """Load a model with the head it was saved with, or a new one for another `task`; what sentence-transformers
+    pools is an embedding model, unless it is a classifier.
 
     labels: those of a new classification head; a trained head whose labels include them all keeps its own, in its own
     order. bidirectional: let a decoder's tokens look at what follows (True), or not (False); None keeps the config's.
@@ -168,7 +169,7 @@ def describe(
     hf = _own_config(raw)
     family = family_of(hf)
     hf = _with_direction(hf, family, bidirectional)
-    head, trained = choose_head(family, hf, task, labels)
+    head, trained = choose_head(family, hf, task or _own_task(family, hf, located), labels)
     sentences = _sentences(head, located)
     if sentences.pooling is not None:
         head = replace(head, pooling=sentences.pooling, normalize=sentences.normalize)
@@ -306,6 +307,15 @@ def _serves(trained: HeadConfig, kind: HeadKind, labels: Sequence[str] | None) -
         return trained.kind == "ranking"
     same = trained.kind == kind or {trained.kind, kind} == {"ranking", "text-classification"}
     return same and set(labels or ()) <= set(trained.labels)
+
+
+def _own_task(family: Family, hf: Mapping[str, Any], located: Located) -> HeadKind | None:
+    """What a model is for where only its folder says so: sentence-transformers leaves out the head that a model was
+    trained with first, and may leave that head's class in the config."""
+    if located.gguf is not None or not makes_vectors(located.root or located.folder):
+        return None
+    trained = family.trained_head(hf)
+    return "embedding" if trained is None or trained.kind == "language-modeling" else None
 
 
 def _sentences(head: HeadConfig, located: Located) -> Sentences:

@@ -16,9 +16,9 @@ from chinchilla_lm.models.gguf_file import open_file
 from chinchilla_lm.models.gguf_metadata import NO_TOKEN, check_merges
 from chinchilla_lm.models.gguf_sentencepiece import GEMMA, fill_sentencepiece
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
-from chinchilla_lm.models.stop_tokens import ends_in
+from chinchilla_lm.models.stop_tokens import ENDS_OF_ANY_TYPE, ends_in
 
-CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 
 # The published regular expressions: tokenizer.json of Llama 3, Qwen2 and Mistral NeMo; llama.cpp's llama-vocab.cpp.
 _LLAMA3 = (
@@ -155,6 +155,8 @@ def _add_tokens(backend: Any, metadata: dict[str, Any], named: dict[str, str]) -
     kinds = metadata.get("tokenizer.ggml.token_type") or []
     found: dict[int, list[str]] = {CONTROL: [], USER_DEFINED: []}
     for token, kind in zip(metadata["tokenizer.ggml.tokens"], kinds, strict=False):
+        if kind == NORMAL and token in ENDS_OF_ANY_TYPE:
+            kind = CONTROL
         # Gemma's runs of spaces are spelt otherwise in the vocabulary: its merges make them.
         if kind in found and backend.token_to_id(token) is not None:
             found[kind].append(token)

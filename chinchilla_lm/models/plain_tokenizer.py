@@ -32,6 +32,7 @@ VERSION = 1
 FILE, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 # What transformers should know of a saved tokenizer, and we need not.
 _FOR_OTHERS = ("model_max_length", "model_input_names", "padding_side", "clean_up_tokenization_spaces")
+MORE_SPECIALS = "extra_special_tokens"  # transformers' key for those with a role of the model's own: `image_token`
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class PlainTokenizer:
         template = read_text(source / TEMPLATE, "chat template", "") if (source / TEMPLATE).is_file() else None
         return cls(
             _backend(source / FILE),
-            {role: token for role, token in config.items() if role in SPECIALS and isinstance(token, str)},
+            _specials(config),
             template,
             config.get("truncation_side") == "left",
             config.get("split_special_tokens") is True,
@@ -109,8 +110,10 @@ class PlainTokenizer:
             "truncation_side": "left" if self.cut_left else "right",
             "split_special_tokens": self.split_specials,
             **self.others,
-            **self.specials,
+            **{role: token for role, token in self.specials.items() if role in SPECIALS},
         }
+        if more := {role: token for role, token in self.specials.items() if role not in SPECIALS}:
+            config[MORE_SPECIALS] = more
         (folder / CONFIG).write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
         if self.chat_template is not None:
             (folder / TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
@@ -153,6 +156,11 @@ class PlainTokenizer:
         columns = [[text] if isinstance(text, str) else list(text)]
         if text_pair is not None:
             columns.append([text_pair] if isinstance(text_pair, str) else list(text_pair))
+            if isinstance(text_pair, str) != one or len(columns[0]) != len(columns[1]):
+                raise InputError(
+                    f"{len(columns[0])} texts have {len(columns[1])} second texts; pass one for each, as two texts or "
+                    "as two lists"
+                )
         if truncation in (False, "do_not_truncate"):
             found = self._whole(columns, add_special_tokens)
         elif truncation in (True, "longest_first"):
@@ -186,6 +194,8 @@ class PlainTokenizer:
         """Encodings of at most `max_length` tokens. The library's encodings can be cut one by one, and framed then."""
         if max_length is None:
             raise InputError("truncation needs a max_length; pass max_length=512")
+        if not isinstance(max_length, int):
+            raise InputError(f"max_length {max_length!r:.60} is not a whole number; pass max_length=512")
         backend = self.backend_tokenizer
         around = self.num_special_tokens_to_add(pair=len(columns) > 1) if specials else 0
         room = max_length - around
@@ -261,6 +271,13 @@ def kept_lengths(lengths: Sequence[int], room: int) -> list[int]:
     if shorter + longer > room:
         shorter, longer = room // 2, room // 2 + room % 2
     return [longer, shorter] if lengths[0] > lengths[1] else [shorter, longer]
+
+
+def _specials(config: Mapping[str, Any]) -> dict[str, str]:
+    """Role → token, out of a config that `save` wrote."""
+    more = config.get(MORE_SPECIALS)
+    found = {role: config.get(role) for role in SPECIALS} | (more if isinstance(more, dict) else {})
+    return {role: token for role, token in found.items() if isinstance(token, str)}
 
 
 def _backend(path: Path) -> Any:

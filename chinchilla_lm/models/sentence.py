@@ -61,6 +61,14 @@ class Sentences:
 PLAIN = Sentences()
 
 
+def makes_vectors(root: Path) -> bool:
+    """Whether sentence-transformers pools what the transformer gives; it also keeps sparse models and rerankers."""
+    path = root / MODULES
+    modules = read_json(path, "sentence-transformers modules") if path.is_file() else None
+    found = modules if isinstance(modules, list) else []
+    return any(isinstance(part, dict) and str(part.get("type")).endswith(f".{ORDER[1]}") for part in found)
+
+
 def transformer_folder(folder: Path) -> Path | None:
     """The folder in which modules.json says that the transformer is, where that is not the model's own."""
     path = folder / MODULES

@@ -81,7 +81,8 @@ def _on_hub(name: str, revision: str | None) -> Located:
 
 
 def _in_folder(folder: Path) -> Located:
-    files = sorted(folder.glob("*.gguf"))
+    # macOS keeps a `._model.gguf` beside each file on disks and in archives that are not its own.
+    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("."))
     if (folder / "config.json").is_file() and (any(folder.glob("*.safetensors")) or not files):
         return Located(folder)
     if (folder / "model" / "config.json").is_file():

@@ -2,7 +2,9 @@
 
 An instruction-tuned model ends its turn with a token of its own, and many a file names only the one that ends a
 document. So llama.cpp goes by the names of tokens too, and this is its list (`llama-vocab.cpp`, `special_eog_ids`), of
-tokens that the tokenizer keeps whole: the letters `</s>` in a vocabulary without such a token end nothing.
+tokens that the tokenizer keeps whole: the letters `</s>` in a vocabulary without such a token end nothing. The other
+names are words of no language, so a GGUF file that has such a token among its ordinary ones, as early files of Gemma
+do, is mistaken, and it is taken for a control token, as llama.cpp takes it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.gguf_metadata import NO_TOKEN
 
 ENDS = frozenset(
     {
@@ -38,6 +41,7 @@ ENDS = frozenset(
         "<｜end▁of▁sentence｜>",  # DeepSeek
     }
 )
+ENDS_OF_ANY_TYPE = ENDS - {"</s>"}
 # What surrounds code that is to be filled in; it ends a text as well. By GGUF's key, or else by name.
 FILLING = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
@@ -71,14 +75,14 @@ def ends_of_gguf(path: Path) -> list[int]:
 
 def ends_in(path: Path, metadata: Mapping[str, Any]) -> list[int]:
     """The same by what a file says, which takes a while to read. Raises InputError likewise."""
-    from chinchilla_lm.models.gguf_tokenizer import CONTROL, USER_DEFINED
+    from chinchilla_lm.models.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED
 
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
     types = metadata.get("tokenizer.ggml.token_type") or [CONTROL] * len(tokens)
     whole = {
         token: index
         for index, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind in (CONTROL, USER_DEFINED)
+        if kind in (CONTROL, USER_DEFINED) or (kind == NORMAL and token in ENDS_OF_ANY_TYPE)
     }
     found = ends_by_name(whole)
     for key in (*KEYS, *FILLING):
@@ -92,7 +96,7 @@ def ends_in(path: Path, metadata: Mapping[str, Any]) -> list[int]:
 
 def _named(path: Path, metadata: Mapping[str, Any], key: str, count: int) -> int | None:
     index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    if index is None or not count:
+    if index in NO_TOKEN or not count:
         return None
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise InputError(f"{path}: tokenizer.ggml.{key}_token_id {index!r} is not below {count}; download it again")

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <future>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -13,7 +11,6 @@ namespace chinchilla {
 
 namespace {
 
-constexpr std::size_t kLeastPart = 4096;  // tokens that are worth a thread, some 10 ms
 constexpr std::uint64_t kBase = 0x9e3779b97f4a7c15;  // of the hash; any odd number that is large
 
 // Tokens by their text. The hash of a text is Σ (byte + 1) kBase^i, last byte first, so that of all parts of a text it
@@ -76,8 +73,7 @@ struct Merge {
 
 class Merger {
 public:
-    Merger(const Table& table, std::span<const std::string_view> tokens, std::span<const float> scores)
-        : table_(table), scores_(scores) {
+    Merger(std::span<const std::string_view> tokens, std::span<const float> scores) : table_(tokens), scores_(scores) {
         for (const std::string_view token : tokens) powers_.resize(std::max(powers_.size(), token.size() + 1));
         std::uint64_t power = 1;
         for (std::uint64_t& one : powers_) one = std::exchange(power, power * kBase);
@@ -145,7 +141,7 @@ private:
         right.begin = right.end;
     }
 
-    const Table& table_;
+    const Table table_;
     std::span<const float> scores_;
     std::vector<std::uint64_t> powers_, hashes_;
     std::string_view text_;
@@ -157,19 +153,10 @@ private:
 
 std::vector<std::int32_t> last_merges(std::span<const std::string_view> tokens, std::span<const float> scores) {
     if (tokens.size() != scores.size()) throw std::invalid_argument("there are not as many scores as tokens");
-    const Table table(tokens);
-    std::vector<std::int32_t> found(tokens.size());
-    const auto some = [&](std::size_t begin, std::size_t end) {
-        Merger merger(table, tokens, scores);
-        for (std::size_t i = begin; i < end; ++i) found[i] = tokens[i].empty() ? 0 : merger.last(tokens[i]);
-    };
-    const std::size_t parts = std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, tokens.size() / kLeastPart + 1);
-    std::vector<std::future<void>> others;  // by themselves where there are threads to be had, else when they are waited for
-    for (std::size_t part = 1; part < parts; ++part) {
-        others.push_back(std::async(some, tokens.size() * part / parts, tokens.size() * (part + 1) / parts));
-    }
-    some(0, tokens.size() / parts);
-    for (std::future<void>& other : others) other.get();
+    Merger merger(tokens, scores);
+    std::vector<std::int32_t> found;
+    found.reserve(tokens.size());
+    for (const std::string_view token : tokens) found.push_back(token.empty() ? 0 : merger.last(token));
     return found;
 }
 

@@ -77,7 +77,13 @@ class NativeEngine:
     def __init__(self, spec: EngineSpec) -> None:
         program, card = _program(spec)
         self.model = NativeModel(program, spec.threads)
-        self.demand, self.form = ProgramDemand(program, card), str(program.header["format"])
+        try:  # what the engine has no use for may be damaged still
+            self.demand, self.form = ProgramDemand(program, card), str(program.header["format"])
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the program in {spec.path} does not say how large its parts are ({error!r}); "
+                "run chinchilla pack again"
+            ) from error
         self.everywhere = card.kind in ("language-modeling", "token-classification")
 
     def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:

@@ -117,9 +117,15 @@ def together(calls: Sequence[Callable[[], None]]) -> None:
 
 def _zeros(size: int) -> Bytes:
     """Zeros that begin on a page, in large pages where the system has them: 540 MB that are touched for the first time
-    take a third of the time then."""
+    take a third of the time then. Raises InputError where there is no room for so many."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, max(size, 1), **private)
+    try:
+        memory = mmap.mmap(-1, max(size, 1), **private)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"a program of {size:,} bytes has no room in memory ({error}); pack it in fewer bits, or, where the model "
+            "is not so large, use the config that belongs to the weights"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

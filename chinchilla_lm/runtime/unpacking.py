@@ -96,6 +96,8 @@ class _State:
         if part is None:
             return
         config, positions = self.model.config, part["positions"]
+        if positions < config.max_positions:
+            raise ValueError(f"the bias of positions is for {positions} positions, not {config.max_positions}")
         pitch = round_up(2 * positions + LANES, LANES)
         values = self._floats(part["offset"], part["heads"] * pitch).reshape(part["heads"], pitch)
         table = np.zeros((config.relative_buckets, part["heads"]), np.float32)
@@ -121,10 +123,7 @@ class _State:
             self._norm(f"{link}.q_norm", part["query_norm"])
             self._norm(f"{link}.k_norm", part["key_norm"])
             if part["gated_heads"]:
-                order = np.argsort(gate_order(part["heads"], part["kv_heads"], part["head_dim"]))
-                for name in (f"{link}.{first}.weight", f"{link}.{first}.bias"):
-                    if name in self.found:
-                        self._put(name, self.found[name].numpy()[order])
+                self._gates(f"{link}.{first}", part)
         elif part["kind"] == "delta":
             self._delta(link, part)
         elif part["gated"]:
@@ -134,6 +133,16 @@ class _State:
                     both = self.found[name].numpy()
                     panels = both.reshape(-1, 2, LANES, *both.shape[1:]).swapaxes(0, 1)
                     self._put(name, panels.reshape(2, -1, *both.shape[1:])[:, :inner].reshape(-1, *both.shape[1:]))
+
+    def _gates(self, name: str, part: dict[str, Any]) -> None:
+        """Each head's gate back behind its query."""
+        heads, kv_heads, size, rows = part["heads"], part["kv_heads"], part["head_dim"], part["first"]["outputs"]
+        if 2 * (heads + kv_heads) * size != rows:  # before there is an order of so many rows
+            raise ValueError(f"{name} has {rows} rows, not 2 · ({heads} + {kv_heads}) · {size}")
+        order = np.argsort(gate_order(heads, kv_heads, size))
+        for one in (f"{name}.weight", f"{name}.bias"):
+            if one in self.found:
+                self._put(one, self.found[one].numpy()[order])
 
     def _delta(self, link: str, part: dict[str, Any]) -> None:
         self._norm(f"{link}.head_norm", part["head_norm"], unit_offset=False)

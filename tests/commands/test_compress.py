@@ -143,6 +143,13 @@ def test_a_certificate_that_fails_is_status_3_and_stands_on_top(tagger: Path, ta
     assert chinchilla(*words, "--quiet").out.count("FAILED: ") == 1
 
 
+def test_one_class_is_refused_before_anything_is_trained(model_folder, tmp_path: Path, chinchilla):
+    made = write_jsonl(tmp_path / "one", SIZES, lambda source: {"text": some_words(source), "label": "B-X"})
+    words = ["compress", model_folder("bert", "text-classification"), "--task", "text-classification", "--data", made]
+    chinchilla(*words, *SHORTENING, "-o", tmp_path / "out").refused("all 40 labels", "two different")
+    assert not (tmp_path / "out" / "costs.json").exists()
+
+
 def test_a_speed_that_cannot_be_had_is_status_1(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
     words = ["compress", tagger, *TAGGING, "--data", tags, "--latency", 0.0001, "--batch", 4, "-o", tmp_path / "run"]
     done = chinchilla(*words, "--quiet")

@@ -147,6 +147,13 @@ def test_columns_without_a_name_or_with_the_same(write):
         read_table(write("b.csv", ",id\n0,1\n"), "language-modeling")
 
 
+def test_a_header_that_stands_in_the_middle_is_no_row(write):
+    joined = ("text,label\n" + "".join(f"t {i},{i % 2}\n" for i in range(20))) * 2
+    reading = read_table(write("a.csv", joined), "text-classification")
+    assert [record.text for record in reading.records] == [f"t {i}" for i in range(20)] * 2
+    assert reading.notes == ["a.csv: 1 rows repeat the header and are left out, as where tables are joined"]
+
+
 def test_dates_that_contradict_each_other_fail_only_where_they_are_asked_for(write):
     path = write("a.csv", "date,text,label\n13/5/2019,a,x\n5/13/2019,b,y\n6/6/2019,c,y\n")
     data = load_dataset(path, "text-classification")

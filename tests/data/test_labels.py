@@ -25,7 +25,7 @@ def load(write, tmp_path, task=TASK, suffix=".csv", **texts):
     return load_dataset(tmp_path, task)
 
 
-@pytest.mark.parametrize("mark", ["-1", "?", "", "unknown", "nan"])
+@pytest.mark.parametrize("mark", ["-1", "-1.0", "-100", "?", "", "unknown", "nan"])
 def test_a_test_split_of_hidden_labels_is_left_aside(write, tmp_path, mark):
     data = load(write, tmp_path, train=table("a", "01"), dev=table("b", "01"), test=table("c", [mark]))
     assert data.labels == ("0", "1")
@@ -36,9 +36,11 @@ def test_a_test_split_of_hidden_labels_is_left_aside(write, tmp_path, mark):
         load_dataset(tmp_path, TASK, splits={"train": "train.csv", "test": "test.csv"})
 
 
-def test_minus_one_is_a_class_where_train_has_it(write, tmp_path):
-    data = load(write, tmp_path, train=table("a", ["-1", "0", "1"]), test=table("c", ["-1"]))
+@pytest.mark.parametrize("spelling", ["-1", "-1.0"])
+def test_minus_one_is_a_class_where_train_has_it(write, tmp_path, spelling):
+    data = load(write, tmp_path, train=table("a", ["-1", "0", "1"]), test=table("c", [spelling]))
     assert len(data.splits["test"]) == 30
+    assert data.labels == ("-1", "0", "1")
 
 
 def test_a_kaggle_folder(write, tmp_path):
@@ -67,8 +69,9 @@ def test_tagged_test_data_without_tags(write, tmp_path):
         assert sum(map(len, data.splits.values())) == 30
     rows = [{"tokens": [f"w{i}"], "ner_tags": ["B-X"]} for i in range(30)]
     write("j/train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write("j/test.jsonl", '{"tokens": ["a"], "ner_tags": [null]}\n')
-    assert sum(map(len, load_dataset(tmp_path / "j", "token-classification").splits.values())) == 30
+    for hidden in ("[null]", "[-1]"):
+        write("j/test.jsonl", f'{{"tokens": ["a"], "ner_tags": {hidden}}}\n')
+        assert sum(map(len, load_dataset(tmp_path / "j", "token-classification").splits.values())) == 30
 
 
 def test_a_test_split_of_nothing_but_o_is_said(write, tmp_path):
@@ -105,6 +108,8 @@ def test_hub_splits_with_hidden_labels(monkeypatch):
     [
         ([0, 1, 0.0, 1.0, "0", "1", " 0", "1.0", "0.00", "+1"], ("0", "1")),
         ([0.5, "0.50", 2, "2."], ("0.5", "2")),
+        ([0, 1, "0.000e+00", "1.00000000E+00", 30, "3.0e+01"], ("0", "1", "30")),
+        (["1e3", "1000"], ("1e3", "1000")),
         ([True, "true", False, "False"], ("False", "True")),
         (["007", "7.5"], ("7.5", "007")),
     ],
@@ -121,6 +126,15 @@ def test_spellings_are_brought_together_across_splits_and_said(write, tmp_path):
     assert data.labels == ("0", "1")
     assert [record.label for record in data.splits["test"][:2]] == ["0", "1"]
     assert "label 0 is also written 0.0, and read as 0" in data.notes
+
+
+def test_zeros_that_one_file_lost_are_no_other_class(write, tmp_path):
+    padded, plain = ["01", "02", "10"], ["1", "2", "10"]
+    data = load(write, tmp_path, train=table("a", padded), dev=table("b", padded), test=table("c", plain))
+    assert data.labels == ("1", "2", "10")
+    assert "label 1 is also written 01, and read as 1" in data.notes
+    both = load(write, tmp_path, train=table("a", ["7", "007"]), dev=table("b", ["007"]), test=table("c", ["7"]))
+    assert set(both.labels) == {"7", "007"}
 
 
 def test_numbers_of_one_spelling_stay_as_they_are(write):

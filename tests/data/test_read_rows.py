@@ -9,7 +9,7 @@ import lzma
 import pytest
 
 from chinchilla_lm.data.jsonl import read_jsonl
-from chinchilla_lm.data.layouts import require_usable
+from chinchilla_lm.data.layouts import read_file, require_usable
 from chinchilla_lm.data.records import BadRecord, Labelled, Tagged, Text
 from chinchilla_lm.data.rows import Columns
 from chinchilla_lm.data.spans import tag_spans
@@ -181,6 +181,22 @@ def test_a_label_for_each_entity(write):
     ]
     assert reading.skipped[0].where == "a.csv:3"
     assert reading.has_documents
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_a_table_that_excel_saved_as_unicode_text(tmp_path, encoding):
+    path = tmp_path / "train.txt"
+    path.write_bytes(
+        "".join(f"{i}\tgut € {i}@x\tl{i % 2}\r\n" for i in range(9)).join(["id\ttext\tlabel\r\n", ""]).encode(encoding)
+    )
+    for named in (Columns(), Columns(text="text", label="label")):
+        records = read_file(path, "text-classification", named).records
+        assert [(record.text, record.label) for record in records] == [(f"gut € {i}@x", f"l{i % 2}") for i in range(9)]
+    path.write_text("Sales\trose@positive\nfell@negative\n")
+    assert [record.label for record in read_file(path, "text-classification", Columns()).records] == [
+        "positive",
+        "negative",
+    ]
 
 
 def test_at_lines(write):

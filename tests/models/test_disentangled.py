@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.models.disentangled import DisentangledAttention, log_bucket
-from tests.models.tiny import CASES, batch, saved
+from tests.models.tiny import CASES, HIDDEN, LABELS, VOCAB, assert_same, batch, saved
 
 NAMES = [name for name in CASES if name.startswith("deberta") and not name.endswith("absolute")]
 
@@ -76,3 +77,26 @@ def test_what_is_beyond_us_is_one_line(change: dict, named: str, tmp_path: Path)
     with pytest.raises(InputError, match=named) as caught:
         load(path.parent)
     assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_a_discriminator_as_it_is_published(tmp_path: Path) -> None:
+    """mdeberta-v3-base's file has no class in its config, and what only its training needed beside the encoder."""
+    reference, folder = saved(tmp_path, "deberta-v2", "embedding")
+    stored = {f"deberta.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    for name, shape in {
+        "deberta.embeddings.word_embeddings._weight": (VOCAB, HIDDEN),
+        "deberta.embeddings.position_embeddings._weight": (40, HIDDEN),
+        "deberta.embeddings.position_embeddings.weight": (40, HIDDEN),
+        "lm_predictions.lm_head.dense.weight": (HIDDEN, HIDDEN),
+        "mask_predictions.classifier.weight": (1, HIDDEN),
+    }.items():
+        stored[name] = torch.randn(shape)
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "architectures"}))
+    data = batch(False)
+    for task, labels in (("embedding", None), ("token-classification", LABELS)):
+        model = load(folder, task=task, labels=labels).model
+        hidden = model.finish(model.run(*model.embed(data)))
+        assert_same(hidden, reference(input_ids=data.ids).last_hidden_state, data)

@@ -294,6 +294,14 @@ def test_shards_of_another_model_are_refused(whole: Path, tmp_path: Path):
         load(alone)
 
 
+def test_the_shadows_that_macos_keeps_are_no_models(whole: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copyfile(whole, folder / "m.gguf")
+    (folder / "._m.gguf").write_bytes(b"\0\5\x16\7" + bytes(99))
+    assert load(folder).files == (folder / "m.gguf",)
+
+
 def test_several_models_in_a_folder_ask_for_one(whole: Path, tmp_path: Path):
     paths = shards(whole, tmp_path / "many", 2)
     shutil.copyfile(whole, tmp_path / "many" / "other.gguf")

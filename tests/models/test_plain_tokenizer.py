@@ -250,6 +250,13 @@ def test_what_it_does_not_do_is_refused(both: Any) -> None:
             plain("fox", **options)
     with pytest.raises(InputError, match="max_length 1 leaves no room beside 2"):
         plain("fox", truncation=True, max_length=1)
+    for length in ("8", 8.0):
+        with pytest.raises(InputError, match="is not a whole number; pass max_length=512"):
+            plain("fox", truncation=True, max_length=length)
+    for text, pair in ((["fox", "dog"], ["fox"]), ("fox", ["fox"]), (["fox"], "fox"), (["fox"], ["fox", "dog"])):
+        for room in (None, 9):
+            with pytest.raises(InputError, match=r"second texts; pass one for each"):
+                plain(text, pair, truncation=room is not None, max_length=room)
     with pytest.raises(TypeError, match="return_tensors"):
         plain("fox", return_tensors="pt")
     with pytest.raises(TypeError, match="stride"):
@@ -310,6 +317,20 @@ def test_templates_are_found_where_transformers_finds_them(tmp_path: Path, make:
     save_plain(plain, tmp_path)
     assert PlainTokenizer.load(tmp_path).apply_chat_template(TURNS) == wanted
     assert not (tmp_path / "additional_chat_templates").exists()
+
+
+def test_a_template_may_call_special_tokens_of_the_models_own(tmp_path: Path) -> None:
+    byte_level(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", extra_special_tokens={"image_token": "<|user|>", "start": "<|user|>"})
+    (tmp_path / "chat_template.jinja").write_text("{{ image_token }}{{ start }}{{ truncation_side }}{{ eos_token }}")
+    stock = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    wanted = stock.apply_chat_template(TURNS, tokenize=False)
+    assert wanted.startswith("<|user|><|user|>")
+    plain = PlainTokenizer.load(tmp_path)
+    save_plain(plain, tmp_path)
+    for one in (plain, PlainTokenizer.load(tmp_path)):
+        assert one.apply_chat_template(TURNS) == wanted
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(TURNS, tokenize=False) == wanted
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,33 @@ def test_both_forms_give_the_defined_vectors(form, how: str, normalize: bool, tm
     np.testing.assert_allclose(session(tmp_path / "packed", "torch").embed(TEXTS), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("bert", "BertForMaskedLM"), ("electra", "ElectraForPreTraining"), ("llama-gqa", "LlamaForCausalLM")],
+)
+def test_the_class_that_a_model_was_trained_with_first_is_not_what_it_is(name: str, first: str, tmp_path: Path):
+    """all-mpnet-base-v2's config names a masked language model, of whose head its file holds nothing."""
+    root = model(tmp_path / "m", name)
+    describe(root, old("mean"))
+    expected = wanted(root, TEXTS, "mean", normalize=True)
+    config = json.loads((root / "config.json").read_text())
+    write(root / "config.json", config | {"architectures": [first]})
+    for backend in ("native", "torch"):
+        np.testing.assert_allclose(session(root, backend).embed(TEXTS), expected, atol=1e-5)
+    write_packed(root, "f32", tmp_path / "packed")
+    np.testing.assert_allclose(load(tmp_path / "packed", threads=1).embed(TEXTS), expected, atol=1e-5)
+    if name == "bert":  # who asks for another head gets it
+        assert load_checkpoint(root, task="token-classification", labels=["O"]).model.config.head.labels == ("O",)
+
+
+def test_a_sparse_model_keeps_the_head_that_it_needs(tmp_path: Path):
+    """SPLADE pools a masked language model's logits, and says so under a name of its own."""
+    build("bert").save_pretrained(tmp_path)
+    kinds = ("sparse_encoder.models.MLMTransformer", "sparse_encoder.models.SpladePooling")
+    write(tmp_path / "modules.json", [{"type": f"sentence_transformers.{kind}"} for kind in kinds])
+    assert load_checkpoint(tmp_path).model.config.head.kind == "language-modeling"
+
+
 def test_a_folder_is_written_in_the_form_that_every_version_reads(tmp_path: Path):
     root = model(tmp_path / "m")
     describe(root, new("lasttoken"), new=True)
@@ -282,3 +309,17 @@ def test_modules_do_not_matter_to_another_head(tmp_path: Path):
     root = model(tmp_path / "m")
     describe(root, old("max"), more="Dense")
     assert load_checkpoint(root, task="token-classification", labels=["O", "B-X"]).fresh
+
+
+def test_a_head_that_the_config_still_names_is_not_asked_for(tmp_path: Path) -> None:
+    """all-mpnet-base-v2 says MPNetForMaskedLM, and has the weights of the encoder alone."""
+    root = model(tmp_path / "m")
+    describe(root, {OLD["mean"]: True})
+    expected = load(root, backend="torch", dtype="float32").embed(TEXTS)
+    config = json.loads((root / "config.json").read_text())
+    write(root / "config.json", config | {"architectures": ["BertForMaskedLM"]})
+    assert load_checkpoint(root).model.config.head.kind == "embedding"
+    assert np.array_equal(load(root, backend="torch", dtype="float32").embed(TEXTS), expected)
+    (root / "modules.json").unlink()
+    with pytest.raises(InputError, match="missing from the checkpoint"):
+        load_checkpoint(root)

@@ -14,7 +14,7 @@ from gguf import GGUFWriter
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
-from chinchilla_lm.models.stop_tokens import ends_by_name, ends_of_gguf
+from chinchilla_lm.models.stop_tokens import ENDS_OF_ANY_TYPE, ends_by_name, ends_of_gguf
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.packed import read_packed
 from chinchilla_lm.runtime.packing import write_packed
@@ -77,8 +77,19 @@ LLAMA_CPP = (
 
 @pytest.mark.parametrize("name", LLAMA_CPP.split())
 def test_names_count_where_no_key_does(tmp_path: Path, name: str) -> None:
-    for kind, wanted in [(CONTROL, [FIRST + 1]), (USER_DEFINED, [FIRST + 1]), (NORMAL, [])]:
+    ordinary = [FIRST + 1] if name in ENDS_OF_ANY_TYPE else []
+    for kind, wanted in [(CONTROL, [FIRST + 1]), (USER_DEFINED, [FIRST + 1]), (NORMAL, ordinary)]:
         assert ends_of_gguf(write(tmp_path / f"{kind}.gguf", {"<a>": CONTROL, name: kind}, {})) == wanted
+
+
+def test_an_end_that_the_file_has_among_ordinary_tokens_is_one_token_and_ends(tmp_path: Path) -> None:
+    whole = {"<|endoftext|>": CONTROL, "<|im_end|>": NORMAL, "</s>": NORMAL}
+    path = write(tmp_path / "m.gguf", whole, {"eos": FIRST}, build("llama-gqa", vocab_size=FIRST + len(whole)))
+    write_packed(path, "f32", tmp_path / "packed")
+    for card in (Card.of(load(path)), read_packed(tmp_path / "packed")[1]):
+        assert stop_ids(card.hf_config, card.tokenizer, card.source) == {FIRST, FIRST + 1}
+        assert card.tokenizer.encode("ab<|im_end|>", add_special_tokens=False) == [FIRST - 1, FIRST + 1]
+        assert len(card.tokenizer.encode("</s>", add_special_tokens=False)) == 4
 
 
 def test_a_key_of_filling_in_stands_for_its_names(tmp_path: Path) -> None:
@@ -104,6 +115,11 @@ def test_names_that_mean_something_else_beside_others(names: str, ends: set[int]
 def test_an_id_that_is_no_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"eot_token_id {FIRST + 9} is not below {FIRST + 1}; download it again"):
         ends_of_gguf(write(tmp_path / "m.gguf", {"<a>": CONTROL}, {"eot": FIRST + 9}))
+
+
+def test_an_id_that_says_that_there_is_none_is_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", {"<a>": CONTROL, "<|eot_id|>": CONTROL}, {"eos": FIRST, "eot": 2**32 - 1})
+    assert ends_of_gguf(path) == [FIRST, FIRST + 1]
 
 
 def test_a_file_a_folder_of_it_and_a_packed_model_stop_alike(tmp_path: Path) -> None:

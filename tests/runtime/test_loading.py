@@ -1,3 +1,5 @@
+import json
+import shutil
 import warnings
 
 import pytest
@@ -63,3 +65,12 @@ def test_threads_are_set_for_the_process(model_folder):
     assert torch.get_num_threads() == 2
     load(model_folder(), "torch")
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(engine_module() is None, reason="needs the engine")
+def test_a_config_of_a_far_larger_model_is_refused_before_memory_runs_out(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder(), tmp_path / "large")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 2**31}))
+    with pytest.raises(InputError, match="use the config"):  # where the system grants any memory, the tensor's shape
+        load(folder, "native", dtype="float32")

@@ -151,6 +151,12 @@ FAMILY = Family(
     to_config=read,
     weights=weights,
     default_head=head,
-    # What only pretraining needs, and absolute positions that a model without them may still hold.
-    ignored=(r"embeddings\.position_ids", r"embeddings\.position_embeddings\.weight", r"mask_predictions\..*"),
+    # What only pretraining needs (`_weight`: what a discriminator adds to its generator's embeddings, which is in
+    # `weight` too), and absolute positions that a model without them may still hold.
+    ignored=(
+        r"embeddings\.position_ids",
+        r"embeddings\.position_embeddings\.weight",
+        r"embeddings\.(word|position)_embeddings\._weight",
+        r"mask_predictions\..*",
+    ),
 )
