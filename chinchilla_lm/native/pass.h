@@ -8,6 +8,10 @@
 namespace chinchilla {
 
 constexpr int kManyRows = 32;
+// Rows of a part of a product whose outputs are used at once: it goes no further than the near caches.
+constexpr int kPartRows = 64;
+
+inline int padded_width(int size) { return round_up(size, kLanes); }
 
 // A thread's place in the team that runs a pass; alone it is 0 of 1 and its barrier does nothing.
 struct Member {
