@@ -13,6 +13,7 @@ from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
 from chinchilla_lm.models.families.base import Family, Weight, standard_architectures
 from chinchilla_lm.models.families.bert import ENCODER_IGNORED, base_weights, both, encoder_config
 from chinchilla_lm.models.families.reading import Fields, plain_head
+from chinchilla_lm.models.families.roberta import classifier_weights
 
 # Where a config is silent, and BERT's would be another value.
 DEFAULTS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -40,20 +41,14 @@ def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
 def weights(config: ModelConfig) -> list[Weight]:
     """All names of an ELECTRA with its head."""
     found = base_weights(config)
-    kind = config.head.kind
     if config.embedding_size is not None:
         found += both("embedding.project", "embeddings_project")
-    if kind == "language-modeling":
-        found += both("head.dense", "generator_predictions.dense", in_base=False)
-        found += both("head.transform_norm", "generator_predictions.LayerNorm", in_base=False)
-        output = both("head.output", "generator_lm_head", in_base=False)
-        found += output[1:] if config.head.tied else output
-    elif kind == "token-classification":
-        found += both("head.output", "classifier", in_base=False)
-    elif kind != "embedding":
-        found += both("head.dense", "classifier.dense", in_base=False)
-        found += both("head.output", "classifier.out_proj", in_base=False)
-    return found
+    if config.head.kind != "language-modeling":
+        return found + classifier_weights(config)
+    found += both("head.dense", "generator_predictions.dense", in_base=False)
+    found += both("head.transform_norm", "generator_predictions.LayerNorm", in_base=False)
+    output = both("head.output", "generator_lm_head", in_base=False)
+    return found + (output[1:] if config.head.tied else output)
 
 
 FAMILY = Family(

@@ -9,23 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chinchilla_lm.models.config import HeadConfig, HeadKind, ModelConfig
+from chinchilla_lm.models.config import HeadConfig, ModelConfig
 from chinchilla_lm.models.families.base import Family, Weight, standard_architectures
-from chinchilla_lm.models.families.bert import ENCODER_IGNORED, both, decoder_of, encoder_config
-from chinchilla_lm.models.families.reading import Fields, plain_head
+from chinchilla_lm.models.families.bert import ENCODER_IGNORED, both, encoder_config
+from chinchilla_lm.models.families.reading import Fields
+from chinchilla_lm.models.families.roberta import head, head_weights
 
 BUCKETS = 32
 OFFSET = 2  # the first position's row: behind that of padding
-
-
-def head(hf: Mapping[str, Any], kind: HeadKind, labels: tuple[str, ...]) -> HeadConfig:
-    """Sequences are classified on <s> behind a dense layer with tanh; the LM transform is always a GELU."""
-    if kind == "language-modeling":
-        tied = Fields(hf).flag("tie_word_embeddings", True)
-        return plain_head(hf, kind, (), tied=tied, transform=True, dense_activation="gelu")
-    if kind in ("text-classification", "ranking"):
-        return plain_head(hf, kind, labels, dense_activation="tanh", pooling="first")
-    return plain_head(hf, kind, labels)
 
 
 def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
@@ -62,17 +53,7 @@ def weights(config: ModelConfig) -> list[Weight]:
         found += both(f"{mlp}up", f"{theirs}intermediate.dense")
         found += both(f"{mlp}down", f"{theirs}output.dense")
         found += both(f"{mlp}norm", f"{theirs}output.LayerNorm")
-    kind = config.head.kind
-    if kind == "language-modeling":
-        found += both("head.dense", "lm_head.dense", in_base=False)
-        found += both("head.transform_norm", "lm_head.layer_norm", in_base=False)
-        found += decoder_of(config, "lm_head.decoder", "lm_head.bias")
-    elif kind == "token-classification":
-        found += both("head.output", "classifier", in_base=False)
-    elif kind != "embedding":
-        found += both("head.dense", "classifier.dense", in_base=False)
-        found += both("head.output", "classifier.out_proj", in_base=False)
-    return found
+    return found + head_weights(config)
 
 
 FAMILY = Family(

@@ -36,18 +36,29 @@ def read(hf: Mapping[str, Any], head: HeadConfig) -> ModelConfig:
 
 def weights(config: ModelConfig) -> list[Weight]:
     """All names of a RoBERTa with its head."""
-    found = base_weights(config)
-    kind = config.head.kind
-    if kind == "language-modeling":
-        found += both("head.dense", "lm_head.dense", in_base=False)
-        found += both("head.transform_norm", "lm_head.layer_norm", in_base=False)
-        found += decoder_of(config, "lm_head.decoder", "lm_head.bias")
-    elif kind == "token-classification":
-        found += both("head.output", "classifier", in_base=False)
-    elif kind != "embedding":
-        found += both("head.dense", "classifier.dense", in_base=False)
-        found += both("head.output", "classifier.out_proj", in_base=False)
-    return found
+    return base_weights(config) + head_weights(config)
+
+
+def head_weights(config: ModelConfig) -> list[Weight]:
+    """The names of the head."""
+    if config.head.kind != "language-modeling":
+        return classifier_weights(config)
+    return [
+        *both("head.dense", "lm_head.dense", in_base=False),
+        *both("head.transform_norm", "lm_head.layer_norm", in_base=False),
+        *decoder_of(config, "lm_head.decoder", "lm_head.bias"),
+    ]
+
+
+def classifier_weights(config: ModelConfig) -> list[Weight]:
+    """Those of a head that is no language model's."""
+    if config.head.kind == "embedding":
+        return []
+    if config.head.kind == "token-classification":
+        return both("head.output", "classifier", in_base=False)
+    return both("head.dense", "classifier.dense", in_base=False) + both(
+        "head.output", "classifier.out_proj", in_base=False
+    )
 
 
 FAMILY = Family(
