@@ -16,7 +16,8 @@ from collections.abc import Mapping
 
 # Looks of a waiting thread, each a few nanoseconds to some tens, by the CPU. Thousands of pairs of small operations a
 # second (linear of 32 × 576 × 1536 in bfloat16, GELU) on two cores, alone and beside a torch process of two threads:
-# 300,000 looks 3.3 and 0.4, 10,000 2.9 and 0.7, 3,000 3.2 and 1.2, 1,000 2.6 and 1.3, none 2.3 and 2.0 (Zen 4).
+# 300,000 looks 3.3 and 0.4, 10,000 2.9 and 0.7, 3,000 3.2 and 1.2, 1,000 2.6 and 1.3, none 2.3 and 2.0 (Zen 4, by hand;
+# benchmarks/neighbour.py has whole verbs).
 SPINS = "3000"
 VARIABLE = "GOMP_SPINCOUNT"
 POLICY = "OMP_WAIT_POLICY"

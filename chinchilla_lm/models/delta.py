@@ -28,8 +28,6 @@ from chinchilla_lm.models.layers import Context, Link
 PIECE = 64  # tokens solved for at once; transformers' choice
 SMALLEST_SQUARE = 1e-6  # added to the squared length of queries and keys before they are divided by it
 
-State = tuple[Tensor, Tensor]
-
 
 class GatedDelta(Link):
     """A link that mixes tokens by the gated delta rule."""
