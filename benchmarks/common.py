@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chinchilla_lm.runtime import machine
+from chinchilla_lm.runtime.measuring import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.native import _engine
 from chinchilla_lm.pack.formats import FORMATS
-from chinchilla_lm.runtime.program import Parts
+from chinchilla_lm.runtime.engine.program import Parts
 
 OUTPUTS, INPUTS = 960, 576  # queries, keys and values of SmolLM2-135M
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from common import data_folder, describe_machine, markdown, packaged_model, write_result
 
-from chinchilla_lm.commands.stages import Stages
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError
 from chinchilla_lm.evaluate.judge import Judge
+from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.recipe import make_recipe
 from chinchilla_lm.score.contract import Target, fulfil
 from chinchilla_lm.search import Memo

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from common import data_folder, describe_machine, markdown, packaged_model
 
-from chinchilla_lm.commands.stages import Stages
 from chinchilla_lm.console import Console
+from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import chain, pair
 from chinchilla_lm.recipe import make_recipe
 from chinchilla_lm.score.measure import Measure

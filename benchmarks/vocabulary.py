@@ -8,11 +8,9 @@ vocabulary is laid out as Gemma's is: control tokens, user-defined runs of line 
 from WikiText-2 and enough concatenations of those to fill it, single characters last. The file is written once, to
 out/vocabulary.
 
-A file's first use packs it and keeps the copy (runtime/kept.py), a later one maps that copy. Both are measured, with
-the copies in out/vocabulary/cache, which is emptied before each first use; that of a process that keeps nothing too.
-
-Every figure is of a process of its own: wall time from its start, CPU seconds and peak memory as the system counts them
-(getrusage of the child).
+A file's first use packs it and keeps the copy (runtime/engine/kept.py), a later one maps that copy. Both are measured,
+with the copies in out/vocabulary/cache, which is emptied before each first use; that of a process that keeps nothing
+too.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def compress(model: str, *, task: str, data: str, out: str, quiet: bool = False,
 
     Raises InputError for bad input, ContractError where the speed cannot be had.
     """
-    from chinchilla_lm.commands.compress import compress as run
+    from chinchilla_lm.pipeline.compress import compress as run
 
     return run(_recipe(model, task, data, out, fields), Console(quiet=quiet))
 
@@ -23,7 +23,7 @@ def finetune(model: str, *, task: str, data: str, out: str, quiet: bool = False,
 
     Raises InputError for bad input.
     """
-    from chinchilla_lm.commands.finetune import finetune as run
+    from chinchilla_lm.pipeline.finetune import finetune as run
 
     return run(_recipe(model, task, data, out, fields), Console(quiet=quiet))
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from chinchilla_lm.evaluate.speed import Entry, Roof
-    from chinchilla_lm.runtime.footprint import Footprint
-    from chinchilla_lm.runtime.shape import Shape
+    from chinchilla_lm.runtime.measuring.footprint import Footprint
+    from chinchilla_lm.runtime.measuring.shape import Shape
 
 # Texts a batch: one request of a language model, a batch of short texts for what only reads.
 DEFAULT_BATCH = {True: 1, False: 32}
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from chinchilla_lm.evaluate.speed import measure
-    from chinchilla_lm.runtime import machine
     from chinchilla_lm.runtime.cpu import usable_cores
     from chinchilla_lm.runtime.device import resolve_device
+    from chinchilla_lm.runtime.measuring import machine
     from chinchilla_lm.runtime.torch_backend import set_threads
 
     for flag in ("data", "test", "peers_home"):
@@ -102,9 +102,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _entries(args: argparse.Namespace, device: torch.device, console: Console) -> tuple[list[Entry], int]:
     """The original, if there is one, and the model; and which of them is the model."""
     from chinchilla_lm.evaluate.speed import Entry
-    from chinchilla_lm.runtime.engines import NATIVE, TORCH, EngineSpec, open_engine
+    from chinchilla_lm.runtime.engine.packed import is_packed
     from chinchilla_lm.runtime.loading import EngineWarning, engine_serves
-    from chinchilla_lm.runtime.packed import is_packed
+    from chinchilla_lm.runtime.measuring.engines import NATIVE, TORCH, EngineSpec, open_engine
     from chinchilla_lm.runtime.torch_backend import dtype_of
 
     if args.backend == "native" and device.type != "cpu":
@@ -127,7 +127,7 @@ def _entries(args: argparse.Namespace, device: torch.device, console: Console) -
 
 
 def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> Shape:
-    from chinchilla_lm.runtime.shape import Shape
+    from chinchilla_lm.runtime.measuring.shape import Shape
 
     demand = entries[-1].engine.demand
     writes = demand.kind == "language-modeling" and demand.causal
@@ -150,7 +150,7 @@ def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> 
 
 def _peak_dtype(form: str) -> str:
     """The numbers whose products are the peak: those of the format, or the fastest floats for formats of few bits."""
-    from chinchilla_lm.runtime.native import native_format
+    from chinchilla_lm.runtime.engine.native import native_format
 
     if form not in ("bf16", "bfloat16", "f32", "float32"):
         form = native_format("auto")
@@ -160,7 +160,7 @@ def _peak_dtype(form: str) -> str:
 def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
     """The CPU's roof; a GPU's is not measured here."""
     from chinchilla_lm.evaluate.speed import Roof
-    from chinchilla_lm.runtime.machine import measure_bandwidth, measure_gemm
+    from chinchilla_lm.runtime.measuring.machine import measure_bandwidth, measure_gemm
 
     if device.type != "cpu":
         console.warn(f"bandwidth and GEMM peak are measured on the CPU only; no shares of them on {device}")
@@ -172,7 +172,7 @@ def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
 def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Footprint | None]:
     import torch
 
-    from chinchilla_lm.runtime.footprint import measure_footprint
+    from chinchilla_lm.runtime.measuring.footprint import measure_footprint
 
     found: list[Footprint | None] = []
     with console.progress(len(entries), "memory and load time", "processes") as progress:

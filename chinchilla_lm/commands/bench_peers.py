@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from chinchilla_lm.commands.job import Job
     from chinchilla_lm.models.checkpoint import Checkpoint
     from chinchilla_lm.models.config import ModelConfig
     from chinchilla_lm.peers.work import Work
+    from chinchilla_lm.pipeline.job import Job
 
 # Text that a language model is judged on, and texts that quantisers are shown.
 QUALITY_TOKENS, SAMPLES = 8192, 128
@@ -37,11 +37,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.peers.run import Field, compete
     from chinchilla_lm.peers.sources import Sources
     from chinchilla_lm.peers.table import LANGUAGE, chosen
-    from chinchilla_lm.runtime import machine
     from chinchilla_lm.runtime.cpu import usable_cores
-    from chinchilla_lm.runtime.native import native_format
-    from chinchilla_lm.runtime.packed import is_packed, read_packed
-    from chinchilla_lm.runtime.roofline import pass_flops
+    from chinchilla_lm.runtime.engine.native import native_format
+    from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
+    from chinchilla_lm.runtime.measuring import machine
+    from chinchilla_lm.runtime.measuring.roofline import pass_flops
     from chinchilla_lm.runtime.torch_backend import set_threads
 
     peers, commands = chosen(args.peers)
@@ -98,12 +98,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def _models(args: argparse.Namespace, console: Console) -> tuple[Job, Checkpoint]:
     """A job on the model, which has it loaded, and the model that the others run."""
-    from chinchilla_lm.commands.job import Job
     from chinchilla_lm.models.checkpoint import load
     from chinchilla_lm.peers.table import LANGUAGE, TAGGING
+    from chinchilla_lm.pipeline.job import Job
     from chinchilla_lm.recipe import make_recipe
-    from chinchilla_lm.runtime.packed import is_packed
-    from chinchilla_lm.runtime.unpacking import unpack_checkpoint
+    from chinchilla_lm.runtime.engine.packed import is_packed
+    from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 
     packed = is_packed(args.model)
     if packed and args.against is None:

@@ -51,10 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Inspect, compress, certify, and show a sentence from both models. Returns compress's exit status."""
-    from chinchilla_lm.commands.compress import CERTIFICATE_FAILED, compress
-    from chinchilla_lm.commands.folder import RunFolder
+    from chinchilla_lm.commands.compress import CERTIFICATE_FAILED
     from chinchilla_lm.commands.inspect import inspect
     from chinchilla_lm.files import read_json
+    from chinchilla_lm.pipeline.compress import compress
+    from chinchilla_lm.pipeline.folder import RunFolder
 
     recipe = _recipe(Path(args.output), args.fast)
     folder = RunFolder.of(recipe, console)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _recipe(output: Path, fast: bool) -> Recipe:
-    from chinchilla_lm.runtime.machine import packaged_models
+    from chinchilla_lm.runtime.measuring.machine import packaged_models
 
     model = packaged_models().get(MODEL)
     if model is None:

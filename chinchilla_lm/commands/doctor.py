@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Measure and print. Raises InputError when --seconds is not a positive number."""
     if not (math.isfinite(args.seconds) and args.seconds > 0):
         raise InputError(f"seconds {args.seconds} is not greater than 0; pass --seconds 5")
-    from chinchilla_lm.runtime import machine
+    from chinchilla_lm.runtime.measuring import machine
 
     found = machine.describe() | {"native": describe_engine()}
     bandwidth, gemm = _measure(args.seconds, console)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _measure(seconds: float, console: Console) -> tuple[float, dict[str, float]]:
-    from chinchilla_lm.runtime.machine import measure_bandwidth, measure_gemm
+    from chinchilla_lm.runtime.measuring.machine import measure_bandwidth, measure_gemm
 
     with console.progress(3, "measuring", "figures") as progress:
         bandwidth = measure_bandwidth(seconds * _SHARES[0])
@@ -98,7 +98,7 @@ def _show(found: dict[str, Any], bandwidth: float, gemm: dict[str, float], conso
 def describe_engine() -> dict[str, Any]:
     """The native engine: `kernels`, the sets that it could run here, best first (none where it is not installed);
     `runs`, the one that it would run; `error`, why it would not."""
-    from chinchilla_lm.runtime.native import engine_module, instruction_set
+    from chinchilla_lm.runtime.engine.native import engine_module, instruction_set
 
     module = engine_module()
     if module is None:

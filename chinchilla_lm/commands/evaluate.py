@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.console import Console
-from chinchilla_lm.recipe import Recipe, add_flags, from_args
-
-if TYPE_CHECKING:
-    from chinchilla_lm.commands.job import Job
+from chinchilla_lm.recipe import add_flags, from_args
 
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "text_column", "label_column",
@@ -29,61 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate and print. Returns 3 where a comparison was asked for and its certificate failed."""
+    from chinchilla_lm.pipeline.evaluate import evaluate
+
     recipe = from_args(args)
     result = evaluate(recipe, console, split=args.split, against=args.against, predictions=args.predictions)
     console.result(result)
     certificate = result.get("certificate")
     return CERTIFICATE_FAILED if certificate and not certificate["passed"] else 0
-
-
-def evaluate(
-    recipe: Recipe,
-    console: Console,
-    *,
-    split: str = "test",
-    against: str | None = None,
-    predictions: str | None = None,
-) -> dict[str, Any]:
-    """Metrics with intervals, tables, and the certificate where there is an original to compare with."""
-    from chinchilla_lm.commands.job import Job
-    from chinchilla_lm.errors import InputError
-    from chinchilla_lm.evaluate.certificate import certify
-    from chinchilla_lm.evaluate.predictions import write_predictions
-
-    job = Job(recipe, console, only_served=True)
-    judge = job.judge(split)
-    judged = judge(job.served())
-    result: dict[str, Any] = {
-        "task": recipe.task,
-        "split": split,
-        "n": judged.measurement.n,
-        "metrics": job.show(judged, split),
-        "tables": {name: table.rows for name, table in judged.measurement.tables.items()},
-    }
-    if predictions is not None:
-        console.say(f"{write_predictions(predictions, judged.predictions):,} predictions in {predictions}")
-    if against is not None:
-        other = Job(_same_windows(job), console, model=against, only_served=True)
-        if recipe.task == "language-modeling" and other.window != job.window:
-            raise InputError(
-                f"{against} takes {other.window} tokens, less than the windows of {job.window}; "
-                f"pass --max-tokens {other.window}"
-            )
-        original = other.judge(split)(other.served())
-        metric = recipe.metric or original.primary.name
-        if metric not in original.measurement.sums:
-            known = ", ".join(original.measurement.sums)
-            raise InputError(f"metric {metric!r} is not one of {known}; pass --metric {original.primary.name}")
-        certificate = certify(
-            original.measurement.sums[metric], judged.measurement.sums[metric], recipe.margin, original.measurement.n
-        )
-        console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
-        result["certificate"] = certificate.to_dict()
-    return result
-
-
-def _same_windows(job: Job) -> Recipe:
-    """The recipe for the model that `job` is compared with: running text is cut into the same windows for both."""
-    if job.recipe.task != "language-modeling":
-        return job.recipe
-    return job.recipe.model_copy(update={"max_tokens": job.window})

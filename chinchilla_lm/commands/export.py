@@ -63,7 +63,7 @@ def export(model: str, folder: Path, console: Console) -> dict[str, Any]:
     from chinchilla_lm.export.hf import export_hf
     from chinchilla_lm.files import read_json
     from chinchilla_lm.models.checkpoint import load
-    from chinchilla_lm.runtime.packed import is_packed
+    from chinchilla_lm.runtime.engine.packed import is_packed
 
     if is_packed(model):
         raise InputError(f"{model} is packed, its weights rounded for our engine; export the model that it came from")

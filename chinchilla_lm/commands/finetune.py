@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
-from typing import Any
 
 from chinchilla_lm.console import Console
-from chinchilla_lm.recipe import Recipe, add_flags, from_args
+from chinchilla_lm.recipe import add_flags, from_args
 
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "output", "text_column", "label_column",
@@ -23,74 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fine-tune and print the test metrics."""
+    from chinchilla_lm.pipeline.finetune import finetune
+
     result = finetune(from_args(args), console)
     console.result(result)
     return 0
-
-
-def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Train by a recipe; the model is in `<output>/model` afterwards. Returns the metrics on dev and, where there is
-    one, test."""
-    from chinchilla_lm.commands.folder import RunFolder
-    from chinchilla_lm.commands.job import Job
-    from chinchilla_lm.data.labels import require_classes
-
-    begun = time.monotonic()
-    folder = RunFolder.of(recipe, console)
-    job = Job(recipe, console, new_head=True)
-    require_classes(job.dataset)
-    inputs = {
-        "model": job.checkpoint.sha256,
-        "data": job.data_sha256,
-        "recipe": recipe.model_dump(include=set(FIELDS) - {"output", "model", "device", "threads"}),
-    }
-    folder.stage("finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs), lambda: None)
-    trained = Job(recipe, console, model=str(folder.file("model")))
-    result: dict[str, Any] = {"model": str(folder.file("model")), "task": recipe.task, "splits": {}}
-    for split in ("dev", "test"):
-        if split in trained.dataset.splits:
-            judged = trained.judge(split)(trained.ready(trained.checkpoint.model))
-            result["splits"][split] = trained.show(judged, split)
-    result["seconds"] = round(time.monotonic() - begun, 1)
-    folder.log({"finetune": result["splits"], "seconds": result["seconds"]})
-    console.show(f"{folder.file('model')}: done in {result['seconds']:.0f} s")
-    return result
-
-
-def _train(job: Any, folder: Any, inputs: dict[str, Any]) -> None:
-    from chinchilla_lm.files import json_text, sha256_text
-    from chinchilla_lm.models.checkpoint import save
-    from chinchilla_lm.train.loop import FitSettings, fit
-    from chinchilla_lm.train.recover import fine_tuning_loss
-
-    settings = job.recipe.finetune
-    model = job.checkpoint.model
-    model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
-    encoded = job.encode(job.dataset.records("train"))
-    judge = job.judge("dev")
-    state = folder.file("finetune.state")
-    fit(
-        model,
-        lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
-        fine_tuning_loss(settings.label_smoothing),
-        FitSettings(
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            head_learning_rate=settings.head_learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup=settings.warmup,
-            seed=job.recipe.seed,
-            dtype=job.dtype,
-        ),
-        job.console,
-        label="finetune",
-        evaluate=lambda: job.higher_is_better(judge(job.ready(model)).primary),
-        fresh=job.checkpoint.fresh,
-        state=state,
-        identity=sha256_text(json_text(inputs)),
-    )
-    meta: dict[str, Any] = {"window": {"context": job.context, "max_tokens": job.window}}
-    if job.recipe.task == "token-classification":
-        meta["tags"] = "BIO"
-    save(job.checkpoint, folder.file("model"), meta)
-    state.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chinchilla_lm.models.batch import Batch
     from chinchilla_lm.models.checkpoint import Checkpoint
     from chinchilla_lm.models.transformer import Transformer
-    from chinchilla_lm.runtime.program import Program
+    from chinchilla_lm.runtime.engine.program import Program
     from chinchilla_lm.score.timing import LinkTimes
 
 TASKS = ("language-modeling", "token-classification", "text-classification", "ranking", "embedding")
@@ -78,8 +78,8 @@ def inspect(
     Raises InputError for a model that cannot be read, or a shape that it cannot take.
     """
     from chinchilla_lm.models.checkpoint import load
-    from chinchilla_lm.runtime.packed import is_packed, read_packed
-    from chinchilla_lm.runtime.unpacking import unpack_checkpoint
+    from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
+    from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 
     program = read_packed(model)[0] if is_packed(model) else None
     if program is not None and shape is not None:
@@ -106,7 +106,7 @@ def inspect(
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a model is made of: its config in short, its blocks, and the parameters and bytes of its parts."""
-    from chinchilla_lm.runtime.roofline import size_of
+    from chinchilla_lm.runtime.measuring.roofline import size_of
 
     model = checkpoint.model
     config = model.config
@@ -141,7 +141,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _link(model: Transformer, name: str) -> dict[str, Any]:
     """A link that is left: its parameters; a dropped one: what became of its norm."""
-    from chinchilla_lm.runtime.roofline import size_of
+    from chinchilla_lm.runtime.measuring.roofline import size_of
 
     if name in model.dropped:
         return {"name": name, "parameters": 0, "dropped": model.dropped[name]}
@@ -158,7 +158,7 @@ def _check_shape(model: Transformer, rows: int, tokens: int) -> None:
 
 def _check_engine(device: str, dtype: str) -> None:
     """A packed model is timed in the engine or not at all."""
-    from chinchilla_lm.runtime.native import engine_module
+    from chinchilla_lm.runtime.engine.native import engine_module
 
     if device not in ("auto", "cpu"):
         raise InputError(f"a packed model is timed on the CPU, not on {device}; leave --device away")
@@ -182,7 +182,7 @@ def _time(model: Transformer, rows: int, tokens: int, device: str, dtype: str) -
 def _time_packed(model: Transformer, program: Program, rows: int, tokens: int, threads: int | None) -> LinkTimes:
     """In the engine. model: the program's twin, which says what is what."""
     from chinchilla_lm.runtime.cpu import usable_cores
-    from chinchilla_lm.runtime.served import NativeForward
+    from chinchilla_lm.runtime.engine.served import NativeForward
     from chinchilla_lm.score.timing import time_native_links
 
     served = NativeForward(program, model.config.head.kind, threads or usable_cores())
@@ -193,7 +193,7 @@ def _batch(model: Transformer, rows: int, tokens: int) -> Batch:
     import torch
 
     from chinchilla_lm.models.batch import Batch
-    from chinchilla_lm.runtime.shape import prompt
+    from chinchilla_lm.runtime.measuring.shape import prompt
 
     return Batch(torch.from_numpy(prompt(0, rows, tokens, model.config.vocab_size)))
 

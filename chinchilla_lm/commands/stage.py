@@ -11,7 +11,7 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.recipe import add_flags, from_args, read_yaml
 
 if TYPE_CHECKING:
-    from chinchilla_lm.commands.stages import Stages
+    from chinchilla_lm.pipeline.stages import Stages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_stages(args: argparse.Namespace, console: Console, *, target: bool = False) -> Stages:
     """The run folder's stages. With `target`, raises InputError unless a speed is asked for."""
-    from chinchilla_lm.commands.stages import Stages
+    from chinchilla_lm.pipeline.stages import Stages
     from chinchilla_lm.recipe import require_target
 
     output = vars(args).get("output")

@@ -22,7 +22,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.head import Head
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.served import NativeForward
+from chinchilla_lm.runtime.engine.served import NativeForward
 
 # Logits at once, 67 MB in float32: 64 positions of 262,144 words, which read a decoder of 0.3 GB in less time than
 # their products take.

@@ -1,7 +1,7 @@
 """Speed as a table: what each engine does a second, how far that is from the roof, and how many times as fast one is.
 
 The roof is this machine's, measured: a step of decoding must read its weights and its cache, a pass must do its
-multiplications (`runtime.roofline` says which). A share of 1 would be a program that wastes nothing.
+multiplications (`runtime.measuring.roofline` says which). A share of 1 would be a program that wastes nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chinchilla_lm.runtime.clock import Timing, speedup
-from chinchilla_lm.runtime.demand import Demand
-from chinchilla_lm.runtime.engines import Engine, EngineSpec
-from chinchilla_lm.runtime.footprint import Footprint
-from chinchilla_lm.runtime.race import race
-from chinchilla_lm.runtime.shape import Shape
+from chinchilla_lm.runtime.engine.demand import Demand
+from chinchilla_lm.runtime.measuring.clock import Timing, speedup
+from chinchilla_lm.runtime.measuring.engines import Engine, EngineSpec
+from chinchilla_lm.runtime.measuring.footprint import Footprint
+from chinchilla_lm.runtime.measuring.race import race
+from chinchilla_lm.runtime.measuring.shape import Shape
 
 # What was timed → what its ratio is called.
 RATIO_NAMES = {

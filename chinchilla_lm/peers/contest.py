@@ -14,7 +14,7 @@ from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.table import LANGUAGE
 from chinchilla_lm.peers.work import SEQUENCES, SHORT, SINGLES, STEPS, Ids, Work
-from chinchilla_lm.runtime.clock import orders
+from chinchilla_lm.runtime.measuring.clock import orders
 
 MIN_ROUNDS = 3
 

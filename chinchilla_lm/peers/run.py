@@ -22,9 +22,9 @@ from chinchilla_lm.peers.sources import Sources
 from chinchilla_lm.peers.table import BUILD_OF_LLAMA, LANGUAGE, OURS, PEERS, Peer
 from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.cpu import usable_cores
-from chinchilla_lm.runtime.demand import looked_up_bytes
-from chinchilla_lm.runtime.packed import read_packed
-from chinchilla_lm.runtime.roofline import looked_up_share
+from chinchilla_lm.runtime.engine.demand import looked_up_bytes
+from chinchilla_lm.runtime.engine.packed import read_packed
+from chinchilla_lm.runtime.measuring.roofline import looked_up_share
 
 # Its fastest at 8 and at 4 bits: which of the two is, depends on the build.
 LLAMA_BENCH_FORMS = ("Q8_0", "Q4_0", "Q4_1")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.engine.kept import WORTH, Place
+from chinchilla_lm.runtime.engine.native import NativeBackend, NativeModel, engine_module, native_format
+from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
 from chinchilla_lm.runtime.gpus import may_have_gpu
-from chinchilla_lm.runtime.kept import WORTH, Place
-from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module, native_format
-from chinchilla_lm.runtime.packed import is_packed, read_packed
 from chinchilla_lm.runtime.sampling import check_whole
 from chinchilla_lm.runtime.session import Session
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from chinchilla_lm.models.checkpoint import Checkpoint
-    from chinchilla_lm.runtime.program import Program
+    from chinchilla_lm.runtime.engine.program import Program
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -67,7 +67,7 @@ def load(
         program, card = _kept_or_made(path, native_format(dtype), task)
         return Session(NativeBackend(NativeModel(program, threads), card), card)
     from chinchilla_lm.models import checkpoint as checkpoints
-    from chinchilla_lm.runtime.unpacking import unpack_checkpoint
+    from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 
     checkpoint = unpack_checkpoint(path, task) if packed else checkpoints.load(path, task=task)
     _refuse_fresh(checkpoint, path, task)
@@ -96,7 +96,7 @@ def compile_file(path: str | Path, form: str, task: str | None = None) -> tuple[
     Raises InputError as `load` does.
     """
     from chinchilla_lm.models import checkpoint as checkpoints
-    from chinchilla_lm.runtime.compile import compile_model
+    from chinchilla_lm.runtime.engine.compile import compile_model
 
     with checkpoints.unread(path, task=task) as (checkpoint, weights):
         _refuse_fresh(checkpoint, path, task)
@@ -128,7 +128,7 @@ def torch_session(
 
 def native_session(checkpoint: Checkpoint, dtype: str = "auto", threads: int | None = None) -> Session:
     """A session in the engine on a model in memory, packed here and now in float32 or bfloat16."""
-    from chinchilla_lm.runtime.compile import compile_model
+    from chinchilla_lm.runtime.engine.compile import compile_model
 
     card = Card.of(checkpoint)
     program = compile_model(checkpoint.model, native_format(dtype))

@@ -14,9 +14,9 @@ from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.tokenizer import save_plain
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.runtime.card import Card
-from chinchilla_lm.runtime.compile import draft
-from chinchilla_lm.runtime.packed import PROGRAM, is_packed
-from chinchilla_lm.runtime.program import Draft, write_program
+from chinchilla_lm.runtime.engine.compile import draft
+from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
+from chinchilla_lm.runtime.engine.program import Draft, write_program
 
 Size = tuple[str, int, int]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError
 from chinchilla_lm.plan import CostTable, Plan, chain
-from chinchilla_lm.runtime.clock import Ratio
+from chinchilla_lm.runtime.measuring.clock import Ratio
 
 # Searches at most: each miss tightens the budget by what was missed, so three are usual.
 MAX_ROUNDS = 8

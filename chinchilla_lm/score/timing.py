@@ -17,7 +17,7 @@ from torch import nn
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.layers import Attention
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.served import NativeForward
+from chinchilla_lm.runtime.engine.served import NativeForward
 
 WARM_UP = 3
 

@@ -55,7 +55,7 @@ class Done:
 @pytest.fixture(scope="session")
 def quick() -> Iterator[None]:
     """Clocks that stop soon: tiny models need no seconds."""
-    from chinchilla_lm.commands import compress, stages
+    from chinchilla_lm.pipeline import compress, stages
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "LINK_SECONDS", 0.05)

@@ -13,9 +13,9 @@ from chinchilla_lm.data.encoded import Encoded
 from chinchilla_lm.files import read_json
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
-from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.native import engine_module
-from chinchilla_lm.runtime.served import NativeForward
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import engine_module
+from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.score.timing import time_native_links
 from tests.commands.conftest import TAGGING
 
@@ -95,5 +95,5 @@ def test_times_say_their_backend_and_another_backend_times_again(run_folder: Pat
 def test_bad_backends(tagger: Path, tags: Path, chinchilla, monkeypatch: pytest.MonkeyPatch):
     common = ("evaluate", tagger, *TAGGING, "--data", tags)
     chinchilla(*common, "--backend", "gpu").refused("gpu", "native")
-    monkeypatch.setattr("chinchilla_lm.commands.job.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("chinchilla_lm.pipeline.job.resolve_device", lambda name: torch.device("cuda"))
     chinchilla(*common, "--backend", "native").refused("native", "--device cpu")

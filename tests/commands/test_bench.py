@@ -8,9 +8,9 @@ from chinchilla_lm.cli import main
 from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.layers import Link
 from chinchilla_lm.models.transformer import NormFate
-from chinchilla_lm.runtime import torch_engine
-from chinchilla_lm.runtime.footprint import Footprint
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
+from chinchilla_lm.runtime.measuring import torch_engine
+from chinchilla_lm.runtime.measuring.footprint import Footprint
 from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.shorten.surgery import without
 
@@ -23,8 +23,8 @@ DROPPED: dict[str, NormFate] = {"0.mlp": "lose", "1.attn": "lose", "1.mlp": "los
 
 @pytest.fixture(autouse=True)
 def quick_roof(monkeypatch):
-    monkeypatch.setattr("chinchilla_lm.runtime.machine.measure_bandwidth", lambda: 10.0)
-    monkeypatch.setattr("chinchilla_lm.runtime.machine.measure_gemm", lambda dtype: 100.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_bandwidth", lambda: 10.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_gemm", lambda dtype: 100.0)
 
 
 @pytest.fixture
@@ -131,7 +131,8 @@ def test_a_model_against_itself_is_as_fast(capsys, model_folder, link_clock):
 
 def test_a_tagger_is_timed_by_the_batch_and_alone(capsys, model_folder, monkeypatch):
     monkeypatch.setattr(
-        "chinchilla_lm.runtime.footprint.measure_footprint", lambda spec, shape, threads: Footprint(123.0, 4.5)
+        "chinchilla_lm.runtime.measuring.footprint.measure_footprint",
+        lambda spec, shape, threads: Footprint(123.0, 4.5),
     )
     folder = str(model_folder("bert", "token-classification"))
     found = answer(capsys, folder, "--against", folder, "--tokens", "12", "--batch", "4")

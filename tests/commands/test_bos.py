@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from chinchilla_lm.commands.job import Job
 from chinchilla_lm.console import Console
+from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import engine_module
 from chinchilla_lm.runtime.packing import write_packed
 from tests.conftest import byte_level_tokenizer
 from tests.models.tiny import build

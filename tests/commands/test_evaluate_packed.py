@@ -14,8 +14,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from chinchilla_lm.models.checkpoint import load as load_checkpoint
 from chinchilla_lm.models.checkpoint import save
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import engine_module
 from chinchilla_lm.runtime.packing import write_packed
 from tests.commands.conftest import FILLER, Done, running_text, some_words, write_conll, write_jsonl
 

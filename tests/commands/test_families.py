@@ -15,7 +15,7 @@ from chinchilla_lm import cli
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.transformer import NormFate
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.shorten.surgery import without
 from tests.models.tiny import CASES, DECODERS
 

@@ -6,7 +6,7 @@ import transformers
 
 from chinchilla_lm.cli import main
 from chinchilla_lm.models.checkpoint import load, save
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.shorten.surgery import without
 

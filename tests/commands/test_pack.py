@@ -10,9 +10,9 @@ import pytest
 
 from chinchilla_lm.cli import main
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.engine.native import NativeBackend, engine_module
+from chinchilla_lm.runtime.engine.program import PAGE, VERSION, read_program, write_program
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import NativeBackend, engine_module
-from chinchilla_lm.runtime.program import PAGE, VERSION, read_program, write_program
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 
@@ -294,7 +294,7 @@ def test_a_twin_that_would_pool_in_another_way_is_refused(packed):
 
 def test_a_program_is_the_same_in_memory_and_in_its_file(packed, model_folder):
     from chinchilla_lm.models import checkpoint as checkpoints
-    from chinchilla_lm.runtime.compile import compile_model
+    from chinchilla_lm.runtime.engine.compile import compile_model
 
     for form in ("f32", "bf16", "int8", "int4"):
         file = read_program(packed(form) / "program.bin")
@@ -309,9 +309,9 @@ def test_packing_holds_no_second_copy(model_folder, tmp_path, monkeypatch):
     import tracemalloc
 
     from chinchilla_lm.models import checkpoint as checkpoints
-    from chinchilla_lm.runtime.compile import draft
+    from chinchilla_lm.runtime.engine.compile import draft
 
-    for module in ("pack.formats", "runtime.compile"):
+    for module in ("pack.formats", "runtime.engine.compile"):
         monkeypatch.setattr(f"chinchilla_lm.{module}.PIECE", 1 << 8)
     laid = draft(checkpoints.load(model_folder()).model, "f32")
     peaks = []

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from chinchilla_lm.commands.recovery import Recovery
-from chinchilla_lm.commands.stages import Stages
 from chinchilla_lm.console import Console
 from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.recovery import Recovery
+from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.plan.links import Norm
 from chinchilla_lm.recipe import Recipe

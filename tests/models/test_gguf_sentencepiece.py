@@ -14,7 +14,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import gguf_sentencepiece
 from chinchilla_lm.models.gguf_sentencepiece import find_merges
 from chinchilla_lm.models.gguf_tokenizer import read_plain_tokenizer, read_tokenizer
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
 
 LETTERS = [*"abcdeint", "\u00e9", "\u2581", "\n"]
 TEXTS = [

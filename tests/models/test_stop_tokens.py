@@ -16,7 +16,7 @@ from chinchilla_lm.models.checkpoint import load, save
 from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
 from chinchilla_lm.models.stop_tokens import ENDS_OF_ANY_TYPE, ends_by_name, ends_of_gguf
 from chinchilla_lm.runtime.card import Card
-from chinchilla_lm.runtime.packed import read_packed
+from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.runtime.text import stop_ids
 from tests.conftest import byte_level_tokenizer

@@ -20,7 +20,7 @@ build() {  # a name, a compiler, sets of kernels as name:option
         objects+=("$work/$name.${set%%:*}.o")
         [[ ${set%%:*} == portable ]] || options+=(-DCHINCHILLA_DOTPROD)
     done
-    for source in engine pass attention program team dispatch; do sources+=("$native/$source.cpp"); done
+    for source in engine pass head attention delta program team dispatch; do sources+=("$native/$source.cpp"); done
     "$compiler" "${options[@]}" -static -pthread "${sources[@]}" "$root/tests/native/cross.cpp" "${objects[@]}" -o "$work/$name"
 }
 

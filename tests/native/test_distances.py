@@ -12,11 +12,11 @@ import pytest
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import ISA_VARIABLE, NativeModel, engine_module
+from chinchilla_lm.runtime.engine.program import Program
 from chinchilla_lm.runtime.loading import load as load_session
-from chinchilla_lm.runtime.native import ISA_VARIABLE, NativeModel, engine_module
 from chinchilla_lm.runtime.packing import write_packed
-from chinchilla_lm.runtime.program import Program
 from tests.models.test_checkpoint import add_tokenizer
 from tests.models.tiny import saved
 from tests.native.examples import assert_near, texts

@@ -14,13 +14,13 @@ from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import NormFate, Transformer
 from chinchilla_lm.runtime.card import Card
-from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import NativeBackend, NativeModel, engine_module
+from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 from chinchilla_lm.runtime.generate import Generation, Model
-from chinchilla_lm.runtime.native import NativeBackend, NativeModel, engine_module
 from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.runtime.sampling import Sampler
 from chinchilla_lm.runtime.torch_backend import TorchBackend
-from chinchilla_lm.runtime.unpacking import unpack_checkpoint
 from chinchilla_lm.shorten.surgery import without
 from tests.models.test_checkpoint import add_tokenizer
 from tests.models.tiny import CASES, DECODERS, ENCODERS, LONGROPE, REMEMBERING, VOCAB, has_class, saved

@@ -22,12 +22,12 @@ import pytest
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
-from chinchilla_lm.runtime.compile import compile_model
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import NativeModel, engine_module
+from chinchilla_lm.runtime.engine.packed import PROGRAM
+from chinchilla_lm.runtime.engine.program import MAGIC, START, Program, read_program, write_program
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import NativeModel, engine_module
-from chinchilla_lm.runtime.packed import PROGRAM
 from chinchilla_lm.runtime.packing import write_packed
-from chinchilla_lm.runtime.program import MAGIC, START, Program, read_program, write_program
 from tests.models.tiny import VOCAB, saved
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")

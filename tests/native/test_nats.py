@@ -11,9 +11,9 @@ import torch
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.native import NativeModel, engine_module
-from chinchilla_lm.runtime.served import NativeForward
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import NativeModel, engine_module
+from chinchilla_lm.runtime.engine.served import NativeForward
 from tests.models.tiny import DECODERS, VOCAB
 from tests.native.examples import load, texts
 

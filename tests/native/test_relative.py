@@ -11,9 +11,9 @@ import torch
 
 from chinchilla_lm.models.relative import RelativeBias
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.native import ISA_VARIABLE, NativeModel, engine_module
-from chinchilla_lm.runtime.program import Program
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import ISA_VARIABLE, NativeModel, engine_module
+from chinchilla_lm.runtime.engine.program import Program
 from tests.native.examples import assert_near, load, texts
 from tests.native.test_engine import torch_rows
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.native import NativeModel, engine_module
-from chinchilla_lm.runtime.program import write_program
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import NativeModel, engine_module
+from chinchilla_lm.runtime.engine.program import write_program
 from tests.native.examples import assert_near, load, long_reader, texts
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
@@ -193,8 +193,8 @@ import sys
 import numpy as np
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime.native import NativeModel
-from chinchilla_lm.runtime.program import read_program
+from chinchilla_lm.runtime.engine.native import NativeModel
+from chinchilla_lm.runtime.engine.program import read_program
 
 def limit(kilobytes):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

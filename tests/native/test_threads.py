@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.native import NativeModel, engine_module
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import NativeModel, engine_module
 from tests.native.examples import load, texts
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")

@@ -18,7 +18,7 @@ from chinchilla_lm.peers.process import PeerError
 from chinchilla_lm.peers.run import _build_row, _tell_apart
 from chinchilla_lm.peers.table import FLOATS, OURS
 from chinchilla_lm.peers.work import Work
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.packing import write_packed
 
 QUIET = Console(quiet=True)
@@ -27,8 +27,8 @@ QUIET = Console(quiet=True)
 @pytest.fixture
 def short_race(monkeypatch: pytest.MonkeyPatch) -> None:
     """One round of a few tokens, on a machine that was measured already."""
-    monkeypatch.setattr("chinchilla_lm.runtime.machine.measure_bandwidth", lambda: 10.0)
-    monkeypatch.setattr("chinchilla_lm.runtime.machine.measure_gemm", lambda dtype: 100.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_bandwidth", lambda: 10.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_gemm", lambda dtype: 100.0)
     monkeypatch.setattr("chinchilla_lm.peers.contest.MIN_ROUNDS", 1)
     for place in ("contest", "work"):
         monkeypatch.setattr(f"chinchilla_lm.peers.{place}.STEPS", 4)

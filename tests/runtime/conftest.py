@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_lm.runtime import keeping, kept, loading
+from chinchilla_lm.runtime import loading
+from chinchilla_lm.runtime.engine import keeping, kept
 
 
 @pytest.fixture

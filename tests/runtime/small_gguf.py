@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from tokenizers import pre_tokenizers
 
-from chinchilla_lm.runtime import keeping
+from chinchilla_lm.runtime.engine import keeping
 from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.runtime.session import Session
 from tests.models.test_gguf import NAMES, add_config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime.clock import MIN_ROUNDS, Timing, interleave, speedup
+from chinchilla_lm.runtime.measuring.clock import MIN_ROUNDS, Timing, interleave, speedup
 
 
 def test_order_changes_and_warmup_is_not_counted():
@@ -42,7 +42,7 @@ def test_three_times_the_same_function_is_no_difference_though_the_places_of_a_r
         nonlocal now
         now += next(turns) * np.exp(0.005 * rng.standard_normal())
 
-    monkeypatch.setattr("chinchilla_lm.runtime.clock.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.clock.time", SimpleNamespace(perf_counter=lambda: now))
     timings = interleave(dict.fromkeys("ABC", work), rounds=300, warmup=1)
     for one, other in itertools.combinations("ABC", 2):
         ratio = speedup(timings[one], timings[other])

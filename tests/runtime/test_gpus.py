@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chinchilla_lm.runtime import gpus, loading
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
 
 NODES = ["nvidia0", "nvidiactl", "nvhost-ctrl", "nvmap", "dxg", "kfd"]
 

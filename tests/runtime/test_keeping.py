@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime import keeping, kept, loading
-from chinchilla_lm.runtime.kept import Place
-from chinchilla_lm.runtime.native import engine_module
-from chinchilla_lm.runtime.packed import PROGRAM
+from chinchilla_lm.runtime import loading
+from chinchilla_lm.runtime.engine import keeping, kept
+from chinchilla_lm.runtime.engine.kept import Place
+from chinchilla_lm.runtime.engine.native import engine_module
+from chinchilla_lm.runtime.engine.packed import PROGRAM
 from tests.runtime.small_gguf import loaded, write_model
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
@@ -116,7 +117,7 @@ def test_without_a_cache_nothing_is_kept_or_said(
 
 ENDING = """
 import os, signal, sys, threading
-from chinchilla_lm.runtime import keeping
+from chinchilla_lm.runtime.engine import keeping
 keeping.PAUSE = 1000.0  # the end of the process does not wait for it
 
 def write(stop):
@@ -161,7 +162,8 @@ def test_writing_that_is_stopped_leaves_nothing(copies: Path, tmp_path: Path):
 
 SCRIPT = """
 import sys
-from chinchilla_lm.runtime import kept, loading
+from chinchilla_lm.runtime import loading
+from chinchilla_lm.runtime.engine import kept
 loading.WORTH, kept.time.time_ns = 0.0, lambda: 2**62  # the file is as young as the test
 session = loading.load(sys.argv[1], threads=1)
 print(session.logits([5, 200, 17]).tobytes().hex())

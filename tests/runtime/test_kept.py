@@ -13,11 +13,12 @@ import pytest
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.plain_tokenizer import SPECIALS
-from chinchilla_lm.runtime import kept, loading
-from chinchilla_lm.runtime.kept import NOTE, Place
+from chinchilla_lm.runtime import loading
+from chinchilla_lm.runtime.engine import kept
+from chinchilla_lm.runtime.engine.kept import NOTE, Place
+from chinchilla_lm.runtime.engine.native import engine_module
+from chinchilla_lm.runtime.engine.packed import PROGRAM, read_packed
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import engine_module
-from chinchilla_lm.runtime.packed import PROGRAM, read_packed
 from chinchilla_lm.runtime.session import Session
 from tests.runtime.small_gguf import TEMPLATE, TOKENS, loaded, write_model
 

@@ -8,8 +8,8 @@ import torch
 import chinchilla_lm
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime import loading
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.loading import EngineWarning, load
-from chinchilla_lm.runtime.native import engine_module
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_settings_that_do_not_exist_are_refused(model_folder, options, message):
 
 @pytest.fixture
 def no_engine(monkeypatch):
-    for module in ("loading", "native"):
+    for module in ("loading", "engine.native"):
         monkeypatch.setattr(f"chinchilla_lm.runtime.{module}.engine_module", lambda: None)
 
 

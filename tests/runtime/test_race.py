@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from chinchilla_lm.errors import ContractError, InputError
-from chinchilla_lm.runtime.clock import speedup
-from chinchilla_lm.runtime.engines import NATIVE, TORCH, EngineSpec, open_engine
-from chinchilla_lm.runtime.footprint import measure_footprint, peak_mb
-from chinchilla_lm.runtime.native import engine_module
+from chinchilla_lm.runtime.engine.native import engine_module
+from chinchilla_lm.runtime.measuring.clock import speedup
+from chinchilla_lm.runtime.measuring.engines import NATIVE, TORCH, EngineSpec, open_engine
+from chinchilla_lm.runtime.measuring.footprint import measure_footprint, peak_mb
+from chinchilla_lm.runtime.measuring.race import WARMUP, race
+from chinchilla_lm.runtime.measuring.shape import Ids, Shape, prompt
 from chinchilla_lm.runtime.packing import write_packed
-from chinchilla_lm.runtime.race import WARMUP, race
-from chinchilla_lm.runtime.shape import Ids, Shape, prompt
 
 NEEDS_ENGINE = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 

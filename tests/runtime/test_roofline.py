@@ -8,9 +8,9 @@ from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.runtime.card import Card
-from chinchilla_lm.runtime.compile import compile_model
-from chinchilla_lm.runtime.demand import ProgramDemand, looked_up_bytes
-from chinchilla_lm.runtime.roofline import ModelDemand, decode_bytes, looked_up_share, pass_flops, size_of
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.demand import ProgramDemand, looked_up_bytes
+from chinchilla_lm.runtime.measuring.roofline import ModelDemand, decode_bytes, looked_up_share, pass_flops, size_of
 from chinchilla_lm.runtime.torch_backend import read
 
 TAGS = HeadConfig("token-classification", labels=("O", "B-X"))

@@ -13,8 +13,8 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.runtime import loading
 from chinchilla_lm.runtime.card import Card
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.loading import torch_session
-from chinchilla_lm.runtime.native import engine_module
 from chinchilla_lm.runtime.session import Backend, Session
 from chinchilla_lm.runtime.torch_backend import TorchBackend
 from tests.models.tiny import build

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import engine_module
 from chinchilla_lm.runtime.packing import write_packed
 from chinchilla_lm.runtime.session import Session
 

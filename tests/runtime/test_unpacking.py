@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime.engines import NATIVE, EngineSpec, open_engine
+from chinchilla_lm.runtime.engine.native import engine_module
+from chinchilla_lm.runtime.engine.packed import PROGRAM
+from chinchilla_lm.runtime.engine.program import Program, read_program, write_program
 from chinchilla_lm.runtime.loading import load
-from chinchilla_lm.runtime.native import engine_module
-from chinchilla_lm.runtime.packed import PROGRAM
+from chinchilla_lm.runtime.measuring.engines import NATIVE, EngineSpec, open_engine
 from chinchilla_lm.runtime.packing import write_packed
-from chinchilla_lm.runtime.program import Program, read_program, write_program
 from tests.models.test_checkpoint import add_tokenizer
 from tests.models.tiny import saved
 

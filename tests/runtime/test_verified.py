@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.runtime import program as programs
-from chinchilla_lm.runtime.packed import PROGRAM
+from chinchilla_lm.runtime.engine import program as programs
+from chinchilla_lm.runtime.engine.packed import PROGRAM
+from chinchilla_lm.runtime.engine.program import read_program
 from chinchilla_lm.runtime.packing import write_packed
-from chinchilla_lm.runtime.program import read_program
 
 
 @pytest.fixture

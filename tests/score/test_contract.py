@@ -11,7 +11,7 @@ import pytest
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.plan import CostEntry, CostTable, Plan, chain
-from chinchilla_lm.runtime.clock import Ratio
+from chinchilla_lm.runtime.measuring.clock import Ratio
 from chinchilla_lm.score.contract import HEADROOM, MAX_ROUNDS, Target, TimeAgainstOriginal, fulfil
 from chinchilla_lm.search import METHODS
 

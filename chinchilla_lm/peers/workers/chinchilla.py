@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from protocol import by_length, each, labelled, log_likelihood, phases, serve
 
-from chinchilla_lm.runtime.native import NativeModel
-from chinchilla_lm.runtime.packed import read_packed
+from chinchilla_lm.runtime.engine.native import NativeModel
+from chinchilla_lm.runtime.engine.packed import read_packed
 
 BATCH = 512  # texts at a time
 

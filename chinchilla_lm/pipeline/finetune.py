@@ -1,0 +1,83 @@
+"""Train a pretrained model for a task and keep the weights that are best on dev."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.data.labels import require_classes
+from chinchilla_lm.files import json_text, sha256_text
+from chinchilla_lm.models.checkpoint import save
+from chinchilla_lm.pipeline.folder import RunFolder
+from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.recover import fine_tuning_loss
+
+# The fields of a recipe that decide what is trained.
+DECIDES = (
+    "task", "data", "train", "dev", "test", "text_column", "label_column", "group_column", "time_column", "split_by",
+    "encoding", "dtype", "context", "bidirectional", "max_tokens", "seed", "finetune",
+)  # fmt: skip
+
+
+def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Train by a recipe; the model is in `<output>/model` afterwards. Returns the metrics on dev and, where there is
+    one, test."""
+
+    begun = time.monotonic()
+    folder = RunFolder.of(recipe, console)
+    job = Job(recipe, console, new_head=True)
+    require_classes(job.dataset)
+    inputs = {
+        "model": job.checkpoint.sha256,
+        "data": job.data_sha256,
+        "recipe": recipe.model_dump(include=set(DECIDES)),
+    }
+    folder.stage("finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs), lambda: None)
+    trained = Job(recipe, console, model=str(folder.file("model")))
+    result: dict[str, Any] = {"model": str(folder.file("model")), "task": recipe.task, "splits": {}}
+    for split in ("dev", "test"):
+        if split in trained.dataset.splits:
+            judged = trained.judge(split)(trained.ready(trained.checkpoint.model))
+            result["splits"][split] = trained.show(judged, split)
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    folder.log({"finetune": result["splits"], "seconds": result["seconds"]})
+    console.show(f"{folder.file('model')}: done in {result['seconds']:.0f} s")
+    return result
+
+
+def _train(job: Job, folder: RunFolder, inputs: dict[str, Any]) -> None:
+
+    settings = job.recipe.finetune
+    model = job.checkpoint.model
+    model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
+    encoded = job.encode(job.dataset.records("train"))
+    judge = job.judge("dev")
+    state = folder.file("finetune.state")
+    fit(
+        model,
+        lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
+        fine_tuning_loss(settings.label_smoothing),
+        FitSettings(
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            head_learning_rate=settings.head_learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup=settings.warmup,
+            seed=job.recipe.seed,
+            dtype=job.dtype,
+        ),
+        job.console,
+        label="finetune",
+        evaluate=lambda: job.higher_is_better(judge(job.ready(model)).primary),
+        fresh=job.checkpoint.fresh,
+        state=state,
+        identity=sha256_text(json_text(inputs)),
+    )
+    meta: dict[str, Any] = {"window": {"context": job.context, "max_tokens": job.window}}
+    if job.recipe.task == "token-classification":
+        meta["tags"] = "BIO"
+    save(job.checkpoint, folder.file("model"), meta)
+    state.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""The training of a shortened model on the original's outputs, for the recover stage and for the race of plans."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from chinchilla_lm.data.encode import Encoded
+from chinchilla_lm.evaluate.judge import Judge
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
+
+# Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
+MAX_DEV_TOKENS = 16_384
+
+
+class Recovery:
+    """Trains short models of one job on the outputs of `original`, which is prepared to run."""
+
+    def __init__(self, job: Job, original: Transformer) -> None:
+        self.job, self.teacher = job, Teacher(original)
+
+    @cached_property
+    def encoded(self) -> list[Encoded]:
+        """The training data in windows."""
+        return self.job.encode(self.job.training_records)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return self.job.judge("dev", MAX_DEV_TOKENS)
+
+    def dev(self, short: Transformer) -> float:
+        """The dev metric with the sign that makes more of it better."""
+        return self.job.higher_is_better(self._judge(self.job.ready(short)).primary)
+
+    def train(
+        self,
+        short: Transformer,
+        label: str,
+        *,
+        tokens: int | None = None,
+        state: Path | None = None,
+        identity: str = "",
+    ) -> None:
+        """Train in place, for `tokens` at most where given, else as the recipe says with the best dev weights kept."""
+        job, settings = self.job, self.job.recipe.recover
+        limit = settings.tokens if tokens is None else min(tokens, settings.tokens or tokens)
+        available = max(1, sum(len(one.ids) for one in self.encoded))
+        epochs = settings.epochs if limit is None else min(settings.epochs, limit / available)
+        weights = settings.weights
+        # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
+        # model's gradient, and the dear one of a tied head, need not be computed.
+        short.embedding.requires_grad_(False)
+        fit(
+            short,
+            lambda epoch: job.batches(self.encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
+            recovery_loss(
+                self.teacher,
+                Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
+            ),
+            FitSettings(
+                epochs=epochs,
+                learning_rate=settings.learning_rate,
+                head_learning_rate=settings.learning_rate,
+                warmup=settings.warmup,
+                seed=job.recipe.seed,
+                dtype=job.dtype,
+            ),
+            job.console,
+            label=label,
+            evaluate=None if tokens is not None else lambda: self.dev(short),
+            state=state,
+            identity=identity,
+        )

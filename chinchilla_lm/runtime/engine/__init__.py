@@ -1,0 +1,1 @@
+"""Programs of packed weights: made, kept in files, and run by the C++ engine."""
