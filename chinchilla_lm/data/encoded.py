@@ -25,15 +25,16 @@ class Encoded:
     targets: one label id a token, IGNORED where there is none; one label id, or one number (ranking), for the window;
         or None.
     owners: whose predictions these are, in order. Token labels: (record, word) for each position that has one. A label
-        for the window: (record, 0). Language modelling: (record that the first token stands in, 0).
-    bytes: for language modelling, UTF-8 bytes of the text that the window's predicted tokens spell; else 0.
+        for the window: (record, 0). Language modelling: (record, how many of the predicted tokens stand in it), one
+        pair for each record of the window.
+    bytes: for language modelling, UTF-8 bytes of the text that the predicted tokens of each owner spell; else empty.
     """
 
     ids: list[int]
     segments: list[int] | None
     targets: list[int] | int | float | None
     owners: list[tuple[int, int]]
-    bytes: int = 0
+    bytes: tuple[int, ...] = ()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:

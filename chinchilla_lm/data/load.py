@@ -27,7 +27,7 @@ from chinchilla_lm.data.layouts import (
 )
 from chinchilla_lm.data.records import SPLITS, TASKS, Dataset, Reading, Skipped, Tagged, Task, Unlabelled, sorted_labels
 from chinchilla_lm.data.rows import Columns
-from chinchilla_lm.data.splits import SplitBy, TooFewDocuments, make_splits, shared_texts
+from chinchilla_lm.data.splits import SplitBy, TooFewDocuments, is_running, make_splits, shared_texts
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import user_path
 
@@ -189,12 +189,13 @@ def _assemble(
         if by == "group" and not has_documents:
             raise InputError(f"{name!r} names no groups; pass --group-column, or split by hash")
         made, without_place, missing, too_few = _made(records["train"], missing, by)
+        how = by if by != "hash" or not is_running(records["train"], len(missing)) else "contiguous stretches of text"
         notes += too_few
         skipped += without_place
         records.update(made)
         sizes = ", ".join(f"{split} {len(made[split])}" for split in made)
         if missing:
-            notes.append(f"{' and '.join(missing)} made from train by {by}: {sizes} records")
+            notes.append(f"{' and '.join(missing)} made from train by {how}: {sizes} records")
     records = {split: records[split] for split in SPLITS if split in records}
     notes += _shared(records) + label_notes(task, records)
     labels = sorted_labels(task, _seen(records.values()))

@@ -56,11 +56,12 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of running text for language modelling."""
+    """A piece of running text for language modelling. `follows`: it goes on where the record before it ends."""
 
     id: str
     document: str
     text: str
+    follows: bool = False
 
 
 Record = Tagged | Labelled | Text

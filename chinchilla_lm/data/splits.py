@@ -2,14 +2,18 @@
 
 A made split never depends on the order of the file. A document goes by the hash of its content (with the seed), so that
 it is on the same side again when others are added, and two copies of a text are always on one side.
+
+Running text that marks no documents is the exception: its pieces continue each other, so it is cut into contiguous
+stretches, train first and test last, with a piece left out between two of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
-from chinchilla_lm.data.records import Record, Skipped, Tagged, record_text, text_hash
+from chinchilla_lm.data.records import Record, Skipped, Tagged, Text, record_text, text_hash
 from chinchilla_lm.errors import InputError
 
 R = TypeVar("R", bound=Record)
@@ -51,12 +55,15 @@ def make_splits(
 
     Records stay together when they share their document, or their text (for sentences with tags, which repeat short
     lines everywhere: when their whole documents are equal). By "time" the latest become test, and copies of a text go
-    with the latest of them, so that train holds nothing of test.
+    with the latest of them, so that train holds nothing of test. Data of which most is running text in long runs go by
+    stretches in place of hashes; what lies between two stretches is in neither.
 
     Raises:
         TooFewDocuments: fewer different documents than splits.
         InputError: too many records without a time, or too few different times.
     """
+    if by == "hash" and is_running(records, len(missing)):
+        return _by_stretch(_runs(records), missing), []
     units = _units(records)
     skipped: list[Skipped] = []
     if by == "time":
@@ -70,8 +77,52 @@ def make_splits(
     return made, skipped
 
 
+def is_running(records: Sequence[Record], missing: int) -> bool:
+    """Whether at least half of the records are pieces of running text in runs that `missing` splits can be cut from."""
+    runs = _runs(records)
+    return 2 * sum(len(run) for run in runs if len(run) >= _shortest_run(missing)) >= len(records) > 0
+
+
+def _shortest_run(missing: int) -> int:
+    """A piece for each split, and one between each two."""
+    return 2 * missing + 1
+
+
+def _runs(records: Sequence[R]) -> list[list[R]]:
+    """The records in runs, of which each goes on where the one before it ends; most kinds of record are alone."""
+    runs: list[list[R]] = []
+    for record in records:
+        if runs and isinstance(record, Text) and record.follows:
+            runs[-1].append(record)
+        else:
+            runs.append([record])
+    return runs
+
+
+def _by_stretch(runs: Sequence[list[Any]], missing: Sequence[str]) -> dict[str, list[Any]]:
+    """Of each run that is long enough, the last SHARE to test, the next to dev, the rest to train, with a piece between
+    them that is in none; shorter runs go to train."""
+    made: dict[str, list[Any]] = {split: [] for split in ("train", *missing)}
+    for run in runs:
+        end = len(run)
+        if end >= _shortest_run(len(missing)):
+            for split in ("test", "dev"):
+                if split in missing:
+                    begin = end - max(1, int(SHARE * len(run)))
+                    made[split] += _stretch(run[begin:end])
+                    end = begin - 1
+        made["train"] += run[:end]
+    return made
+
+
+def _stretch(records: Sequence[Text]) -> list[Text]:
+    """Pieces in a row whose first follows nothing, for what was before it is elsewhere."""
+    return [replace(records[0], follows=False), *records[1:]]
+
+
 def _units(records: Sequence[Record]) -> list[str]:
-    """For each record the name of what must stay together: the least content hash of all that its document touches."""
+    """For each record the name of what must stay together: the least content hash of all that its document, or the run
+    of text that it is a piece of, touches."""
     documents = document_hashes(records)
     content = [
         documents[i] if isinstance(record, Tagged) else text_hash(" ".join(record.text.split()))
@@ -87,6 +138,9 @@ def _units(records: Sequence[Record]) -> list[str]:
     for record, digest in zip(records, content, strict=True):
         # A hash has 64 hexadecimal digits, a document's name is told apart by its prefix.
         parent[root(f"document {record.document}")] = root(digest)
+    for before, digest, record in zip(content, content[1:], records[1:], strict=False):
+        if isinstance(record, Text) and record.follows:
+            parent[root(before)] = root(digest)
     least: dict[str, str] = {}
     for digest in content:
         top = root(digest)

@@ -2,7 +2,8 @@
 
 The cut follows what the text itself says, tried in this order: the ` = Title = ` headings of WikiText, the `<doc …>` of
 WikiExtractor, `<|endoftext|>`. Ten or more files without such marks are one document each. Fewer are cut at paragraphs
-into pieces of about 2,000 characters, each counted as a document: enough for a bootstrap to resample.
+into pieces of about 2,000 characters. Those are no documents of their own, for each goes on where the one before it
+ends: splits are made of contiguous stretches, and a bootstrap draws blocks of them.
 """
 
 from __future__ import annotations
@@ -74,13 +75,19 @@ def read_text(paths: Sequence[Path], encoding: str | None = None) -> Reading:
 def _documents(name: str, text: str, whole: bool) -> list[Text]:
     """The documents of one file; `whole`: it is one document unless it marks several."""
     documents = articles(text)
+    cut = False
     if documents is None:
-        documents = marked_documents(text) or ([text] if whole else pieces(text))
+        documents = marked_documents(text)
+        if documents is None:
+            documents, cut = ([text], False) if whole else (pieces(text), True)
         documents = [_BLANK_START.sub("", document).rstrip() for document in documents if document.strip()]
     if not documents:
         raise InputError(f"{name} holds no text between its marks; pass a file with text")
     names = [f"{name}#{i}" for i in range(len(documents))] if len(documents) > 1 else [name]
-    return [Text(name, name, document) for name, document in zip(names, documents, strict=True)]
+    return [
+        Text(name, name, document, follows=cut and i > 0)
+        for i, (name, document) in enumerate(zip(names, documents, strict=True))
+    ]
 
 
 def _unzip(path: Path) -> tuple[list[tuple[str, bytes]], list[str]]:

@@ -11,7 +11,7 @@ reads one badly: Gemma's perplexity is in the hundreds then. So each of its wind
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from chinchilla_lm.data.encoded import Encoded
@@ -32,9 +32,9 @@ def encode_text(
 ) -> list[Encoded]:
     """Windows of exactly `window` tokens, in text order; targets None, since the ids are their own.
 
-    `owners` is one pair, the record that the window's first token of text stands in, and 0. `bytes` counts the text of
-    the predicted tokens: all of the window with `bos` (a beginning-of-sequence token, then window − 1 tokens of text),
-    all but the first token without.
+    `owners` are the records that the predicted tokens stand in and how many of them: all of the window's tokens with
+    `bos` (a beginning-of-sequence token, then window − 1 tokens of text), all but the first without. `bytes` counts
+    their text, owner by owner.
 
     Raises:
         InputError: a window below 2, `bos` without such a token, or less text than one window.
@@ -58,11 +58,29 @@ def encode_text(
     places.append(len(whole))
     windows = []
     for first in range(0, len(ids) - take + 1, take):
-        predicted = whole[places[first if bos else first + 1] : places[first + take]]
-        record = bisect_right(starts, places[first] + _spaces_at(whole, places[first])) - 1
-        size = len(predicted.encode("utf-8", "surrogatepass"))
-        windows.append(Encoded(head + ids[first : first + take], None, None, [(record, 0)], size))
+        predicted = range(first if bos else first + 1, first + take)
+        owners, sizes = [], []
+        for record, tokens in _by_record(whole, starts, places, predicted):
+            text = whole[places[tokens.start] : places[tokens.stop]]
+            owners.append((record, len(tokens)))
+            sizes.append(len(text.encode("utf-8", "surrogatepass")))
+        windows.append(Encoded(head + ids[first : first + take], None, None, owners, tuple(sizes)))
     return windows
+
+
+def _by_record(whole: str, starts: Sequence[int], places: Sequence[int], tokens: range) -> Iterator[tuple[int, range]]:
+    """The records that some tokens in a row stand in, each with its tokens."""
+
+    def record_of(token: int) -> int:
+        return bisect_right(starts, places[token] + _spaces_at(whole, places[token])) - 1
+
+    begun = tokens.start
+    while begun < tokens.stop:
+        record = record_of(begun)
+        after = bisect_right(tokens, record, begun - tokens.start, key=record_of)  # records do not decrease
+        end = tokens.start + after
+        yield record, range(begun, end)
+        begun = end
 
 
 def begins_with_bos(tokenizer: PreTrainedTokenizerFast) -> bool:

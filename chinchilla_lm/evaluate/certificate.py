@@ -70,10 +70,10 @@ def certify(original: Sums, changed: Sums, margin: float, n: int) -> Certificate
         raise InputError(f"n = {n} examples; a certificate needs at least 1; pass a split that is not empty")
     difference = paired(original, changed)
     if np.array_equal(original.per_document, changed.per_document):
-        difference = Difference(0.0, 0.0, 0.0)
+        difference = Difference(0.0, 0.0, 0.0, original.documents)
         more = None
     else:
-        more = _more_examples(difference, original.higher_is_better, margin, n, original.documents)
+        more = _more_examples(difference, original.higher_is_better, margin, n)
     passed = more is None and _loss(difference, original.higher_is_better)[1] < margin
     return Certificate(
         metric=original.name,
@@ -105,10 +105,10 @@ def _loss(difference: Difference, higher_is_better: bool) -> tuple[float, float]
     return difference.value, difference.high
 
 
-def _more_examples(difference: Difference, higher: bool, margin: float, n: int, documents: int) -> int | None:
+def _more_examples(difference: Difference, higher: bool, margin: float, n: int) -> int | None:
     """Examples still needed, None if the data decide."""
-    if documents < MIN_DOCUMENTS:
-        return math.ceil(n * MIN_DOCUMENTS / documents) - n
+    if difference.units < MIN_DOCUMENTS:
+        return math.ceil(n * MIN_DOCUMENTS / difference.units) - n
     loss, worst = _loss(difference, higher)
     if loss >= margin or worst < margin:
         return None
@@ -121,16 +121,18 @@ def _verdict(original: Sums, difference: Difference, margin: float, n: int, pass
     interval = (
         f"95 % interval {difference.low:+.2f} to {difference.high:+.2f}" if original.documents > 1 else "no interval"
     )
-    facts = (
-        f"{_title(original.name)} {difference.value:+.2f} {unit} ({interval}; margin {margin:g}; {n} examples in "
-        f"{original.documents} documents)"
-    )
+    among = f"{original.documents} documents"
+    if original.consecutive:
+        among = f"{original.documents} pieces of running text, taken as {difference.units} blocks"
+    change = f"{_title(original.name)} {difference.value:+.2f} {unit}"
+    facts = f"{change} ({interval}; margin {margin:g}; {n} examples in {among})"
     if passed:
         return f"passed: {facts}"
     if more is None:
         return f"failed: {facts}, a loss beyond the margin"
-    if original.documents < MIN_DOCUMENTS:
-        return f"undecided: {facts}; at least {MIN_DOCUMENTS} documents are needed, about {more} more examples"
+    if difference.units < MIN_DOCUMENTS:
+        what = "blocks" if original.consecutive else "documents"
+        return f"undecided: {facts}; at least {MIN_DOCUMENTS} {what} are needed, about {more} more examples"
     return f"undecided: {facts}; about {more} more examples would decide"
 
 

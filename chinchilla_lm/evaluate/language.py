@@ -19,20 +19,27 @@ NATS, TOKENS, BYTES = range(3)
 
 
 def measure_text(
-    nats: Sequence[float], predicted_tokens: Sequence[int], text_bytes: Sequence[int], documents: Sequence[str]
+    nats: Sequence[float],
+    predicted_tokens: Sequence[int],
+    text_bytes: Sequence[int],
+    documents: Sequence[str],
+    *,
+    windows: int | None = None,
+    consecutive: bool = False,
 ) -> Measurement:
-    """Metrics of one language model, all arguments [windows].
+    """Metrics of one language model, all lists [parts]: of a window, what predicts tokens of one document.
 
-    nats: summed negative log-likelihood of a window's predicted tokens. predicted_tokens: how many those are (the first
-    token of a text is given, not predicted). text_bytes: UTF-8 bytes that they spell. documents: ids.
+    nats: summed negative log-likelihood of the part's predicted tokens. predicted_tokens: how many those are (the first
+    token of a window is given, not predicted). text_bytes: UTF-8 bytes that they spell. documents: ids, in the text's
+    order. windows: how many there are, the number of examples; without it, each part is one. consecutive: as in `Sums`.
     Sums `perplexity` and `bits_per_byte`, lower is better, compared in percent. Raises InputError where the lengths
     differ, nothing is predicted, or a number is not finite.
     """
     lengths = [len(nats), len(predicted_tokens), len(text_bytes), len(documents)]
     if len(set(lengths)) > 1:
         raise InputError(
-            f"{lengths} windows of nats, tokens, bytes and document ids; the numbers must be equal; "
-            "pass one of each per window"
+            f"{lengths} parts of nats, tokens, bytes and document ids; the numbers must be equal; "
+            "pass one of each a part"
         )
     tokens, size = sum(predicted_tokens), sum(text_bytes)
     if tokens <= 0 or size <= 0:
@@ -44,10 +51,10 @@ def measure_text(
     per_document = np.zeros((number, 3))
     np.add.at(per_document, rows, np.column_stack([nats, predicted_tokens, text_bytes]).astype(np.float64))
     sums = {
-        "perplexity": Sums("perplexity", "percent", False, per_document, _perplexity),
-        "bits_per_byte": Sums("bits_per_byte", "percent", False, per_document, _bits_per_byte),
+        "perplexity": Sums("perplexity", "percent", False, per_document, _perplexity, consecutive),
+        "bits_per_byte": Sums("bits_per_byte", "percent", False, per_document, _bits_per_byte, consecutive),
     }
-    return Measurement(len(nats), sums, {})
+    return Measurement(len(nats) if windows is None else windows, sums, {})
 
 
 def _perplexity(sums: Floats) -> Floats:

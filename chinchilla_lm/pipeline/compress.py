@@ -9,66 +9,87 @@ from typing import Any
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS, Certificate, certify
-from chinchilla_lm.evaluate.judge import Judged
+from chinchilla_lm.evaluate.blocks import shortest_block
+from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS, Certificate
+from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.files import json_text, read_json, sha256_of, write_atomic
+from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.pipeline.outcome import report_of, row_of, samples, show
+from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, judge_models
+from chinchilla_lm.pipeline.outcome import advice_words, report_of, row_of, samples, show
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
-from chinchilla_lm.recipe import Recipe, require_target
+from chinchilla_lm.recipe import Recipe, require_one_target
 from chinchilla_lm.report.write import write_report
 from chinchilla_lm.runtime.measuring.clock import Ratio, speedup
 from chinchilla_lm.score.contract import Target
 
 # Seconds that original, shortened and recovered model are timed, in turn.
 FINAL_CLOCK_SECONDS = 6.0
-# Metrics of each task, the one that is certified unless another is asked for first.
-METRICS = {
-    "token-classification": ("entity_f1", "token_micro", "token_macro", "token_weighted"),
-    "text-classification": ("accuracy", "macro_f1", "weighted_f1"),
-    "language-modeling": ("perplexity", "bits_per_byte"),
-    "ranking": ("mean_squared_error",),
-}
 
 
 def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
-    require_target(recipe)
-    known = METRICS[recipe.task]
+    require_one_target(recipe)
+    known = list(TASKS[recipe.task].metrics)
     if recipe.metric is not None and recipe.metric not in known:
         raise InputError(f"metric {recipe.metric!r} is not one of {', '.join(known)}; pass --metric {known[0]}")
 
     begun = time.monotonic()
     stages = Stages(recipe, console)
     _warn_of_few_documents(stages)
-    if recipe.recover.epochs > 0:
+    target = Target(recipe.speedup, recipe.latency_ms)
+    if recipe.recover.epochs > 0 or not target.given:
         stages.job.dataset.records("dev")
         require_classes(stages.job.dataset)
     _ = stages.job.labels
+    _ = stages.job.guard
     table = stages.score()
     plan = stages.search(table)
-    short = stages.shorten(plan)
-    unrecovered = copy.deepcopy(short.model)  # recovery trains it in place
-    recovered = stages.recover(short, plan)
-    models = {
-        "original": stages.job.checkpoint.model,
-        "shortened": unrecovered,
-        "recovered": recovered.model,
-    }
+    plan, unrecovered, recovered = _carry_out(stages, plan)
+    models = {ORIGINAL: stages.job.checkpoint.model}
+    if recipe.recover.epochs > 0 and recipe.recover.weights.task > 0:
+        models[CONTROL] = stages.control().model
+    models |= {"shortened": unrecovered, RESULT: recovered.model}
     return finish(stages, table, plan, models, begun)
+
+
+def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
+    """The plan's model before and after recovery. Where no speed was asked for: of the first plan, from the fastest on,
+    whose interval on dev lies within the margin, or of the last."""
+    trials = stages.trials()
+    known = [trial.plan.dropped for trial in trials]
+    plans = [trial.plan for trial in trials[known.index(plan.dropped) :]] if plan.dropped in known else [plan]
+    for plan in plans:
+        plan.save(stages.folder.file("plan.json"))
+        short = stages.shorten(plan)
+        unrecovered = copy.deepcopy(short.model)  # recovery trains it in place
+        recovered = stages.recover(short, plan)
+        if not trials or plan is plans[-1]:
+            break
+        standing = stages.recovery.standing(recovered.model)
+        if standing.high < stages.recipe.margin:
+            break
+        stages.console.say(
+            f"{len(plan.kept)} links, recovered: loss on dev {standing.loss:.2f} [{standing.low:.2f}, "
+            f"{standing.high:.2f}], not shown to be within {stages.recipe.margin:g}; the next slower model is tried"
+        )
+    return plan, unrecovered, recovered
 
 
 def _warn_of_few_documents(stages: Stages) -> None:
     """Say at once what the certificate would say at the end."""
-
     records = stages.job.dataset.records("test")
-    if stages.recipe.task == "language-modeling":  # documents count by the windows that begin in them
-        records = [records[window.owners[0][0]] for window in stages.job.encode(records)]
-    documents = len({record.document for record in records})
-    if documents < MIN_DOCUMENTS:
+    what = "documents"
+    if stages.job.task.whole_passes:  # those count that a window predicts tokens of
+        owners = [owner for window in stages.job.encode(records) for owner, _ in window.owners]
+        records = [records[owner] for owner in owners]
+    units = len({record.document for record in records})
+    if any(getattr(record, "follows", False) for record in records):
+        what, units = "blocks of running text", units // shortest_block(units)
+    if units < MIN_DOCUMENTS:
         stages.console.warn(
-            f"{documents} documents to test on decide nothing unless both models answer alike; a certificate needs "
+            f"{units} {what} to test on decide nothing unless both models answer alike; a certificate needs "
             f"{MIN_DOCUMENTS}; pass more test data"
         )
 
@@ -77,38 +98,27 @@ def finish(
     stages: Stages, table: CostTable, plan: Plan, models: dict[str, Transformer], begun: float
 ) -> dict[str, Any]:
     """Judge and time all models, certify the last, write the report, print the verdict."""
-
     recipe, job, console = stages.recipe, stages.job, stages.console
-    judge = job.judge("test")
-    judged: dict[str, Judged] = {}
     served = {name: job.serve(model) for name, model in models.items()}
-    with console.progress(len(models), "evaluate", "models") as progress:
-        for name, one in served.items():
-            judged[name] = judge(one)
-            progress.advance(1, name)
+    judgement = judge_models(served, job.judge("test"), job.guard, recipe.metric, recipe.margin, console)
     timings = job.time(served, FINAL_CLOCK_SECONDS)
-    metric = recipe.metric or judged["original"].primary.name
-    measured = {name: one.measurement.sums.get(metric) for name, one in judged.items()}
-    before, after = measured["original"], measured["recovered"]
-    if before is None or after is None:
-        known = ", ".join(judged["original"].measurement.sums)
-        raise InputError(f"metric {metric!r} is not one of {known}; pass --metric {judged['original'].primary.name}")
-    certificate = certify(before, after, recipe.margin, judged["original"].measurement.n)
-    rows = [row_of(name, models[name], judged[name], timings[name], stages) for name in models]
-
-    ratio = speedup(timings["original"], timings["recovered"])
-    report = report_of(stages, table, plan, certificate, ratio, rows, judged, time.monotonic() - begun)
+    rows = [row_of(name, models[name], judgement.judged[name], timings[name], stages) for name in models]
+    ratio = speedup(timings[ORIGINAL], timings[RESULT])
+    report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
     _hold_to_the_promise(report, ratio, rows[-1]["latency_ms"]["p50"], stages)
+    if not judgement.passed and "dev" in job.dataset.splits and ratio.value > 1:
+        report["notes"].append(advice_words(stages.advice(table, ratio.value), recipe))
     report["samples"] = samples(stages, models)
     write_report(report, stages.folder.path)
-    _note_certificate(stages, certificate)
+    _note_certificate(stages, judgement.certificate)
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
-    job.show(judged["recovered"], "recovered, test")
+    job.show(judgement.judged[RESULT], "recovered, test")
     show(console, report, stages)
     keys = ("metric", "difference", "low", "high", "margin", "n", "unit")
     return {
         "verdict": report["verdict"],
-        "certificate": {key: value for key, value in certificate.to_dict().items() if key in keys},
+        "certificate": {key: value for key, value in judgement.certificate.to_dict().items() if key in keys},
+        "comparisons": report["comparisons"],
         "speedup": ratio.value,
         "rows": rows,
         "plan": plan.to_dict(),
@@ -120,6 +130,8 @@ def _hold_to_the_promise(report: dict[str, Any], ratio: Ratio, latency_ms: float
     """The last timing has the last word: a speed that was not reached fails the verdict, or, within noise, is said."""
 
     target = Target(stages.recipe.speedup, stages.recipe.latency_ms)
+    if not target.given:
+        return
     reached = target.reached(ratio, latency_ms)
     if reached >= 1:
         return

@@ -36,7 +36,7 @@ def evaluate(
         console.say(f"{write_predictions(predictions, judged.predictions):,} predictions in {predictions}")
     if against is not None:
         other = Job(_same_windows(job), console, model=against, only_served=True)
-        if recipe.task == "language-modeling" and other.window != job.window:
+        if job.task.whole_passes and other.window != job.window:
             raise InputError(
                 f"{against} takes {other.window} tokens, less than the windows of {job.window}; "
                 f"pass --max-tokens {other.window}"
@@ -56,6 +56,6 @@ def evaluate(
 
 def _same_windows(job: Job) -> Recipe:
     """The recipe for the model that `job` is compared with: running text is cut into the same windows for both."""
-    if job.recipe.task != "language-modeling":
+    if not job.task.whole_passes:
         return job.recipe
     return job.recipe.model_copy(update={"max_tokens": job.window})

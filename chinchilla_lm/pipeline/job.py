@@ -4,7 +4,6 @@ for."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,14 +11,15 @@ import torch
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
-from chinchilla_lm.data.encode import IGNORED, DataWarning, Encoded, encode_labelled, encode_tagged
+from chinchilla_lm.data.encode import DataWarning, Encoded
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import SPLITS, Dataset
 from chinchilla_lm.data.splits import disjoint, document_hashes
-from chinchilla_lm.data.windows import begins_with_bos, encode_text
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.judge import Judge, Judged
+from chinchilla_lm.evaluate.judge import Judge
+from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.evaluate.sums import Sums
+from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.files import sha256_text
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import Checkpoint, load
@@ -41,9 +41,6 @@ from chinchilla_lm.runtime.session import Session
 
 # Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
 DEFAULT_WINDOW = 512
-# Sequences a timed batch by default: one prompt of a language model, a small batch for everything that reads short
-# texts.
-DEFAULT_BATCH = {"language-modeling": 1}
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
 
@@ -67,6 +64,7 @@ class Job:
         only_served: bool = False,
     ) -> None:
         self.recipe, self.console = recipe, console
+        self.task = TASKS[recipe.task]
         self.source = model or recipe.model
         self.new_head, self.only_served = new_head, only_served
         keep_freed_memory()
@@ -190,7 +188,7 @@ class Job:
                 "run chinchilla finetune on the data first, after which it chooses one label a text"
             )
         unknown = [label for label in self.dataset.labels if label not in known]
-        if self.recipe.task.endswith("classification") and unknown:
+        if self.task.labelled and unknown:
             raise InputError(
                 f"label {unknown[0]!r} of the data is not one of the model's ({', '.join(known[:12])}); "
                 "fine-tune the model on this data first"
@@ -226,27 +224,13 @@ class Job:
     def encode(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows of token ids with their targets; says what had to be cut."""
         with self.console.warned(DataWarning):
-            windows = self._encode(records)
+            windows = self.task.encode(records, self.card.tokenizer, self.labels, self.window, self.context)
         highest, known = max((max(one.ids) for one in windows), default=0), self.card.vocabulary
         if highest >= known:
             raise InputError(
                 f"the tokenizer gives token id {highest}, the model knows 0 … {known - 1}; use the model's own"
             )
         return windows
-
-    def _encode(self, records: Sequence[Any]) -> list[Encoded]:
-        tokenizer, task = self.card.tokenizer, self.recipe.task
-        if task == "language-modeling":
-            windows = encode_text(records, tokenizer, self.window, bos=begins_with_bos(tokenizer))
-            return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
-        ids = {label: index for index, label in enumerate(self.labels)}
-        if task == "token-classification":
-            return encode_tagged(records, tokenizer, ids, self.window, self.context)
-        if task == "ranking":
-            windows = encode_labelled(records, tokenizer, None, self.window)
-            scored = zip(windows, records, strict=True)
-            return [replace(window, targets=float(record.label)) for window, record in scored]
-        return encode_labelled(records, tokenizer, ids, self.window)
 
     def batches(self, encoded: Sequence[Encoded], max_tokens: int, seed: int | None = None) -> list[EncodedBatch]:
         """Windows in batches of at most `max_tokens` positions; shuffled with a seed, by length without."""
@@ -256,13 +240,41 @@ class Job:
 
     def judge(self, split: str, max_text_tokens: int | None = None) -> Judge:
         """What judges models on a split; of running text, on its first `max_text_tokens`."""
-        records = self.dataset.records(split)
+        return self._judge_of(self.dataset.records(split), split, max_text_tokens)
+
+    def _judge_of(self, records: Sequence[Any], title: str, max_text_tokens: int | None = None) -> Judge:
         encoded = self.encode(records)
-        if max_text_tokens is not None and self.recipe.task == "language-modeling":
+        if max_text_tokens is not None and self.task.whole_passes:
             encoded = encoded[: max(1, max_text_tokens // self.window)]
         made = self.batches(encoded, JUDGE_TOKENS)
-        self.console.say(f"{split}: {len(encoded):,} windows, {padding_share(made):.1%} padding")
+        self.console.say(f"{title}: {len(encoded):,} windows, {padding_share(made):.1%} padding")
         return Judge(self.recipe.task, records, encoded, made, self.labels, legal_tags=self.legal_tags)
+
+    @cached_property
+    def guard(self) -> Judge | None:
+        """What judges models on the guard data, less what stands in the recipe's data too; None where there are none.
+
+        Raises InputError for guard data that are the recipe's data, or have labels that the model lacks.
+        """
+        if self.recipe.guard is None:
+            return None
+        guard = self._read(self.recipe.guard)
+        unknown = [label for label in guard.labels if label not in self.labels]
+        if self.task.labelled and unknown:
+            raise InputError(f"label {unknown[0]!r} of the guard is not one of the model's; pass other data by --guard")
+        records = guard.splits.get("test") or [record for split in guard.splits.values() for record in split]
+        ours = [record for split in self.dataset.splits.values() for record in split]
+        if self.recipe.calibration is not None:
+            ours += self.calibration_records
+        kept, removed = disjoint(records, ours)
+        if not kept:
+            raise InputError(
+                f"guard {self.recipe.guard} holds nothing but documents of the data that it is to guard against; "
+                "pass text of another kind by --guard"
+            )
+        if removed:
+            self.console.warn(f"{removed} guard records stand in the data too and were left out")
+        return self._judge_of(kept, "guard")
 
     @cached_property
     def training_records(self) -> list[Any]:
@@ -349,10 +361,10 @@ class Job:
     @cached_property
     def shape(self) -> tuple[int, int]:
         """Sequences and tokens of the timed batch: as asked, else one typical for the task and the data."""
-        batch = self.recipe.batch or DEFAULT_BATCH.get(self.recipe.task, 32)
+        batch = self.recipe.batch or self.task.batch
         if self.recipe.tokens is not None:
             return batch, self._within_positions("--tokens", self.recipe.tokens)
-        if self.recipe.task == "language-modeling":
+        if self.task.whole_passes:
             return batch, self.window
         split = next(name for name in ("dev", "train", "test") if name in self.dataset.splits)
         lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records(split)))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 from chinchilla_lm.console import Console, duration
-from chinchilla_lm.evaluate.certificate import Certificate
-from chinchilla_lm.evaluate.judge import Judged
+from chinchilla_lm.evaluate.judged import Judged
+from chinchilla_lm.evaluate.tasks import metric_label
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.fastest import Trial
+from chinchilla_lm.pipeline.judgement import ORIGINAL, RESULT, Judgement
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
-from chinchilla_lm.recipe import command_of
+from chinchilla_lm.recipe import Recipe, command_of
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, Timing
+from chinchilla_lm.score.contract import HEADROOM
 
 # Words of the first test document that both models continue in the report.
 PROMPT_WORDS = 12
@@ -21,23 +25,14 @@ PROMPT_WORDS = 12
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 40
 # Said in the report, for other programs decode tags word by word.
 LEGAL_TAGS = "tags of both models are decoded as the most probable sequence that BIO allows"
-METRIC_LABELS = {
-    "entity_f1": "entity F1",
-    "token_micro": "token micro F1",
-    "token_macro": "token macro F1",
-    "token_weighted": "token weighted F1",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "weighted_f1": "weighted F1",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "mean_squared_error": "mean squared error",
-}
+# Heads of the table of comparisons; `flipped` went from right to wrong or from wrong to right.
+COMPARED = ("data", "against", "difference", "same answers", "flipped", "mean KL", "margin")
+CONTROL_MEANS = "which is the original trained on the same data by the same schedule"
 
 
 def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> dict[str, Any]:
     batch, tokens = stages.job.shape
-    language = stages.recipe.task == "language-modeling"
+    language = stages.job.task.whole_passes
     count = sum(parameter.numel() for parameter in model.parameters())  # a shared one once
     sums = judged.measurement.sums
     metrics = {
@@ -60,22 +55,23 @@ def report_of(
     stages: Stages,
     table: CostTable,
     plan: Plan,
-    certificate: Certificate,
+    judgement: Judgement,
     ratio: Ratio,
     rows: list[dict[str, Any]],
-    judged: dict[str, Judged],
     seconds: float,
 ) -> dict[str, Any]:
-
+    """The report's dictionary (report/write.py says what it holds), but for the samples."""
     recipe, job = stages.recipe, stages.job
     batch, tokens = job.shape
+    judged, certificate = judgement.judged, judgement.certificate
     metric = certificate.metric
-    sums = judged["original"].measurement.sums[metric]
+    sums = judged[ORIGINAL].measurement.sums[metric]
     return {
         "title": f"{recipe.model}, shortened",
-        "verdict": "passed" if certificate.passed else "failed",
-        "headline": _headline(certificate, ratio),
+        "verdict": "passed" if judgement.passed else "failed",
+        "headline": _headline(judgement, ratio),
         "certificate": {**certificate.to_dict(), "higher_is_better": sums.higher_is_better},
+        "comparisons": [comparison.to_dict() for comparison in judgement.comparisons],
         "speedup": {
             **ratio.to_dict(),
             "target": recipe.speedup,
@@ -85,7 +81,7 @@ def report_of(
         "rows": [_in_points(row) for row in rows],
         "primary_metric": {
             "name": metric,
-            "label": METRIC_LABELS.get(metric, metric),
+            "label": metric_label(metric),
             "unit": sums.unit,
             "higher_is_better": sums.higher_is_better,
         },
@@ -93,13 +89,13 @@ def report_of(
         "costs": [{"links": list(e.links), "cost": e.cost, "time_us": e.time_us} for e in table.entries],
         "frontier": stages.frontier(),
         "frontier_quality": {"label": f"{_cost_words(table)}, {table.unit}", "higher_is_better": False},
-        "tables": _tables(judged["original"], judged["recovered"]),
+        "tables": _tables(judged[ORIGINAL], judged[RESULT]),
         "machine": machine.describe(),
         "recipe": recipe.model_dump(exclude_none=True),
         "timings": stages.folder.timings(),
         "seconds": round(seconds + stages.folder.earlier(), 1),
         "command": command_of("compress", recipe),
-        "notes": [certificate.verdict, *([LEGAL_TAGS] if job.legal_tags else []), *job.dataset.notes],
+        "notes": [*_verdicts(judgement), *([LEGAL_TAGS] if job.legal_tags else []), *job.dataset.notes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -118,13 +114,42 @@ def _cost_words(table: CostTable) -> str:
     return "KL from the original before recovery" if table.metric == "kl" else "rise of the task loss before recovery"
 
 
-def _headline(certificate: Certificate, ratio: Ratio) -> str:
-    unit = "%" if certificate.unit == "percent" else " points"
-    label = METRIC_LABELS.get(certificate.metric, certificate.metric)
-    inside = "within" if certificate.passed else "not shown to be within"
+def _headline(judgement: Judgement, ratio: Ratio) -> str:
+    """`2.03× as fast; entity F1 -0.26 points [-0.83, +0.26], within the margin of 1`, and the same of the guard."""
+    said = [f"{ratio.value:.2f}× as fast"]
+    for comparison in judgement.comparisons:
+        certificate = comparison.certificate
+        unit = "%" if certificate.unit == "percent" else " points"
+        label = metric_label(certificate.metric)
+        where = "" if comparison.data == "test" else f" on the {comparison.data}"
+        than = "" if comparison.against == ORIGINAL else f" from the {comparison.against}"
+        inside = "within" if certificate.passed else "not shown to be within"
+        said.append(
+            f"{label}{where} {certificate.difference:+.2f}{unit}{than} "
+            f"[{certificate.low:+.2f}, {certificate.high:+.2f}], {inside} the margin of {certificate.margin:g}"
+        )
+    return "; ".join(said)
+
+
+def _verdicts(judgement: Judgement) -> list[str]:
+    """A sentence for each comparison, the certificate's as it is."""
+    first, *others = judgement.comparisons
+    than = "" if first.against == ORIGINAL else f"; held against the {first.against}, {CONTROL_MEANS}"
+    rest = [f"{other.data}, against the {other.against}: {other.certificate.verdict}" for other in others]
+    return [first.certificate.verdict + than, *rest]
+
+
+def advice_words(trial: Trial | None, recipe: Recipe) -> str:
+    """What to ask for after a certificate failed, by what dev shows."""
+    if trial is None:
+        return "what would pass: none of the slower speeds that were tried lies within the margin on dev"
+    speed = math.floor(100 * trial.speedup / (1 + HEADROOM)) / 100
+    asked = recipe.model_copy(update={"speedup": max(1.01, speed), "latency_ms": None})
+    standing = trial.standing
     return (
-        f"{ratio.value:.2f}× as fast; {label} {certificate.difference:+.2f}{unit} "
-        f"[{certificate.low:+.2f}, {certificate.high:+.2f}], {inside} the margin of {certificate.margin:g}"
+        f"what would pass: {trial.speedup:.2f}× with {len(trial.plan.kept)} links, whose loss on dev is "
+        f"{standing.loss:.2f} [{standing.low:.2f}, {standing.high:.2f}] after a short recovery; "
+        f"run {command_of('compress', asked)}"
     )
 
 
@@ -140,7 +165,7 @@ def _tables(before: Judged, after: Judged) -> list[dict[str, Any]]:
 def samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, str]]:
     """One greedy continuation from both models, for a person to read."""
     config = stages.job.checkpoint.model.config
-    if stages.recipe.task != "language-modeling" or not config.causal:
+    if not stages.job.task.whole_passes or not config.causal:
         return []
 
     paragraphs = [part.split() for part in stages.job.dataset.records("test")[0].text.split("\n\n")]
@@ -152,7 +177,7 @@ def samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, st
     if len(ids) > min(PROMPT_TOKENS, share):
         prompt = tokenizer.decode(ids[: min(PROMPT_TOKENS, share)])
     texts = []
-    for name in ("original", "recovered"):
+    for name in (ORIGINAL, RESULT):
         checkpoint = stages.job.checkpoint.with_model(models[name])
         session = stages.job.session(checkpoint)
         texts.append(session.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, share)))
@@ -174,8 +199,24 @@ def show(console: Console, report: dict[str, Any], stages: Stages) -> None:
         )  # fmt: skip
     unit = report["rows"][0]["throughput_unit"]
     console.table(["model", "links", metric, "p50 ms", "p95 ms", unit, "parameters", "size"], rows)
+    console.table(COMPARED, [comparison_row(comparison) for comparison in report["comparisons"]])
     console.show(f"\n{report['verdict'].upper()}: {report['headline']}")
-    console.show(f"{report['notes'][0]}")
+    for note in report["notes"][: len(report["comparisons"])]:
+        console.show(note)
     console.show(f"report: {stages.folder.file('report.html')}   model: {stages.folder.file('model')}")
     earlier = ", earlier attempts included" if stages.folder.earlier() else ""
     console.show(f"took {duration(report['seconds'])}{earlier}")
+
+
+def comparison_row(comparison: dict[str, Any]) -> list[str]:
+    """A comparison under the heads of COMPARED; an en dash where there is nothing."""
+    unit = "%" if comparison["unit"] == "percent" else " points"
+    bounds = (comparison["low"], comparison["high"])
+    interval = "" if None in bounds else f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+    agreement = comparison["agreement"]
+    shares = ["–"] * 3
+    if agreement is not None:
+        shares = [f"{100 * agreement[name]['value']:.2f} %" for name in ("same", "flipped")]
+        shares.append(f"{agreement['kl']['value']:.4f}")
+    change = "–" if comparison["difference"] is None else f"{comparison['difference']:+.2f}{unit}{interval}"
+    return [comparison["data"], comparison["against"], change, *shares, "passed" if comparison["passed"] else "failed"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from chinchilla_lm.data.encode import Encoded
+from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
+from chinchilla_lm.evaluate.sums import paired
+from chinchilla_lm.evaluate.tables import Measurement
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.train.loop import FitSettings, fit
@@ -14,6 +18,17 @@ from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
 
 # Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
 MAX_DEV_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a short model stands on dev: the metric, more of it better, and the loss against the original, in points or
+    percent, with its 95 % interval; a loss below 0 is a gain."""
+
+    dev: float
+    loss: float
+    low: float
+    high: float
 
 
 class Recovery:
@@ -31,9 +46,28 @@ class Recovery:
     def _judge(self) -> Judge:
         return self.job.judge("dev", MAX_DEV_TOKENS)
 
+    @cached_property
+    def _original_dev(self) -> Measurement:
+        return self._judge(self.teacher.model).measurement
+
     def dev(self, short: Transformer) -> float:
         """The dev metric with the sign that makes more of it better."""
         return self.job.higher_is_better(self._judge(self.job.ready(short)).primary)
+
+    def standing(self, short: Transformer) -> Standing:
+        """The same, and how far from the original on dev, in the metric that is certified.
+
+        Raises InputError for a metric that the task does not have.
+        """
+        judged = self._judge(self.job.ready(short))
+        name = self.job.recipe.metric or judged.primary.name
+        known = self._original_dev.sums
+        if name not in known:
+            raise InputError(f"metric {name!r} is not one of {', '.join(known)}; pass --metric {judged.primary.name}")
+        difference = paired(known[name], judged.measurement.sums[name])
+        sign = 1.0 if known[name].higher_is_better else -1.0
+        losses = sorted(-sign * bound for bound in (difference.low, difference.high))
+        return Standing(self.job.higher_is_better(judged.primary), -sign * difference.value, losses[0], losses[1])
 
     def train(
         self,

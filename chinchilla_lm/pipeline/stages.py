@@ -6,23 +6,25 @@ shorten  → shortened/                 recover → model/
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from chinchilla_lm import __version__
-from chinchilla_lm.console import Console
+from chinchilla_lm.console import Console, duration
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.fastest import TRIALS, Trial, bisect, candidates
 from chinchilla_lm.pipeline.folder import RunFolder
 from chinchilla_lm.pipeline.job import Job, Served
-from chinchilla_lm.pipeline.recovery import Recovery
-from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.pipeline.recovery import Recovery, Standing
+from chinchilla_lm.plan import CostTable, Plan, chain
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring import machine
@@ -47,6 +49,10 @@ CONTENDERS = ("refine", "top")
 RACE_TOKENS = 60_000
 # What decides the cost of a removal.
 MEASURED_BY = ("task", "calibration_tokens", "score_loss", "seed", "context", "max_tokens")
+# Speeds that are tried below one that failed.
+ADVICE_TRIALS = 3
+# Forward passes that a token of recovery takes as long as: the teacher's, the student's, and twice that backwards.
+TRAINING_PASSES = 4
 BASELINES = ("cosine", "one-shot", "dp")
 
 
@@ -131,41 +137,125 @@ class Stages:
 
         def work() -> Plan:
             self.measure.norms = dict(table.norms or {})
-            memo = Memo(self.measure)
+            memo, tried = Memo(self.measure), list[Try]()
             target = Target(self.recipe.speedup, self.recipe.latency_ms)
-            found: list[Plan] = []
-            tried: list[Try] = []
-            refused: ContractError | None = None
-            with self.console.progress(0, "search", "measurements") as progress:
-                for method in self._methods():
-                    search = self.searcher(method, memo, lambda note: progress.advance(1, note))
-                    try:
-                        best, tries = fulfil(table, target, search, self.clock, self.console)
-                    except ContractError as error:
-                        refused = error
-                        continue
-                    found.append(best.plan)
-                    tried += tries
-            if not found and refused is not None:
-                raise refused
-            winner = self._race(found)
-            plan = replace(winner, origin={**winner.origin, "model_sha256": self.job.checkpoint.sha256})
+            trials: list[Trial] = []
+            if target.given:
+                winner = self._plan_for(table, target, memo, tried, self._methods())
+            else:
+                trials = candidates(self._trials(table, memo, tried, self._most(table), TRIALS), self.recipe.margin)
+                winner = trials[0].plan
+            plan = self._signed(winner)
             frontier = self._frontier(table, memo, tried, plan)
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
+            write_atomic(self.folder.file("trials.json"), json_text([trial.to_dict() for trial in trials]) + "\n")
             plan.save(path)
-            for left in self.folder.path.glob("race-*"):
-                left.unlink()
+            self._clear_trials()
             return plan
 
         # A plan that a person has edited stands, so its hash is not held; where it is missing, nothing is done yet.
         if not path.exists():
             self.folder.file("frontier.json").unlink(missing_ok=True)
-        plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
+        plan = self.folder.stage("search", inputs, ["frontier.json", "trials.json"], work, lambda: Plan.load(path))
         self.console.say(f"plan: {plan.strip()}")
         return plan
 
     def _race_fields(self) -> tuple[str, ...]:
+        if self.recipe.speedup is None and self.recipe.latency_ms is None:
+            return ("recover", "margin", "metric")
         return ("recover",) if self.recipe.method == "race" else ()
+
+    def _signed(self, plan: Plan) -> Plan:
+        return replace(plan, origin={**plan.origin, "model_sha256": self.job.checkpoint.sha256})
+
+    def _clear_trials(self) -> None:
+        for left in self.folder.path.glob("race-*"):
+            left.unlink()
+
+    def _plan_for(self, table: CostTable, target: Target, memo: Memo, tried: list[Try], methods: Sequence[str]) -> Plan:
+        """The best plan that keeps the promise; all that were timed are added to `tried`.
+
+        Raises ContractError where no method has one.
+        """
+        found: list[Plan] = []
+        refused: ContractError | None = None
+        with self.console.progress(0, "search", "measurements") as progress:
+            for method in methods:
+                search = self.searcher(method, memo, lambda note: progress.advance(1, note))
+                try:
+                    best, tries = fulfil(table, target, search, self.clock, self.console)
+                except ContractError as error:
+                    refused = error
+                    continue
+                found.append(best.plan)
+                tried += tries
+        if not found and refused is not None:
+            raise refused
+        return self._race(found)
+
+    def _most(self, table: CostTable) -> float:
+        """The speed-up that the table predicts of a model without links."""
+        return table.total_us / table.predict_us([link.name for link in chain(table.num_blocks)])
+
+    def _trials(self, table: CostTable, memo: Memo, tried: list[Try], most: float, count: int) -> list[Trial]:
+        """Speeds below `most`, tried on dev."""
+        methods = list(self._methods())
+        self._say_what_trials_cost(table, count)
+
+        def attempt(speed: float) -> Trial | None:
+            try:
+                plan = self._plan_for(table, Target(speedup=speed), memo, tried, methods)
+            except ContractError as error:
+                self.console.say(f"trial: {error}")
+                return None
+            methods[:] = [plan.method]  # the first trial's race has chosen
+            standing = self._briefly(plan)
+            measured = next(one.speedup.value for one in reversed(tried) if one.plan.dropped == plan.dropped)
+            trial = Trial(self._signed(plan), measured, standing)
+            held = "holds" if trial.holds(self.recipe.margin) else "does not hold"
+            self.console.say(
+                f"trial: {measured:.2f}× with {len(plan.kept)} links, loss on dev {standing.loss:.2f} "
+                f"[{standing.low:.2f}, {standing.high:.2f}], {held} the margin of {self.recipe.margin:g}"
+            )
+            return trial
+
+        return bisect(most, self.recipe.margin, attempt, count)
+
+    def _say_what_trials_cost(self, table: CostTable, count: int) -> None:
+        batch, tokens = table.shape["batch"], table.shape["tokens"]
+        seconds = TRAINING_PASSES * RACE_TOKENS * table.total_us / 1e6 / (batch * tokens)
+        races = count - 1 + len(self._methods())
+        self.console.say(
+            f"{count} speeds are tried on dev, {races} short recoveries of about {duration(seconds)} each; "
+            "the test data are looked at once, at the end"
+        )
+
+    def trials(self) -> list[Trial]:
+        """What the search without a target found to hold on dev, the fastest first; empty where there was a target."""
+        path = self.folder.require("trials.json", "search")
+        values = read_json(path, "trials")
+        try:
+            return [Trial.from_dict(value) for value in values]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not a list of trials; delete it and run the search again") from error
+
+    def advice(self, table: CostTable, most: float) -> Trial | None:
+        """The fastest of some slower speeds whose interval on dev lies within the margin; None where none does."""
+        inputs = {"most": most, **self._inputs("method", "max_measures", "seed", "recover", "margin", "metric")}
+        path = self.folder.file("advice.json")
+
+        def work() -> list[Trial]:
+            self.measure.norms = dict(table.norms or {})
+            made = self._trials(table, Memo(self.measure), [], most, ADVICE_TRIALS)
+            shown = sorted((t for t in made if t.shows(self.recipe.margin)), key=lambda trial: -trial.speedup)
+            write_atomic(path, json_text([trial.to_dict() for trial in shown[:1]]) + "\n")
+            self._clear_trials()
+            return shown[:1]
+
+        def read() -> list[Trial]:
+            return [Trial.from_dict(value) for value in read_json(path, "advice")]
+
+        return next(iter(self.folder.stage("advice", inputs, ["advice.json"], work, read)), None)
 
     def _methods(self) -> tuple[str, ...]:
         if self.recipe.method != "race":
@@ -177,26 +267,28 @@ class Stages:
         distinct = {plan.dropped: plan for plan in reversed(plans)}
         if len(distinct) == 1:
             return plans[0]
-        results = [(self._run_in_race(plan), plan) for plan in distinct.values()]
+        results = [(self._briefly(plan).dev, plan) for plan in distinct.values()]
         _, winner = max(results, key=lambda result: result[0])
         course = [{"method": plan.method, "dev": dev} for dev, plan in results]
         return replace(winner, origin={**winner.origin, "race": course, "race_tokens": RACE_TOKENS})
 
-    def _run_in_race(self, plan: Plan) -> float:
-        """The dev metric after the short recovery; what is done stays in the folder until the search is."""
+    def _briefly(self, plan: Plan) -> Standing:
+        """Where the plan's model stands on dev after the short recovery; what is done stays in the folder until the
+        search is."""
         chosen = {"dropped": plan.dropped, "norms": plan.norms, "tokens": RACE_TOKENS, "version": __version__}
-        fields = ("task", "seed", "recover", "context", "max_tokens")
+        fields = ("task", "seed", "recover", "context", "max_tokens", "metric")
         identity = sha256_text(json_text({**chosen, **self._inputs(*fields)}))
         done = self.folder.file(f"race-{identity[:16]}.json")
         if not done.exists():
             short = shorten(self.job.checkpoint.model, plan)
             state = done.with_suffix(".state")
-            self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS, state=state, identity=identity)
-            write_atomic(done, json_text({"dev": self.recovery.dev(short)}) + "\n")
+            if self.recipe.recover.epochs > 0:
+                self.recovery.train(short, f"race: {plan.method}", tokens=RACE_TOKENS, state=state, identity=identity)
+            write_atomic(done, json_text(asdict(self.recovery.standing(short))) + "\n")
             state.unlink(missing_ok=True)
-        dev = float(read_json(done, "race")["dev"])
-        self.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {dev:.4f}")
-        return dev
+        standing = Standing(**read_json(done, "race"))
+        self.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {standing.dev:.4f}")
+        return standing
 
     def searcher(self, method: str, memo: Memo, on_measure: Callable[[str], None]) -> Search:
         function, _ = METHODS[method]
@@ -227,7 +319,8 @@ class Stages:
         """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was
         timed."""
         target = Target(self.recipe.speedup, self.recipe.latency_ms)
-        full = table.total_us / target.budget_us(table.total_us)
+        budget_us = target.budget_us(table.total_us) if target.given else table.predict_us(chosen.dropped)
+        full = table.total_us / budget_us
         points = [_point("original", 1.0, table.total_us / 1000, 0.0, 2 * table.num_blocks)]
         for name in BASELINES:
             for share in FRONTIER_SHARES:
@@ -287,6 +380,25 @@ class Stages:
             return load(str(path), task=self.recipe.task, device=str(self.job.device))
 
         return self.folder.stage("recover", inputs, ["model/model.safetensors"], work, read)
+
+    def control(self) -> Checkpoint:
+        """The original, trained on the same data by the same schedule as the short model; in `control/`."""
+        path = self.folder.file("control")
+        inputs = self._inputs("task", "seed", "recover", "context", "max_tokens")
+        state = self.folder.file("control.state")
+
+        def work() -> Checkpoint:
+            trained = self.job.checkpoint.with_model(copy.deepcopy(self.job.checkpoint.model))
+            identity = sha256_text(json_text(inputs))
+            self.recovery.train(trained.model, "control", state=state, identity=identity)
+            save(trained, path, {})
+            state.unlink(missing_ok=True)
+            return trained
+
+        def read() -> Checkpoint:
+            return load(str(path), task=self.recipe.task, device=str(self.job.device))
+
+        return self.folder.stage("control", inputs, ["control/model.safetensors"], work, read)
 
     def _meta(self, plan: Plan) -> dict[str, Any]:
         window = {"context": self.job.context, "max_tokens": self.job.window}

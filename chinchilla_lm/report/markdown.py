@@ -71,6 +71,16 @@ def verdict_section(report: Report) -> str:
     )
 
 
+def comparisons_section(report: Report) -> str:
+    """What the result was held against, and how many answers changed."""
+    compared = words.comparisons(report)
+    if not compared:
+        return ""
+    lines = [[markdown(cell) for cell in words.comparison_cells(one)] for one in compared]
+    heads = [markdown(head) for head in words.COMPARED]
+    return "\n\n".join(("## Held against", markdown(words.COMPARED_LEAD), table(heads, lines, texts=2)))
+
+
 def rows_section(report: Report) -> str:
     """The models side by side, baseline first; in parentheses the change against the original."""
     lines = []
@@ -191,6 +201,7 @@ def facts_section(report: Report) -> str:
 
 SECTIONS: tuple[Callable[[Report], str], ...] = (
     verdict_section,
+    comparisons_section,
     rows_section,
     chain_section,
     frontier_section,

@@ -106,6 +106,23 @@ def tile_values(report: Report) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def comparisons_section(report: Report) -> str:
+    """What the result was held against, and how many answers changed."""
+    compared = words.comparisons(report)
+    if not compared:
+        return ""
+    top = "".join(f'<th scope="col">{text_of(head)}</th>' for head in words.COMPARED)
+    lines = []
+    for one in compared:
+        first, *rest = (text_of(cell) for cell in words.comparison_cells(one))
+        lines.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>')
+    return f"""<section>
+<h2>Held against</h2>
+<p class="lead">{text_of(words.COMPARED_LEAD)}</p>
+<div class="others scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>
+</section>"""
+
+
 def rows_section(report: Report) -> str:
     """The models side by side, baseline first, and their other metrics."""
     heads = words.headers(report)
@@ -334,6 +351,7 @@ def _timings(report: Report) -> str:
 
 SECTIONS: tuple[Callable[[Report], str], ...] = (
     verdict_section,
+    comparisons_section,
     rows_section,
     chain_section,
     frontier_section,

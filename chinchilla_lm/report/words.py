@@ -1,6 +1,6 @@
 """The rows and sentences of a report, said once, so that Markdown and HTML cannot disagree.
 
-Plain, unescaped text, like `report_format`: this file knows the report dictionary, that one knows numbers.
+Plain, unescaped text, like `report.numbers`: this file knows the report dictionary, that one knows numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chinchilla_lm.report.numbers import (
+    MISSING,
     Report,
     count,
     duration,
@@ -172,12 +173,49 @@ def certificate_words(report: Report) -> str:
     change = with_unit(signed(quality(certificate.get("difference"), unit)), unit)
     limits = interval(quality(certificate.get("low"), unit), quality(certificate.get("high"), unit)) or "unknown"
     result = plain(report["rows"][-1]["name"]) if report["rows"] else "result"
+    compared = comparisons(report)
+    against = plain(compared[0].get("against") or "original") if compared else "original"
     label = metric_label(report)
     examples = f"on the same {count(certificate.get('n'))} examples"
     return (
-        f"{label[:1].upper()}{label[1:]}, {result} against original, {examples}: "
+        f"{label[:1].upper()}{label[1:]}, {result} against {against}, {examples}: "
         f"{change}, 95 % interval {limits}. {margin_words(report)}"
     )
+
+
+COMPARED = ("data", "against", "change", "same answers", "flipped", "mean KL, nats", "margin")
+COMPARED_LEAD = (
+    "The result against each. Same answers: the share of labels, tags or most probable next tokens that did not "
+    "change; flipped: the share that went from right to wrong or from wrong to right; mean KL: how far its "
+    "probabilities are from the other model's. In brackets 95 % intervals."
+)
+
+
+def comparisons(report: Report) -> list[dict[str, Any]]:
+    """What the result was held against, that of the certificate first; none in a report that has only the one."""
+    return list(report.get("comparisons") or [])
+
+
+def comparison_cells(comparison: Mapping[str, Any]) -> list[str]:
+    """A comparison under the heads of COMPARED."""
+    unit = comparison.get("unit")
+    change = with_unit(signed(quality(comparison.get("difference"), unit)), unit)
+    limits = interval(quality(comparison.get("low"), unit), quality(comparison.get("high"), unit))
+    agreement = comparison.get("agreement") or {}
+    shares = [_share_cell(agreement.get(name)) for name in ("same", "flipped")]
+    divergence = significant((agreement.get("kl") or {}).get("value"))
+    verdict = "passed" if comparison.get("passed") else "failed"
+    named = [plain(comparison.get(key)) for key in ("data", "against")]
+    return [*named, " ".join(filter(None, (change, limits))), *shares, divergence, verdict]
+
+
+def _share_cell(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None or finite(estimate.get("value")) is None:
+        return MISSING
+    value, low, high = (finite(estimate.get(key)) for key in ("value", "low", "high"))
+    assert value is not None
+    limits = "" if low is None or high is None else f" [{100 * low:.2f}, {100 * high:.2f}]"
+    return f"{100 * value:.2f} %{limits}"
 
 
 def margin_words(report: Report) -> str:

@@ -15,6 +15,8 @@ three files say the same. Both texts are made from what report.json holds, not f
 and, each left out with its section where there is none:
 
     costs         [{links, cost, time_us}]: shades the chain
+    comparisons   [{data, against, the keys of certificate, verdict, agreement: {answers, same, flipped, kl:
+                  {value, low, high}} or null}], that of the certificate first
     frontier      [{method, stage, speedup, latency_ms, quality, low, high, links, chosen}], with
                   frontier_quality {label, higher_is_better}
     tables        [{title, before: [{label, precision, recall, f1, support}], after}]

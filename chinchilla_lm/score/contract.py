@@ -29,10 +29,15 @@ TimeAgainstOriginal = Callable[[Plan], tuple[Ratio, float]]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Exactly one of the two: a speed-up over the original, or a latency in milliseconds, both at the asked shape."""
+    """At most one of the two: a speed-up over the original, or a latency in milliseconds, both at the asked shape."""
 
     speedup: float | None = None
     latency_ms: float | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one at all."""
+        return self.speedup is not None or self.latency_ms is not None
 
     def budget_us(self, total_us: float) -> float:
         """Time that one pass may take, in microseconds."""

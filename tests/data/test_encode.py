@@ -185,8 +185,11 @@ def test_bytes_of_a_window_are_those_of_its_predicted_tokens(byte_bpe, texts, wi
     for found in windows:
         # Every token of byte-level BPE has one character a byte, so the exact count is known.
         exact = sum(map(len, byte_bpe.convert_ids_to_tokens(found.ids[1:])))
-        assert abs(found.bytes - exact) <= 3  # a character of four bytes may lie across the edge
-        total += found.bytes
+        size = sum(found.bytes)
+        assert abs(size - exact) <= 3  # a character of four bytes may lie across the edge
+        total += size
+        assert sum(tokens for _, tokens in found.owners) == len(found.ids) - 1
+        assert len(found.owners) == len(found.bytes)
         if bos:
             assert found.ids[0] == byte_bpe.bos_token_id
     if bos:
@@ -196,14 +199,15 @@ def test_bytes_of_a_window_are_those_of_its_predicted_tokens(byte_bpe, texts, wi
         assert abs(total - exact) <= 3
 
 
-def test_bytes_are_exact_in_ascii_and_a_window_belongs_to_the_document_of_its_first_text(byte_bpe):
+def test_bytes_are_exact_in_ascii_and_tokens_belong_to_the_document_they_stand_in(byte_bpe):
     records = [Text("a", "a", "the the call"), Text("b", "b", "the call")]
     # the | Ġthe | Ġcall | \n | \n | the | Ġcall
     windows = encode_text(records, byte_bpe, 3)
     assert [byte_bpe.decode(w.ids) for w in windows] == ["the the call", "\n\nthe"]
-    assert [(w.bytes, w.owners) for w in windows] == [(9, [(0, 0)]), (4, [(1, 0)])]
-    assert [w.bytes for w in encode_text(records, byte_bpe, 3, bos=True)] == [7, 6, 4]
-    assert [w.bytes for w in encode_text(records, byte_bpe, 7)] == [len("the the call\n\nthe call") - 3]
+    assert [(w.bytes, w.owners) for w in windows] == [((9,), [(0, 2)]), ((4,), [(1, 2)])]
+    begun = encode_text(records, byte_bpe, 3, bos=True)
+    assert [(w.bytes, w.owners) for w in begun] == [((7,), [(0, 2)]), ((5, 1), [(0, 1), (1, 1)]), ((4,), [(1, 2)])]
+    assert [(w.bytes, w.owners) for w in encode_text(records, byte_bpe, 7)] == [((9, 10), [(0, 2), (1, 4)])]
 
 
 def test_text_windows_refuse_what_cannot_be(byte_bpe, wordpiece):

@@ -108,3 +108,33 @@ def test_time_split_refuses_what_has_too_few_times():
         make_splits([labelled(i) for i in range(20)], ("test",), "time")
     with pytest.raises(InputError, match="too few different times"):
         make_splits([labelled(i, time="2020-01-01") for i in range(20)], ("test",), "time")
+
+
+def running(name, pieces):
+    return [Text(f"{name}#{i}", f"{name}#{i}", f"{name} piece {i}", follows=i > 0) for i in range(pieces)]
+
+
+def test_running_text_is_cut_into_contiguous_stretches_with_a_gap():
+    records = running("novel", 100)
+    made, skipped = make_splits(records, ("dev", "test"), "hash")
+    assert skipped == []
+    numbers = {split: [int(record.id.partition("#")[2]) for record in part] for split, part in made.items()}
+    assert numbers == {"train": list(range(78)), "dev": list(range(79, 89)), "test": list(range(90, 100))}
+    assert [record.follows for record in made["test"]] == [False] + [True] * 9
+    only_test, _ = make_splits(records, ("test",), "hash")
+    assert [len(only_test[split]) for split in ("train", "test")] == [89, 10]
+
+
+def test_several_files_of_running_text_are_cut_each_and_short_ones_train():
+    records = running("a", 40) + running("b", 20) + running("c", 3)
+    made, _ = make_splits(records, ("dev", "test"), "hash")
+    assert Counter(record.id[0] for record in made["test"]) == {"a": 4, "b": 2}
+    assert sum(record.id[0] == "c" for record in made["train"]) == 3
+
+
+def test_pieces_of_short_runs_stay_together():
+    records = [record for i in range(60) for record in running(f"file{i}", 3)]
+    made, _ = make_splits(records, ("dev", "test"), "hash")
+    homes = {record.id.partition("#")[0]: split for split, part in made.items() for record in part}
+    assert all(homes[r.id.partition("#")[0]] == split for split, part in made.items() for r in part)
+    assert set(homes.values()) == {"train", "dev", "test"}

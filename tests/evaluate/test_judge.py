@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,13 +109,22 @@ def test_perplexity_is_that_of_a_direct_computation(llama: Checkpoint, text):
         for window in windows:
             ids = torch.tensor([window.ids])
             nats.append(F.cross_entropy(llama.model(Batch(ids))[0, :-1].double(), ids[0, 1:], reduction="sum").item())
-    predicted, size = 11 * len(windows), sum(window.bytes for window in windows)
+    predicted, size = 11 * len(windows), sum(sum(window.bytes) for window in windows)
     assert len(windows) > 5
     assert judged.measurement.sums["perplexity"].value == pytest.approx(math.exp(sum(nats) / predicted), rel=1e-5)
     assert judged.measurement.sums["bits_per_byte"].value == pytest.approx(sum(nats) / math.log(2) / size, rel=1e-5)
     assert [prediction.score for prediction in judged.predictions] == pytest.approx([n / 11 for n in nats], rel=1e-4)
-    owners = {window.owners[0][0] for window in windows}
-    assert judged.primary.documents == len(owners) > 1
+    assert judged.primary.documents == len(records)
+    assert any(len(window.owners) > 1 for window in windows), "a window spans two documents"
+    by_document = np.zeros(len(records))
+    with torch.no_grad():
+        for window in windows:
+            ids = torch.tensor([window.ids])
+            each = F.cross_entropy(llama.model(Batch(ids))[0, :-1].double(), ids[0, 1:], reduction="none").tolist()
+            for record, tokens in window.owners:
+                by_document[record] += sum(each[:tokens])
+                each = each[tokens:]
+    np.testing.assert_allclose(judged.primary.per_document[:, 0], by_document, rtol=1e-5)
 
 
 def texts(label: Callable[[int], str], pairs: bool) -> list[Labelled]:

@@ -41,7 +41,7 @@ def test_certificate_of_perplexity_is_in_percent():
 
 
 def test_input_that_cannot_be_used_is_refused():
-    with pytest.raises(InputError, match=r"\[2, 1, 1, 1\] windows"):
+    with pytest.raises(InputError, match=r"\[2, 1, 1, 1\] parts"):
         measure_text([1.0, 2.0], [1], [1], ["a"])
     with pytest.raises(InputError, match="0 predicted tokens and 4 bytes"):
         measure_text([0.0], [0], [4], ["a"])

@@ -37,7 +37,7 @@ def test_one_resample_is_what_drawing_by_hand_gives():
     rows = np.array([[1.0, 2.0], [3.0, 3.0], [0.0, 5.0]])
     values = [rows[list(draw)].sum(axis=0) for draw in product(range(3), repeat=3)]
     shares = np.array([hits / total for hits, total in values])
-    chunks = [share(rows).statistic(w @ rows) for w in sums_module._draws(3, 20000, 0)]
+    chunks = [share(rows).statistic(w @ rows) for w in sums_module._draws(3, 1, 20000, 0)]
     drawn = np.concatenate(chunks)
     assert set(np.round(drawn, 12)) == set(np.round(shares, 12))
     assert drawn.mean() == pytest.approx(shares.mean(), abs=0.005)

@@ -101,9 +101,11 @@ Program program(const Weights& format, Format cache) {
         mlp.activation = Activation::silu;
         made.operations.push_back(mlp);
     }
-    std::vector<float> angles;
-    for (int i = 0; i < kHead / 2; ++i) angles.push_back(std::pow(100.0F, -2.0F * static_cast<float>(i) / kHead));
-    made.ropes.push_back(angles);
+    Rope rope;
+    for (int i = 0; i < kHead / 2; ++i) {
+        rope.frequencies.push_back(std::pow(100.0F, -2.0F * static_cast<float>(i) / kHead));
+    }
+    made.ropes.push_back(rope);
     made.head.norm = norm;
     made.head.output_present = true;
     made.head.output = matrix(format, kWords, kHidden);

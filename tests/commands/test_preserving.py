@@ -1,0 +1,93 @@
+"""Preserving is not adapting: the control, the guard, and the fastest model where no speed is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import SHORTENING, TAGGING, running_text, write_conll, write_jsonl
+
+
+def without(words: tuple[object, ...], *flags: str) -> list[object]:
+    """The words less some flags and their values."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word not in flags:
+            kept.append(word)
+        skip = word in flags
+    return kept
+
+
+def test_where_the_answers_teach_the_result_is_held_against_a_control(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla
+):
+    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run", "--json"]
+    done = chinchilla(*words, "--recover-weights-task", 1.0)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["original", "control", "shortened", "recovered"]
+    assert report["comparisons"][0]["against"] == "control"
+    f1 = {row["name"]: row["metrics"]["entity_f1"]["value"] for row in report["rows"]}
+    assert report["certificate"]["difference"] == pytest.approx(f1["recovered"] - f1["control"], abs=1e-6)
+    assert "which is the original trained on the same data" in report["notes"][0]
+    assert done.result["comparisons"] == report["comparisons"]
+
+
+def test_a_guard_that_the_result_fails_fails_the_job(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    guard = write_conll(tmp_path / "guard", {"test": 60}, seed=7)
+    shortening = without(SHORTENING, "--speedup", "--margin", "--recover-epochs")
+    words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "--speedup", 2.0, "--recover-epochs", 0]
+    done = chinchilla(*words, "--guard", guard, "--margin", 0.01, "-o", tmp_path / "run", "--json")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [(c["data"], c["against"]) for c in report["comparisons"]] == [("test", "original"), ("guard", "original")]
+    assert done.status == 3
+    assert report["comparisons"][1]["passed"] is False
+    assert "on the guard" in report["headline"]
+    assert any(note.startswith("what would pass: ") for note in report["notes"])
+    page, text = ((tmp_path / "run" / name).read_text() for name in ("report.html", "report.md"))
+    for written in (page, text):
+        assert "guard" in written
+        assert "flipped" in written
+
+
+def test_the_guard_is_no_part_of_the_data(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run"]
+    chinchilla(*words, "--guard", tags).refused("--guard", "holds nothing but documents of the data")
+
+
+def test_without_a_target_the_fastest_within_the_margin(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    shortening = without(SHORTENING, "--speedup")
+    words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "-o", tmp_path / "run"]
+    done = chinchilla(*words)
+    assert done.status == 0
+    assert "5 speeds are tried on dev" in done.out
+    assert done.out.count("test: 40 windows") == 1, "the test data are looked at once"
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["speedup"]["target"] is None
+    trials = json.loads((tmp_path / "run" / "trials.json").read_text())
+    speeds = [trial["speedup"] for trial in trials]
+    assert speeds == sorted(speeds, reverse=True)
+    assert report["plan"]["choices"] in [trial["plan"]["choices"] for trial in trials]
+    again = chinchilla(*words)
+    assert again.status == 0
+    assert "search: unchanged, not run again" in again.out
+
+
+def test_a_margin_that_nothing_holds_is_said(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    shortening = without(SHORTENING, "--speedup", "--margin", "--recover-epochs")
+    words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "--recover-epochs", 0, "--margin", 1e-6]
+    done = chinchilla(*words, "-o", tmp_path / "run")
+    if done.status:  # on this tiny model some link may cost nothing
+        done.refused("no shortened model holds the margin", "--margin", status=1)
+
+
+def test_a_guard_for_running_text(model_folder, texts: Path, tmp_path: Path, chinchilla):
+    guard = write_jsonl(tmp_path / "guard", {"test": 12}, lambda source: {"text": running_text(source)["text"][::-1]})
+    words = ["compress", model_folder("llama-gqa"), "--task", "language-modeling", "--data", texts, "--guard", guard]
+    words += ["--speedup", 1.05, "--margin", 50, "--method", "top", "--max-tokens", 16, "--recover-epochs", 1]
+    done = chinchilla(*words, "-o", tmp_path / "run", "--json")
+    first, second = done.result["comparisons"]
+    assert (first["data"], second["data"]) == ("test", "guard")
+    assert 0 <= second["agreement"]["same"]["value"] <= 1
+    assert second["agreement"]["kl"]["value"] > 0
