@@ -10,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
@@ -121,6 +122,10 @@ def test_without_the_engine_only_where_that_is_asked_for(without_compiler: Path)
     assert "chinchilla_lm/native/__init__.py" in names
     assert "chinchilla_lm/py.typed" in names
     assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
+
+
+def test_type_checkers_may_read_the_package():
+    assert files("chinchilla_lm").joinpath("py.typed").is_file()
 
 
 def test_every_public_name_is_there():
