@@ -10,7 +10,9 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, assert_type
 
 import pytest
 from packaging.requirements import Requirement
@@ -21,6 +23,7 @@ import chinchilla_lm
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+NAME = "chinchilla-lm"  # an extra may hold another one: chinchilla-lm[docs]
 
 
 def pins(*names: str) -> dict[str, str]:
@@ -29,7 +32,10 @@ def pins(*names: str) -> dict[str, str]:
     return {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in found}
 
 
-@pytest.mark.parametrize("wanted", PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["hub"] + EXTRAS["demo"])
+OTHERS = [one for wanted in (PROJECT["dependencies"], *EXTRAS.values()) for one in wanted if not one.startswith(NAME)]
+
+
+@pytest.mark.parametrize("wanted", OTHERS)
 def test_every_dependency_is_pinned_within_its_range(wanted: str):
     requirement = Requirement(wanted)
     pinned = pins("constraints.txt", "requirements-demo.txt")
@@ -114,4 +120,20 @@ def test_without_the_engine_only_where_that_is_asked_for(without_compiler: Path)
     [wheel] = without_compiler.glob("dist/*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "chinchilla_lm/native/__init__.py" in names
+    assert "chinchilla_lm/py.typed" in names
     assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
+
+
+def test_type_checkers_may_read_the_package():
+    assert files("chinchilla_lm").joinpath("py.typed").is_file()
+
+
+def test_every_public_name_is_there():
+    assert sorted(chinchilla_lm._EXPORTS) == chinchilla_lm.__all__
+    for name in chinchilla_lm.__all__:
+        assert getattr(chinchilla_lm, name).__name__ == name
+
+
+if TYPE_CHECKING:  # mypy sees the types behind the names that are looked up on first use, and not Any
+    assert_type(chinchilla_lm.Plan.full(1), chinchilla_lm.Plan)
+    assert_type(chinchilla_lm.load("folder"), chinchilla_lm.Session)

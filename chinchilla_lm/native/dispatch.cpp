@@ -41,7 +41,9 @@ struct Offer {
 
 #if defined(CHINCHILLA_X86)
 bool avx2_runs() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, c, d;
+    constexpr unsigned kF16c = 1U << 29;  // older Clangs do not know it by name
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & kF16c);
 }
 
 #if !defined(CHINCHILLA_EMULATED_ALL)

@@ -263,7 +263,7 @@ class Session:
 
     @property
     def window(self) -> int:
-        """Longest window in tokens: what the model was trained with, else 512, within its positions."""
+        """Tokens of the longest window, those that the model was trained with, else 512, within its positions."""
         trained = self.card.meta.get("window", {}).get("max_tokens")
         return min(int(trained or DEFAULT_WINDOW), self.card.max_positions)
 
