@@ -127,7 +127,6 @@ struct Kernels {
                   float write, int keys, int values);
     // x = x · scale, or with a cap above 0 cap · tanh(x · scale / cap), of whole vectors of 16.
     void (*cap)(float* x, int count, float scale, float cap);
-    float (*largest)(const float* x, int count, int* where);  // first largest value; NaN if there is one
 };
 
 // The best set that this CPU has, or the one that is named (portable, avx2, avxvnni, avx512, avx512bf16, amx).

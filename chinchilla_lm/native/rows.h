@@ -297,13 +297,3 @@ static void cap_row(float* x, int count, float scale, float cap) {
     const float factor = scale / cap;
     for (int i = 0; i < count; i += L) store(x + i, hyperbolic_tangent(load<vf>(x + i) * factor) * cap);
 }
-
-static float largest_of(const float* x, int count, int* where) {
-    *where = 0;
-    float best = x[0];
-    for (int i = 0; i < count; ++i) {
-        if (!(x[i] == x[i])) return *where = i, x[i];
-        if (x[i] > best) best = x[i], *where = i;
-    }
-    return best;
-}
