@@ -41,7 +41,7 @@ def _printable(text: str) -> str:
     return text
 
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -140,7 +140,7 @@ class IssuedCertificate(Verdict):
     data: Data
     speed: Speed | None
     also: Annotated[list[Also], Field(max_length=100)]
-    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\Z")]
+    created: Annotated[str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}\+00:00$")]
     software: Name
     digest: Sha256
     """SHA-256 of all the rest as JSON in ASCII, keys sorted, no spaces"""
