@@ -282,12 +282,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _unlike(folder: Path, judged: Mapping[str, str]) -> str | None:
     """How a folder's files differ from those that were judged."""
     there = deciding_files(folder)
+    for name in reversed(there):  # a program or weights first: where they are others, so is much else
+        if name not in judged:
+            return f"{name} was not there when the model was judged"
     for name in judged:
         if name not in there:
             return f"{name}, which was judged, is not there"
-    for name in there:
-        if name not in judged:
-            return f"{name} was not there when the model was judged"
     for name in there:
         if not has_sha256(folder / name, judged[name]):
             return f"{name} has another SHA-256 than the file that was judged"

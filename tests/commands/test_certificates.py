@@ -242,9 +242,9 @@ def test_an_int4_copy_of_a_certified_model_has_none(model: Path, tagger: Path, p
     assert "certificate" not in (tmp_path / "packed" / "chinchilla.json").read_text()
     assert shows(tmp_path / "packed", chinchilla, capsys) is None
     shutil.copy(model / "certificate.json", tmp_path / "packed")
-    shows_none(tmp_path / "packed", chinchilla, "model.safetensors, which was judged, is not there")
+    shows_none(tmp_path / "packed", chinchilla, "program.bin was not there when the model was judged")
     shutil.copy(tmp_path / "packed" / "program.bin", model)
-    shows_none(model, chinchilla, "")
+    shows_none(model, chinchilla, "program.bin was not there when the model was judged")
 
 
 @needs_engine
