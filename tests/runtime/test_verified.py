@@ -155,11 +155,17 @@ def test_a_file_that_changes_while_it_is_read_is_not_noted(packed, cache, settle
 
 def test_a_large_file_that_a_certificate_names_is_read_once(cache: Path, settled: None, tmp_path: Path, monkeypatch):
     """And again when it is another, or when another hash is asked for; the notes of programs are left alone."""
-    path, read = tmp_path / "weights", []
+    path = tmp_path / "weights"
+    read: list[Path] = []
     path.write_bytes(bytes(verified.WORTH_A_NOTE))
     wanted = hashlib.sha256(path.read_bytes()).hexdigest()
     real = verified.sha256_of
-    monkeypatch.setattr(verified, "sha256_of", lambda one: read.append(one) or real(one))
+
+    def counting(one: Path) -> str:
+        read.append(one)
+        return real(one)
+
+    monkeypatch.setattr(verified, "sha256_of", counting)
     assert [verified.has_sha256(path, wanted) for _ in range(3)] == [True] * 3
     assert len(read) == 1
     assert not verified.has_sha256(path, "0" * 64)
