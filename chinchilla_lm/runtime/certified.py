@@ -281,7 +281,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _unlike(folder: Path, judged: Mapping[str, str]) -> str | None:
     """How a folder's files differ from those that were judged."""
-    there = deciding_files(folder)
+    try:
+        there = deciding_files(folder)
+    except InputError:
+        return "the weights or the program that were judged are not there"
     for name in reversed(there):  # a program or weights first: where they are others, so is much else
         if name not in judged:
             return f"{name} was not there when the model was judged"

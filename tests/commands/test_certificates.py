@@ -150,65 +150,6 @@ def test_files_that_came_and_went(model: Path, chinchilla):
     shows_none(model, chinchilla, "tokenizer_config.json, which was judged, is not there")
 
 
-def edited(**changes: Any) -> Callable[[dict[str, Any]], str]:
-    return lambda content: json.dumps(content | changes)
-
-
-def forged(**changes: Any) -> Callable[[dict[str, Any]], str]:
-    """With a digest that fits."""
-
-    def make(content: dict[str, Any]) -> str:
-        content |= changes
-        return json.dumps(content | {"digest": digest(content)})
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (edited(difference=0.5), "its digest is not that of its text, which was edited"),
-        (edited(margin=0.25), "edited"),
-        (edited(n=4000), "edited"),
-        (edited(also=[]), None),
-        (edited(version=2), "it has version 2, not 1"),
-        (edited(version="1"), "it has version '1', not 1"),
-        (edited(version=True), "it has version True, not 1"),
-        (forged(passed="yes"), "'passed' is refused"),
-        (forged(signed="by nobody"), "'signed' is refused"),
-        (forged(metric="entity_f1\n\x1b[31m"), "'metric' is refused"),
-        (forged(difference="0.0"), "'difference' is refused"),
-        (forged(also=[{"what": "guard"}]), "'also.0.metric' is refused"),
-        (forged(artifact=None), "'artifact' is refused"),
-        (lambda content: json.dumps({key: content[key] for key in content if key != "digest"}), "'digest' is refused"),
-        (lambda content: json.dumps(content)[:-1] + ', "passed": true}', "a key is given twice"),
-        (lambda content: json.dumps(content | {"low": float("nan")}), "'low' is refused"),
-        (lambda content: json.dumps(content)[:-9], "it is not valid JSON"),
-        (lambda content: "[" * 90_000, "it is not valid JSON"),
-        (lambda content: json.dumps([content]), "it has version None, not 1"),
-        (lambda content: json.dumps(content) + " " * 300_000, "it has more than 262144 bytes"),
-        (lambda content: "", "it is not valid JSON"),
-    ],
-)
-def test_a_certificate_that_is_not_as_it_was_issued(change, said: str | None, model: Path, chinchilla):
-    path = model / "certificate.json"
-    path.write_text(change(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
-    if said is None:
-        assert shows(model, chinchilla) is not None, "other white space is no edit"
-    else:
-        shows_none(model, chinchilla, said)
-
-
-def test_a_certificate_that_is_no_text_or_no_file(model: Path, chinchilla):
-    path = model / "certificate.json"
-    path.write_bytes(b"\xff\xfe\x00")
-    shows_none(model, chinchilla, "it is not UTF-8 text")
-    path.unlink()
-    assert shows(model, chinchilla) is None
-    path.mkdir()
-    shows_none(model, chinchilla, "it is not a file")
-
-
 def test_one_of_the_earlier_layout_is_neither_shown_nor_copied(model: Path, tmp_path: Path, chinchilla):
     (model / "certificate.json").unlink()
     path = model / "chinchilla.json"
