@@ -141,9 +141,11 @@ def _note_certificate(stages: Stages, certificate: Certificate, original: Judged
 
     job, folder = stages.job, stages.folder.file("model")
     batch, tokens = job.shape
-    low, high = (bound if math.isfinite(bound) else None for bound in (ratio.low, ratio.high))
+    low, high = (float(bound) if math.isfinite(bound) else None for bound in (ratio.low, ratio.high))
     cpu = printable(machine.cpu_model())
-    speed = Speed(batch=batch, tokens=tokens, value=ratio.value, low=low, high=high, threads=job.threads, cpu=cpu)
+    speed = Speed(
+        batch=batch, tokens=tokens, value=float(ratio.value), low=low, high=high, threads=job.threads, cpu=cpu
+    )
     issue(
         folder,
         certificate.to_dict(),

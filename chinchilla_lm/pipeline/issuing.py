@@ -85,6 +85,6 @@ def data_of(job: Job, split: str, judged: Judged) -> Data:
     return Data(
         sha256=job.split_sha256(split),
         split=split,
-        examples=measured.n,
-        documents=judged.primary.documents,
+        examples=int(measured.n),
+        documents=int(judged.primary.documents),
     )

@@ -188,8 +188,8 @@ def issue(
         "digest": "0" * 64,
     }
     # Through the model first: the digest is of numbers as they are read back, 1.0 and not 1.
-    content = IssuedCertificate.model_validate(content).model_dump()
-    issued = IssuedCertificate.model_validate(content | {"digest": digest_of(content)})
+    content = IssuedCertificate.model_validate_json(json.dumps(content)).model_dump()
+    issued = IssuedCertificate.model_validate_json(json.dumps(content | {"digest": digest_of(content)}))
     write_atomic(folder / CERTIFICATE, issued.model_dump_json(indent=1) + "\n")
     return issued
 
