@@ -72,6 +72,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import torch
 
     from chinchilla_lm.evaluate.speed import measure
+    from chinchilla_lm.pipeline.held import certificate_of
     from chinchilla_lm.runtime.cpu import usable_cores
     from chinchilla_lm.runtime.device import resolve_device
     from chinchilla_lm.runtime.measuring import machine
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     set_threads(min(torch.get_num_threads(), usable_cores()) if args.threads is None else args.threads)
     device = resolve_device(args.device)
     entries, ours = _entries(args, device, console)
+    held = {entry.name: certificate_of(entry.name, console) for entry in entries}
     shape = _shape(args, entries, console)
     dtype = _peak_dtype(entries[ours].engine.form)
     roof = _roof(device, dtype, console)
@@ -94,7 +96,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.say(f"racing {len(entries)} for {args.seconds:g} s")
     result = measure(entries, ours, shape, args.seconds, roof, footprints)
     result |= {"machine": machine.describe(), "roofline": asdict(roof) | {"gemm_dtype": dtype}}
+    result["certificates"] = {name: None if one is None else one.model_dump() for name, one in held.items()}
     _show(result, shape, folder, console)
+    for name, one in held.items():
+        for line in [] if one is None else one.lines():
+            console.show(f"{name}: {line}")
     console.result(result)
     return 0
 

@@ -63,6 +63,7 @@ def export(model: str, folder: Path, console: Console) -> dict[str, Any]:
     from chinchilla_lm.export.hf import export_hf
     from chinchilla_lm.files import read_json
     from chinchilla_lm.models.checkpoint import load
+    from chinchilla_lm.pipeline.held import certificate_in, how_to_certify
     from chinchilla_lm.runtime.engine.packed import is_packed
 
     if is_packed(model):
@@ -70,12 +71,18 @@ def export(model: str, folder: Path, console: Console) -> dict[str, Any]:
     checkpoint = load(model)
     if checkpoint.legal_tags:
         console.warn(
-            "the certificate speaks of tags decoded as the most probable legal BIO sequence; "
+            "tags are judged here as decoded to the most probable legal BIO sequence; "
             "programs that take the best tag of each word find up to a point of F1 less"
         )
+    held = certificate_in(checkpoint.source, console)
     export_hf(checkpoint, folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     console.table(["file", "bytes"], list(files.items()), f"written to {folder}")
+    if held is not None:
+        console.show(
+            f"no certificate: that of {model} is of its own files, not of these; one of their own: "
+            f"{how_to_certify(str(folder), held.original.name, checkpoint.model.config.head.kind)}"
+        )
     absent, silent = _what_became(checkpoint)
     if absent:
         console.show(f"blocks left out: {_listed(absent)}; those behind them moved up")

@@ -78,6 +78,7 @@ def inspect(
     Raises InputError for a model that cannot be read, or a shape that it cannot take.
     """
     from chinchilla_lm.models.checkpoint import load
+    from chinchilla_lm.pipeline.held import certificate_in
     from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
     from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 
@@ -85,7 +86,8 @@ def inspect(
     if program is not None and shape is not None:
         _check_engine(device, dtype)
     checkpoint = load(model, task=task) if program is None else unpack_checkpoint(model, task)
-    found = describe(checkpoint) | {"model": model}
+    issued = certificate_in(checkpoint.source, console)
+    found = describe(checkpoint) | {"model": model, "certificate": None if issued is None else issued.model_dump()}
     if program is not None:
         found |= {"dtype": program.header["format"], "bytes": int(program.data.size)}
         found["sizes"] = {name: {"parameters": one["parameters"]} for name, one in found["sizes"].items()}
@@ -101,6 +103,8 @@ def inspect(
             times = _time_packed(checkpoint.model, program, rows, tokens, threads)
         found["time"] = {"batch": rows, "tokens": tokens, **asdict(times)}
     _show(found, times, console)
+    for line in [] if issued is None else issued.lines():
+        console.show(line)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Any
 
@@ -10,19 +11,21 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.blocks import shortest_block
-from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS, Certificate
+from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
 from chinchilla_lm.evaluate.tasks import TASKS
-from chinchilla_lm.files import json_text, read_json, sha256_of, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, judge_models
+from chinchilla_lm.pipeline.issuing import also_of, artifact_of, data_of, original_of
+from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, Judgement, judge_models
 from chinchilla_lm.pipeline.outcome import advice_words, report_of, row_of, samples, show
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe, require_one_target
 from chinchilla_lm.report.write import write_report
+from chinchilla_lm.runtime.artifact import hashes
+from chinchilla_lm.runtime.certified import Speed, issue, printable
+from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, speedup
-from chinchilla_lm.score.contract import Target
 
 # Seconds that original, shortened and recovered model are timed, in turn.
 FINAL_CLOCK_SECONDS = 6.0
@@ -38,8 +41,7 @@ def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
     begun = time.monotonic()
     stages = Stages(recipe, console)
     _warn_of_few_documents(stages)
-    target = Target(recipe.speedup, recipe.latency_ms)
-    if recipe.recover.epochs > 0 or not target.given:
+    if recipe.recover.epochs > 0 or not stages.target.given:
         stages.job.dataset.records("dev")
         require_classes(stages.job.dataset)
     _ = stages.job.labels
@@ -110,7 +112,7 @@ def finish(
         report["notes"].append(advice_words(stages.advice(table, ratio.value), recipe))
     report["samples"] = samples(stages, models)
     write_report(report, stages.folder.path)
-    _note_certificate(stages, judgement.certificate)
+    _note_certificate(stages, judgement, ratio)
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
     job.show(judgement.judged[RESULT], "recovered, test")
     show(console, report, stages)
@@ -129,7 +131,7 @@ def finish(
 def _hold_to_the_promise(report: dict[str, Any], ratio: Ratio, latency_ms: float, stages: Stages) -> None:
     """The last timing has the last word: a speed that was not reached fails the verdict, or, within noise, is said."""
 
-    target = Target(stages.recipe.speedup, stages.recipe.latency_ms)
+    target = stages.target
     if not target.given:
         return
     reached = target.reached(ratio, latency_ms)
@@ -144,15 +146,22 @@ def _hold_to_the_promise(report: dict[str, Any], ratio: Ratio, latency_ms: float
     report["notes"].append(line)
 
 
-def _note_certificate(stages: Stages, certificate: Certificate) -> None:
-    """Put the certificate beside the weights it is about, with the hashes of all that it rests on."""
-
-    weights = stages.folder.file("model") / "model.safetensors"
-    hashes = {
-        "weights": sha256_of(weights),
-        "original": stages.job.checkpoint.sha256,
-        "data": stages.job.data_sha256,
-    }
-    path = stages.folder.file("model") / "chinchilla.json"
-    meta = read_json(path, "model description")
-    write_atomic(path, json_text({**meta, "certificate": certificate.to_dict(), "sha256": hashes}, indent=1) + "\n")
+def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio) -> None:
+    """Put the certificate beside the weights that it is about."""
+    job, folder = stages.job, stages.folder.file("model")
+    batch, tokens = job.shape
+    low, high = (float(bound) if math.isfinite(bound) else None for bound in (ratio.low, ratio.high))
+    cpu = printable(machine.cpu_model())
+    speed = Speed(
+        batch=batch, tokens=tokens, value=float(ratio.value), low=low, high=high, threads=job.threads, cpu=cpu
+    )
+    issue(
+        folder,
+        judgement.certificate.to_dict(),
+        artifact=artifact_of(job, hashes(folder)),
+        original=original_of(job),
+        data=data_of(job, "test", judgement.judged[ORIGINAL]),
+        speed=speed,
+        control=judgement.comparisons[0].against == CONTROL,
+        also=[also_of(comparison) for comparison in judgement.comparisons[1:]],
+    )

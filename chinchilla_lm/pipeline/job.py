@@ -118,6 +118,10 @@ class Job:
             records += self.calibration_records
         return sha256_text("\n".join(repr(record) for record in records))
 
+    def split_sha256(self, split: str) -> str:
+        """Hash of every record of one split."""
+        return sha256_text("\n".join(repr(record) for record in self.dataset.records(split)))
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The model in float32, with a head for the task. Raises InputError where it has none and may not get one."""
@@ -162,6 +166,14 @@ class Job:
             raise InputError(f"this packed model is for {card.kind}, not {self.recipe.task}; load another one")
         self._check_causal(card.causal)
         return program, card
+
+    @property
+    def format(self) -> str:
+        """Of the weights as they are served: a packed model's own, else the recipe's dtype."""
+        if is_packed(self.source):
+            program = read_packed(self.source)[0] if self._packed is None else self._packed[0]
+            return str(program.header["format"])
+        return str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def card(self) -> Card:

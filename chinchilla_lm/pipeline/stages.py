@@ -17,7 +17,7 @@ import torch
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console, duration
 from chinchilla_lm.errors import ContractError, InputError
-from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
+from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, user_path, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, bisect, candidates
@@ -26,6 +26,7 @@ from chinchilla_lm.pipeline.job import Job, Served
 from chinchilla_lm.pipeline.recovery import Recovery, Standing
 from chinchilla_lm.plan import CostTable, Plan, chain
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.engine.packed import is_packed
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, speedup
@@ -60,9 +61,18 @@ class Stages:
     """One job in one run folder."""
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
+        if is_packed(user_path(recipe.model)):
+            raise InputError(
+                f"{recipe.model} is packed, its weights rounded for the engine; pass the model that it came from"
+            )
         self.recipe, self.console = recipe, console
         self.folder = RunFolder.of(recipe, console)
         self.job = Job(recipe, console)
+
+    @property
+    def target(self) -> Target:
+        """The speed that is asked for, if any."""
+        return Target(self.recipe.speedup, self.recipe.latency_ms)
 
     @cached_property
     def original(self) -> Transformer:
@@ -138,7 +148,7 @@ class Stages:
         def work() -> Plan:
             self.measure.norms = dict(table.norms or {})
             memo, tried = Memo(self.measure), list[Try]()
-            target = Target(self.recipe.speedup, self.recipe.latency_ms)
+            target = self.target
             trials: list[Trial] = []
             if target.given:
                 winner = self._plan_for(table, target, memo, tried, self._methods())
@@ -148,7 +158,8 @@ class Stages:
             plan = self._signed(winner)
             frontier = self._frontier(table, memo, tried, plan)
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
-            write_atomic(self.folder.file("trials.json"), json_text([trial.to_dict() for trial in trials]) + "\n")
+            if trials:
+                write_atomic(self.folder.file("trials.json"), json_text([trial.to_dict() for trial in trials]) + "\n")
             plan.save(path)
             self._clear_trials()
             return plan
@@ -156,12 +167,13 @@ class Stages:
         # A plan that a person has edited stands, so its hash is not held; where it is missing, nothing is done yet.
         if not path.exists():
             self.folder.file("frontier.json").unlink(missing_ok=True)
-        plan = self.folder.stage("search", inputs, ["frontier.json", "trials.json"], work, lambda: Plan.load(path))
+        outputs = ["frontier.json", *([] if self.target.given else ["trials.json"])]
+        plan = self.folder.stage("search", inputs, outputs, work, lambda: Plan.load(path))
         self.console.say(f"plan: {plan.strip()}")
         return plan
 
     def _race_fields(self) -> tuple[str, ...]:
-        if self.recipe.speedup is None and self.recipe.latency_ms is None:
+        if not self.target.given:
             return ("recover", "margin", "metric")
         return ("recover",) if self.recipe.method == "race" else ()
 
@@ -231,7 +243,9 @@ class Stages:
         )
 
     def trials(self) -> list[Trial]:
-        """What the search without a target found to hold on dev, the fastest first; empty where there was a target."""
+        """What the search without a target found to hold on dev, the fastest first; empty where there is a target."""
+        if self.target.given:
+            return []
         path = self.folder.require("trials.json", "search")
         values = read_json(path, "trials")
         try:
@@ -318,7 +332,7 @@ class Stages:
     def _frontier(self, table: CostTable, memo: Memo, tried: list[Try], chosen: Plan) -> list[dict[str, Any]]:
         """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was
         timed."""
-        target = Target(self.recipe.speedup, self.recipe.latency_ms)
+        target = self.target
         budget_us = target.budget_us(table.total_us) if target.given else table.predict_us(chosen.dropped)
         full = table.total_us / budget_us
         points = [_point("original", 1.0, table.total_us / 1000, 0.0, 2 * table.num_blocks)]
