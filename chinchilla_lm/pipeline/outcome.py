@@ -12,6 +12,7 @@ from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import command_of
+from chinchilla_lm.report.words import aa_words
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, Timing
 
@@ -36,8 +37,7 @@ METRIC_LABELS = {
 
 
 def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> dict[str, Any]:
-    batch, tokens = stages.job.shape
-    language = stages.recipe.task == "language-modeling"
+    shape = stages.job.shape
     count = sum(parameter.numel() for parameter in model.parameters())  # a shared one once
     sums = judged.measurement.sums
     metrics = {
@@ -48,8 +48,8 @@ def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages
         "name": name,
         "metrics": metrics,
         "latency_ms": timing.to_dict(),
-        "throughput": (batch * tokens if language else batch) / (timing.p50 / 1000),
-        "throughput_unit": "tokens/s" if language else "sequences/s",
+        "throughput": shape.batch * (shape.new_tokens or 1) / (timing.p50 / 1000),
+        "throughput_unit": "new tokens/s" if shape.new_tokens else "sequences/s",
         "parameters": count,
         "bytes": count * stages.job.dtype.itemsize,
         "links": len(model.link_names),
@@ -68,7 +68,6 @@ def report_of(
 ) -> dict[str, Any]:
 
     recipe, job = stages.recipe, stages.job
-    batch, tokens = job.shape
     metric = certificate.metric
     sums = judged["original"].measurement.sums[metric]
     return {
@@ -79,8 +78,8 @@ def report_of(
         "speedup": {
             **ratio.to_dict(),
             "target": recipe.speedup,
-            "shape": {"batch": batch, "tokens": tokens},
-            "what": f"end-to-end latency, {table.backend} backend, {table.dtype}",
+            "shape": job.shape.to_dict(),
+            "what": f"{'whole requests' if job.shape.new_tokens else 'passes'}, {table.backend} backend, {table.dtype}",
         },
         "rows": [_in_points(row) for row in rows],
         "primary_metric": {
@@ -174,6 +173,7 @@ def show(console: Console, report: dict[str, Any], stages: Stages) -> None:
         )  # fmt: skip
     unit = report["rows"][0]["throughput_unit"]
     console.table(["model", "links", metric, "p50 ms", "p95 ms", unit, "parameters", "size"], rows)
+    console.show(aa_words(report))
     console.show(f"\n{report['verdict'].upper()}: {report['headline']}")
     console.show(f"{report['notes'][0]}")
     console.show(f"report: {stages.folder.file('report.html')}   model: {stages.folder.file('model')}")

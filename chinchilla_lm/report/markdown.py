@@ -66,7 +66,7 @@ def verdict_section(report: Report) -> str:
             f"# {'✓ Passed' if report['verdict'] == 'passed' else '✗ Failed'}: {markdown(report['headline'])}",
             markdown(words.origin_words(report)),
             f"**Quality.** {markdown(words.certificate_words(report))}",
-            f"**Speedup.** {markdown(words.speedup_words(report))}",
+            f"**Speedup.** {markdown(' '.join(filter(None, (words.speedup_words(report), words.aa_words(report)))))}",
         )
     )
 
