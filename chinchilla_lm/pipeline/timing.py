@@ -48,11 +48,12 @@ def link_times(job: Job, served: Served, seconds: float) -> LinkTimes:
 
 def race(job: Job, served: Mapping[str, Served]) -> Interleaved:
     """The timed work by each model, in turn."""
-    calls = {name: _work(job, one) for name, one in served.items()}
+    calls = {name: timed_work(job, one) for name, one in served.items()}
     return Interleaved(calls, warmup=WARM_UP_REQUESTS if job.shape.new_tokens else WARM_UP, device=job.device)
 
 
-def _work(job: Job, served: Served) -> Callable[[], object]:
+def timed_work(job: Job, served: Served) -> Callable[[], object]:
+    """What is timed of one model."""
     ids, new_tokens = timed_ids(job), job.shape.new_tokens
     if isinstance(served, NativeForward):
         engine, batch = served, Batch(torch.from_numpy(ids))

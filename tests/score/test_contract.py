@@ -116,7 +116,9 @@ def test_what_was_predicted_just_under_the_line_is_timed():
 
 def test_of_plans_that_hold_the_one_that_truly_costs_least_is_kept():
     """The table's sum prefers the plan with more links; measured together it is worse."""
-    best, tries = fulfil(table(), Target(speedup=2.0), cheapest, Machine(0.9), CONSOLE, cost=lambda plan: len(plan.kept))
+    best, tries = fulfil(
+        table(), Target(speedup=2.0), cheapest, Machine(0.9), CONSOLE, cost=lambda plan: len(plan.kept)
+    )
     holding = [len(one.plan.kept) for one in tries if one.holds]
     assert len(holding) > 1
     assert len(best.plan.kept) == min(holding)
