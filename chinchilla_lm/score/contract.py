@@ -111,6 +111,11 @@ class Try:
     latency_ms: Median
     holds: bool
 
+    @property
+    def timed(self) -> Timed:
+        """What the clock said of it."""
+        return Timed(self.speedup, self.latency_ms)
+
     def facts(self) -> dict[str, float]:
         """As a plan's origin keeps it."""
         return {
@@ -178,7 +183,7 @@ class _Contract:
             one = self.time(plan, budget)
             if one.holds:
                 return one
-            reached = self.target.reached(Timed(one.speedup, one.latency_ms))
+            reached = self.target.reached(one.timed)
             kept = _known(reached.low, reached.value) / (1 + HEADROOM)
             # The next plan must differ: at least one more link has to go.
             budget = min(budget, one.predicted_us) * min(kept, 1 - EXTRA) * (1 - EXTRA)
@@ -206,7 +211,7 @@ class _Contract:
 
     def _line(self, one: Try) -> float:
         """The predicted time at which the promise would just hold, were all plans as fast as this one is."""
-        reached = self.target.reached(Timed(one.speedup, one.latency_ms))
+        reached = self.target.reached(one.timed)
         return one.predicted_us * _known(reached.low, reached.value) / (1 + HEADROOM)
 
     def _rung(self, best: Try, line: float, asked: list[float]) -> float | None:

@@ -81,7 +81,7 @@ def test_the_slowest_plan_that_holds_is_taken_however_wrong_the_table_is(target,
     machine = Machine(slowness)
     best, tries = fulfil(table(), target, cheapest, machine, CONSOLE)
     assert len(best.plan.kept) == machine.most_links(target)
-    assert target.reached(Timed(best.speedup, best.latency_ms)).low >= 1 + HEADROOM
+    assert target.reached(best.timed).low >= 1 + HEADROOM
     assert len(tries) <= MAX_ROUNDS + NEIGHBOURS
     assert len({one.plan.dropped for one in tries}) == len(tries), "nothing is timed twice"
 
