@@ -82,9 +82,9 @@ def last(monkeypatch: pytest.MonkeyPatch, target: Target, **seconds: np.ndarray)
     monkeypatch.setattr(timing, "race", lambda job, served: recorded)
     model = SimpleNamespace(parameters=lambda: [])
     fake: Any = SimpleNamespace(checkpoint=SimpleNamespace(model=model), dtype=SimpleNamespace(itemsize=4), serve=id)
-    report = {"verdict": "passed", "headline": "as good as it was", "notes": [], "speedup": {"value": 0}}
-    done = LastTiming(fake, {"original": None, "recovered": None}, target, "recovered", seconds=1.0)  # type: ignore[dict-item]
-    return done, report
+    served: Any = {"original": None, "recovered": None}
+    report: dict[str, Any] = {"verdict": "passed", "headline": "as good as it was", "notes": [], "speedup": {}}
+    return LastTiming(fake, served, target, "recovered", seconds=1.0), report
 
 
 def test_a_promise_that_only_the_middle_keeps_fails_the_verdict(monkeypatch: pytest.MonkeyPatch):
