@@ -2,10 +2,11 @@
 
     python benchmarks/lm.py
 
-Every method gets the same contract: its model is timed end to end against the original, and its budget is tightened
-until the asked speed-up holds. Calibration text is `exllama_cal/wiki.utf8`, which shares no article with the test;
-windows of 512 tokens, no BOS, the first `--windows` of the raw test set. Recovery, on the first seed, is the same for
-all. A set of links is measured once: what greedy has measured, refine does not pay for again.
+Every method gets the same contract: its model is timed end to end against the original, by requests of 128 tokens to
+read and 64 to write; its budget is tightened until the asked speed-up holds, and relaxed for as long as it does.
+Calibration text is `exllama_cal/wiki.utf8`, which shares no article with the test; windows of 512 tokens, no BOS, the
+first `--windows` of the raw test set. Recovery, on the first seed, is the same for all. A set of links is measured
+once: what greedy has measured, refine does not pay for again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from chinchilla_lm.errors import ContractError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.recipe import make_recipe
-from chinchilla_lm.score.contract import Target, fulfil
+from chinchilla_lm.score.contract import Target
 from chinchilla_lm.search import Memo
 from chinchilla_lm.shorten.surgery import shorten
 
@@ -71,8 +72,6 @@ def _stages(args: argparse.Namespace, seed: int) -> Stages:
             "calibration": data_folder("exllama_cal/wiki.utf8"),
             "output": str(args.out / f"seed{seed}"),
             "seed": seed,
-            "batch": 1,
-            "tokens": WINDOW,
             "max_tokens": WINDOW,
             "calibration_tokens": args.calibration_tokens,
             "max_measures": args.max_measures,
@@ -97,10 +96,10 @@ def _first_windows(stages: Stages, count: int) -> Judge:
 
 def _run(stages: Stages, table: Any, memo: Memo, judge: Judge, method: str, speedup: float) -> dict[str, Any] | None:
     stages.measure.norms = dict(table.norms or {})
-    search = stages.searcher(method, memo, lambda note: None)
+    search = stages.planner.searcher(method, memo, lambda note: None)
     before = memo.calls
     try:
-        found, _ = fulfil(table, Target(speedup=speedup), search, stages.clock, stages.console)
+        found, _ = stages.planner.fulfil(table, Target(speedup=speedup), search, memo)
     except ContractError as error:
         print(f"{method} {speedup}: {error}", flush=True)
         return None

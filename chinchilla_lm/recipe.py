@@ -141,9 +141,11 @@ class Recipe(_Settings):
     threads: int | None = Field(default=None, ge=1, le=1024, examples=[4])
     """CPU threads; without it, one for each usable core"""
     batch: int | None = Field(default=None, ge=1, examples=[1])
-    """sequences a batch while timing"""
+    """sequences a batch while timing; without it, 1 for a language model, 32 for others"""
     tokens: int | None = Field(default=None, ge=1, examples=[128])
-    """tokens a sequence while timing"""
+    """tokens a sequence while timing; without it, 128 for a language model, the data's median for others"""
+    new_tokens: int | None = Field(default=None, ge=1, examples=[64])
+    """tokens that a language model writes in a timed request; without it, 64"""
     context: Literal["sentence", "document"] = "sentence"
     """what a new model sees of a document at a time; a trained one goes on as it was trained"""
     bidirectional: bool | None = Field(None, examples=[True])

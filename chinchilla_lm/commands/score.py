@@ -26,6 +26,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     ]
     console.table(["dropped", table.unit, "95 % interval", "saves µs", "norm"], rows, "cost of each removal")
     shape = f"{table.shape['batch']} × {table.shape['tokens']} tokens"
+    if new_tokens := table.shape.get("new_tokens"):
+        shape += f" read and {new_tokens} written"
     console.show(f"whole model: {table.total_us:.0f} µs at {shape}, {table.fixed_us:.0f} µs of it no link")
     console.result({"costs": table.to_dict(), "file": str(stages.folder.file("costs.json"))})
     return 0

@@ -21,7 +21,6 @@ from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.evaluate.sums import Sums
 from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.files import sha256_text
-from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
@@ -34,13 +33,15 @@ from chinchilla_lm.runtime.engine.program import Program
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 from chinchilla_lm.runtime.loading import EngineWarning, compile_file, engine_serves, native_session, torch_session
-from chinchilla_lm.runtime.measuring.clock import Timing, interleave
+from chinchilla_lm.runtime.measuring.shape import Shape
 from chinchilla_lm.runtime.memory import keep_freed_memory
 from chinchilla_lm.runtime.prepare import prepare
 from chinchilla_lm.runtime.session import Session
 
 # Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
 DEFAULT_WINDOW = 512
+# What a user of a language model waits for: the tokens of a prompt, and those to write, one request at a time.
+DEFAULT_REQUEST = (128, 64)
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
 
@@ -360,33 +361,41 @@ class Job:
             return torch_session(checkpoint, self.device, self.dtype)
         return native_session(checkpoint, str(self.dtype).removeprefix("torch."), self.threads)
 
-    def time(self, served: Mapping[str, Served], seconds: float) -> dict[str, Timing]:
-        """Passes over the timed batch, in turn."""
-        batch = self.timed_batch()
-        calls = {
-            name: (lambda one=one: one.read(batch) if isinstance(one, NativeForward) else one(batch))
-            for name, one in served.items()
-        }
-        with torch.inference_mode():
-            return interleave(calls, seconds=seconds, device=self.device)
-
     @cached_property
-    def shape(self) -> tuple[int, int]:
-        """Sequences and tokens of the timed batch: as asked, else one typical for the task and the data."""
-        batch = self.recipe.batch or self.task.batch
-        if self.recipe.tokens is not None:
-            return batch, self._within_positions("--tokens", self.recipe.tokens)
+    def shape(self) -> Shape:
+        """What is timed: as asked, else typical for the task and the data. Of a language model a whole request."""
+        recipe = self.recipe
         if self.task.whole_passes:
-            return batch, self.window
+            return Shape(recipe.batch or self.task.batch, *self._request())
+        if recipe.new_tokens is not None:
+            self.console.warn(f"--new-tokens {recipe.new_tokens} is for language models; {recipe.task} writes nothing")
+        batch = recipe.batch or self.task.batch
+        if recipe.tokens is not None:
+            return Shape(batch, self._within_positions("--tokens", recipe.tokens), 0)
         split = next(name for name in ("dev", "train", "test") if name in self.dataset.splits)
         lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records(split)))
-        return batch, lengths[len(lengths) // 2]
+        return Shape(batch, lengths[len(lengths) // 2], 0)
 
-    def timed_batch(self) -> Batch:
-        """Random token ids of the asked shape; the time does not depend on which."""
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        ids = torch.randint(self.card.vocabulary, self.shape, generator=generator)
-        return Batch(ids.to(self.device))
+    def _request(self) -> tuple[int, int]:
+        """Tokens of the prompt and tokens to write; of what the model has no positions for, the same share of both."""
+        asked = (self.recipe.tokens, self.recipe.new_tokens)
+        tokens, new = (given or usual for given, usual in zip(asked, DEFAULT_REQUEST, strict=True))
+        positions = self.card.max_positions
+        if tokens + new > positions:
+            fitting = max(1, positions * new // (tokens + new))
+            if asked != (None, None):
+                self.console.warn(
+                    f"--tokens {tokens} and --new-tokens {new} are above the model's {positions} positions; "
+                    f"{positions - fitting} and {fitting} are taken"
+                )
+            tokens, new = positions - fitting, fitting
+        for switch in self.checkpoint.model.config.switches:
+            if tokens <= switch < tokens + new - 1:
+                raise InputError(
+                    f"--tokens {tokens} and --new-tokens {new} cross {switch}, where this model reads its text again; "
+                    "pass lengths on one side of it"
+                )
+        return tokens, new
 
     @staticmethod
     def higher_is_better(sums: Sums) -> float:

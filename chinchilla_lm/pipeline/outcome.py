@@ -15,6 +15,7 @@ from chinchilla_lm.pipeline.judgement import ORIGINAL, RESULT, Judgement
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe, command_of
+from chinchilla_lm.report.words import aa_words
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, Timing
 from chinchilla_lm.score.contract import HEADROOM
@@ -31,8 +32,7 @@ CONTROL_MEANS = "which is the original trained on the same data by the same sche
 
 
 def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> dict[str, Any]:
-    batch, tokens = stages.job.shape
-    language = stages.job.task.whole_passes
+    shape = stages.job.shape
     count = sum(parameter.numel() for parameter in model.parameters())  # a shared one once
     sums = judged.measurement.sums
     metrics = {
@@ -43,8 +43,8 @@ def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages
         "name": name,
         "metrics": metrics,
         "latency_ms": timing.to_dict(),
-        "throughput": (batch * tokens if language else batch) / (timing.p50 / 1000),
-        "throughput_unit": "tokens/s" if language else "sequences/s",
+        "throughput": shape.batch * (shape.new_tokens or 1) / (timing.p50 / 1000),
+        "throughput_unit": "new tokens/s" if shape.new_tokens else "sequences/s",
         "parameters": count,
         "bytes": count * stages.job.dtype.itemsize,
         "links": len(model.link_names),
@@ -62,7 +62,6 @@ def report_of(
 ) -> dict[str, Any]:
     """The report's dictionary (report/write.py says what it holds), but for the samples."""
     recipe, job = stages.recipe, stages.job
-    batch, tokens = job.shape
     judged, certificate = judgement.judged, judgement.certificate
     metric = certificate.metric
     sums = judged[ORIGINAL].measurement.sums[metric]
@@ -75,8 +74,8 @@ def report_of(
         "speedup": {
             **ratio.to_dict(),
             "target": recipe.speedup,
-            "shape": {"batch": batch, "tokens": tokens},
-            "what": f"end-to-end latency, {table.backend} backend, {table.dtype}",
+            "shape": job.shape.to_dict(),
+            "what": f"{'whole requests' if job.shape.new_tokens else 'passes'}, {table.backend} backend, {table.dtype}",
         },
         "rows": [_in_points(row) for row in rows],
         "primary_metric": {
@@ -200,6 +199,7 @@ def show(console: Console, report: dict[str, Any], stages: Stages) -> None:
     unit = report["rows"][0]["throughput_unit"]
     console.table(["model", "links", metric, "p50 ms", "p95 ms", unit, "parameters", "size"], rows)
     console.table(COMPARED, [comparison_row(comparison) for comparison in report["comparisons"]])
+    console.show(aa_words(report))
     console.show(f"\n{report['verdict'].upper()}: {report['headline']}")
     for note in report["notes"][: len(report["comparisons"])]:
         console.show(note)

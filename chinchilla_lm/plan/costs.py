@@ -1,7 +1,8 @@
 """The cost table: what dropping each link, or each whole block, costs and saves. Everything in it is measured.
 
 Units: cost in the table's `unit` (KL in nats per token, or task loss), time in microseconds per forward pass at the
-table's `shape` on its `device`.
+table's `shape` on its `device`; where the shape has `new_tokens`, per request: the prompt read and so many tokens
+written.
 
 The search works with two sums. The *predicted time* of a shortened model is `fixed_us`, all that is not a link, plus
 the times of the links it keeps. Its *additive cost* is the sum over what it drops, where a block that was measured as a
@@ -40,7 +41,7 @@ class CostEntry:
         links: one link name, or both of a block in chain order.
         cost: true change of the metric when dropped, in the table's unit.
         low, high: 95 % interval of `cost` over calibration windows.
-        time_us: time saved, microseconds per forward pass; at least 0.
+        time_us: time saved, microseconds per forward pass or request; at least 0.
         norm: what became of the norm in a post-norm model when this was measured; None in a pre-norm model.
         cosine: 1 - cosine similarity of input and output, for the ShortGPT baseline alone; None if not measured.
 
@@ -84,7 +85,7 @@ class CostTable:
         metric, unit: what cost is, such as `kl` in `nats/token`.
         total_us: the whole model: `fixed_us` and every link's time, each the median of its own clock.
         fixed_us: all that is not a link: embedding, final norm, head, overhead.
-        shape: {"batch", "tokens"} of the timed pass.
+        shape: {"batch", "tokens"} of the timed pass; of a timed request {"batch", "tokens", "new_tokens"}.
         tokens: calibration tokens behind each cost.
         model_sha256, documents_sha256: what was scored, and on what.
         post_norm: norms stand behind the residual sums, so that every entry says what becomes of its norm.
@@ -112,7 +113,7 @@ class CostTable:
     def __post_init__(self) -> None:
         check_finite(self.total_us, "total_us", least=0)
         check_finite(self.fixed_us, "fixed_us", least=0)
-        check_keys(self.shape, {"batch": int, "tokens": int}, "shape")
+        check_keys(self.shape, {"batch": int, "tokens": int}, "shape", optional={"new_tokens": int})
         for name, value in self.shape.items():
             check_whole(value, name, 1)
         check_whole(self.tokens, "tokens", 0)

@@ -116,7 +116,7 @@ def linear(values: Sequence[float], start: float, stop: float, most: int = 6, fr
     low, high = min(values), max(values)
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if high == low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # the same but for rounding
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
     step = nice_step(high - low, most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

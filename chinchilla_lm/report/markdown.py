@@ -61,12 +61,14 @@ def markdown_report(report: Report) -> str:
 
 def verdict_section(report: Report) -> str:
     """The verdict in the title, then what it rests on."""
+    again = words.aa_words(report)
     return "\n\n".join(
         (
             f"# {'✓ Passed' if report['verdict'] == 'passed' else '✗ Failed'}: {markdown(report['headline'])}",
             markdown(words.origin_words(report)),
             f"**Quality.** {markdown(words.certificate_words(report))}",
             f"**Speedup.** {markdown(words.speedup_words(report))}",
+            *([f"**A/A.** {markdown(again)}"] if again else []),
         )
     )
 

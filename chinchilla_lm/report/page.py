@@ -85,6 +85,7 @@ def verdict_section(report: Report) -> str:
 {figure(interval_figure, report)}
 <p class="said">{text_of(words.certificate_words(report))}</p>
 <p class="said">Speedup {text_of(words.speedup_words(report))}</p>
+<p class="said">{text_of(words.aa_words(report))}</p>
 </section>"""
 
 

@@ -238,18 +238,39 @@ def speedup_words(report: Report) -> str:
     """The speedup with its interval, its target and what was timed."""
     speedup = report["speedup"]
     limits = interval(fixed(speedup.get("low"), 2), fixed(speedup.get("high"), 2))
-    shape = speedup.get("shape") or {}
-    what = plain(speedup.get("what") or "latency")
-    timed = f"{what}, batch {plain(shape.get('batch'))} × {plain(shape.get('tokens'))} tokens" if shape else what
+    timed = ", ".join(filter(None, (plain(speedup.get("what") or "latency"), shape_words(speedup))))
     return " ".join(filter(None, (times(speedup.get("value")), limits, f"({timed}){target_words(speedup)}."))).strip()
 
 
+def shape_words(speedup: Mapping[str, Any]) -> str:
+    """`batch 1 × 128 tokens`, and how many are written, or nothing where it is not known."""
+    shape = speedup.get("shape") or {}
+    if not shape:
+        return ""
+    read = f"batch {plain(shape.get('batch'))} × {plain(shape.get('tokens'))} tokens"
+    return f"{read} of prompt and {plain(shape['new_tokens'])} to write" if shape.get("new_tokens") else read
+
+
 def target_words(speedup: Mapping[str, Any]) -> str:
-    """Whether the asked speedup was reached, or nothing where none was asked."""
-    target, value = finite(speedup.get("target")), finite(speedup.get("value"))
+    """Whether the asked speedup or latency was reached by the bad end of its interval, or nothing where none was
+    asked."""
+    target, low = finite(speedup.get("target")), finite(speedup.get("low"))
+    if target is not None:
+        return f", target {times(target)} {'reached' if low is not None and low >= target else 'missed'}"
+    latency = speedup.get("latency") or {}
+    target, high = finite(latency.get("target")), finite(latency.get("high"))
     if target is None:
         return ""
-    return f", target {times(target)} {'reached' if value is not None and value >= target else 'missed'}"
+    return f", target {significant(target)} ms {'reached' if high is not None and high <= target else 'missed'}"
+
+
+def aa_words(report: Report) -> str:
+    """What the clock makes of the original against itself, or nothing where it was not timed so."""
+    again = report["speedup"].get("aa") or {}
+    if finite(again.get("value")) is None:
+        return ""
+    limits = interval(fixed(again.get("low"), 2), fixed(again.get("high"), 2))
+    return f"The original against itself (A/A), in the same rounds: {times(again['value'])} {limits}".strip() + "."
 
 
 # ---- the chain ------------------------------------------------------------------------------------------------------

@@ -124,6 +124,8 @@ class Speed(_Strict):
 
     batch: Count
     tokens: Count
+    new_tokens: Count
+    """that are written behind the prompt; 0 where a pass was timed"""
     value: float
     low: float | None
     high: float | None

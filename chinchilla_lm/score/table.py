@@ -22,10 +22,9 @@ from chinchilla_lm.score.timing import LinkTimes
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a cost table says of its origin: shape, device, dtype and backend of the timed pass, hashes."""
+    """What a cost table says of its origin: shape, device, dtype and backend of what was timed, hashes."""
 
-    batch: int
-    tokens: int
+    shape: dict[str, int]
     device: str
     dtype: str
     model_sha256: str
@@ -60,7 +59,7 @@ def score(measure: Measure, times: LinkTimes, circumstances: Circumstances, cons
         entries=tuple(entries),
         total_us=times.total_us,
         fixed_us=times.fixed_us,
-        shape={"batch": circumstances.batch, "tokens": circumstances.tokens},
+        shape=circumstances.shape,
         device=circumstances.device,
         dtype=circumstances.dtype,
         tokens=measure.tokens,

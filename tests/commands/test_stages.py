@@ -151,7 +151,7 @@ def test_a_race_that_was_stopped_does_not_train_a_finished_contender_again(
     plans = [Plan.from_dropped(3, [name], norms, method) for name, method in zip(names, ("refine", "top"), strict=True)]
     recipe = Recipe.load(run_folder / "recipe.yaml").model_copy(update={"output": str(run_folder)})
     with pytest.raises(KeyboardInterrupt):
-        Stages(recipe, Console(quiet=True))._race(plans)
-    winner = Stages(recipe, Console(quiet=True))._race(plans)
+        Stages(recipe, Console(quiet=True)).planner._race(plans)
+    winner = Stages(recipe, Console(quiet=True)).planner._race(plans)
     assert trained == ["race: top", "race: refine", "race: refine"]
     assert [run["method"] for run in winner.origin["race"]] == ["top", "refine"]

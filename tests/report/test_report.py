@@ -169,7 +169,9 @@ def test_numbers_of_the_verdict_are_those_of_the_json(written: tuple[dict[str, A
     speed = next(line for line in text.splitlines() if line.startswith("**Speedup.**"))
     assert_shows(speed, speedup["value"], speedup["low"], speedup["high"])
     assert speed.endswith("target 2.00× reached.")
-    for sentence in (quality, speed):
+    again = next(line for line in text.splitlines() if line.startswith("**A/A.**"))
+    assert_shows(again.partition("rounds: ")[2], *(stored["speedup"]["aa"][key] for key in ("value", "low", "high")))
+    for sentence in (quality, speed, again):
         assert sentence.partition("** ")[2] in page.said().replace("Speedup ", "")
 
 

@@ -32,8 +32,8 @@ def test_the_margin_in_words(certificate: dict[str, Any], words: str) -> None:
 
 
 def test_the_target_is_missed_just_below_it() -> None:
-    assert target_words({"value": 1.9999, "target": 2.0}) == ", target 2.00× missed"
-    assert target_words({"value": 2.0, "target": 2.0}) == ", target 2.00× reached"
+    assert target_words({"value": 2.1, "low": 1.9999, "target": 2.0}) == ", target 2.00× missed", "at the bad end"
+    assert target_words({"value": 2.1, "low": 2.0, "target": 2.0}) == ", target 2.00× reached"
     assert target_words({"value": 2.0, "target": None}) == ""
 
 

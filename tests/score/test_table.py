@@ -18,7 +18,7 @@ from tests.score.calibration import BODIES, HEADS, calibration
 
 NAMES = [link.name for link in chain(3)]
 TIMES = LinkTimes(100.0, 40.0, {name: 5.0 + 2 * index for index, name in enumerate(NAMES)})
-FACTS = Circumstances(2, 9, "cpu", "float32", "m" * 64, "d" * 64)
+FACTS = Circumstances({"batch": 2, "tokens": 9}, "cpu", "float32", "m" * 64, "d" * 64)
 
 
 @pytest.fixture

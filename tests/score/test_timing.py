@@ -37,6 +37,15 @@ def test_each_link_has_its_time_and_the_rest_is_fixed(slow):
     assert sum(times.link_us.values()) + times.fixed_us == pytest.approx(times.total_us, rel=0.1)
 
 
+def test_a_request_is_the_prompt_and_every_step_behind_it(slow):
+    """Four passes: one over the prompt, three over a token each."""
+    times = time_links(slow, Batch(torch.ones(1, 4, dtype=torch.int64)), new_tokens=4, seconds=0.0, min_rounds=3)
+    assert set(times.link_us) == {"0.attn", "0.mlp", "1.mlp", "2.attn", "2.mlp"}
+    assert all(times.link_us[name] >= 4 * (3000 if name.endswith("attn") else 1000) for name in times.link_us)
+    assert times.fixed_us >= 4 * 2000, "the embedding; the head's own call is not made for one position"
+    assert times.total_us == pytest.approx(times.fixed_us + sum(times.link_us.values()))
+
+
 def test_links_of_one_shape_share_their_time_and_windows_tell_them_apart(tiny_config, tiny_model):
     model = tiny_model(tiny_config(windows=(4, None, 4)), dtype=torch.float32)
     model.link("0.mlp").register_forward_hook(asleep(6))

@@ -3,7 +3,7 @@
 A machine's speed drifts (heat, clock, neighbours), and what drifts between two separate measurements looks like a
 difference between the things measured. So every round runs each function once, the order changes from round to round
 (who goes first finds colder caches), and the comparison is the median of the ratios *within* rounds. Its interval is a
-bootstrap over rounds: honest about scatter, blind to whatever is wrong in all rounds alike.
+bootstrap over blocks of rounds (`blocks.py`): honest about scatter, blind to whatever is wrong in all rounds alike.
 
 The road not taken: rotating one order, A B C, B C A, C A B. There A and C stand in places 1 and 3, 3 and 2, 2 and 1,
 never the other way round; where the places differ in speed, no number of rounds takes that out of the median.
@@ -17,20 +17,44 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.measuring.blocks import median_interval
 
-# Fewer rounds than this have no tail to speak of; a time limit does not cut below it.
-MIN_ROUNDS = 5
-# Draws per interval, as in evaluate.sums: the 2.5 % tail is then known to 0.35 %.
-RESAMPLES = 2000
-LEVEL = 0.95
+# Fewer rounds than this have no tail to speak of: between the fastest and the slowest of 5 the median lies in 94 % of
+# cases even where rounds are independent. A time limit does not cut below it.
+MIN_ROUNDS = 10
+WARM_UP = 3
 # Functions up to which a timing goes through all orders: 24 of them are soon done, 120 would rarely be.
 ALL_ORDERS_UP_TO = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Median:
+    """A median over rounds with its 95 % interval; the bounds are NaN where there was one round only."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Self:
+        """Of values in the order of the rounds."""
+        value = float(np.median(values))
+        return cls(value, *(median_interval(values) if len(values) > 1 else (math.nan, math.nan)))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Bounds that are not known become null."""
+        return {key: v if math.isfinite(v := getattr(self, key)) else None for key in ("value", "low", "high")}
+
+
+class Ratio(Median):
+    """How many times as fast."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +73,52 @@ class Timing:
         """95th percentile, in milliseconds; interpolated, so with few rounds it leans on the slowest one."""
         return 1e3 * float(np.quantile(self.seconds, 0.95))
 
+    @property
+    def latency_ms(self) -> Median:
+        """The median in milliseconds, with its interval."""
+        return Median.of(1e3 * self.seconds)
+
     def to_dict(self) -> dict[str, float]:
         """`{"p50", "p95"}` in milliseconds."""
         return {"p50": self.p50, "p95": self.p95}
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """How many times as fast, with its 95 % interval; the bounds are NaN where there was one round only."""
+class Interleaved:
+    """Functions that are timed in turn, for as long as it takes: each `run` adds rounds to those before."""
 
-    value: float
-    low: float
-    high: float
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[[], object]],
+        *,
+        warmup: int = WARM_UP,
+        device: torch.device | None = None,
+    ) -> None:
+        """warmup: rounds before the first that counts. The clock stops when the work is done: on a CUDA `device` it
+        waits for the queue before and after each call. Raises InputError without any function."""
+        if not functions:
+            raise InputError("0 functions to time; at least 1 is needed; pass one")
+        self._functions, self._warmup, self._device = dict(functions), warmup, device
+        self._turns = orders(list(functions))
+        self._taken: dict[str, list[float]] = {name: [] for name in functions}
 
-    def to_dict(self) -> dict[str, float | None]:
-        """Bounds that are not known become null."""
-        return {key: v if math.isfinite(v := getattr(self, key)) else None for key in ("value", "low", "high")}
+    def run(self, *, rounds: int | None = None, seconds: float | None = None) -> dict[str, Timing]:
+        """Time every function once a round; all rounds so far.
+
+        rounds: how many more; or seconds: until that much more time has passed (MIN_ROUNDS at least). Raises InputError
+        unless exactly one of them is given, above 0; functions' own errors pass on.
+        """
+        _check(rounds, seconds)
+        for _ in range(self._warmup):
+            for function in self._functions.values():
+                function()
+        self._warmup = 0
+        begun = time.perf_counter()
+        done = 0
+        while _goes_on(done, time.perf_counter() - begun, rounds, seconds):
+            for name in next(self._turns):
+                self._taken[name].append(_time(self._functions[name], self._device))
+            done += 1
+        return {name: Timing(np.array(values)) for name, values in self._taken.items()}
 
 
 def interleave(
@@ -72,50 +126,23 @@ def interleave(
     *,
     rounds: int | None = None,
     seconds: float | None = None,
-    warmup: int = 3,
+    warmup: int = WARM_UP,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Time every function once a round, after `warmup` rounds that are not counted.
-
-    rounds: how many; or seconds: until that much time has passed in counted rounds (five rounds at least). The clock
-    stops when the work is done: on a CUDA `device` it waits for the queue before and after each call.
-    Raises InputError unless exactly one of `rounds` and `seconds` is given, above 0; functions' own errors pass on.
-    """
-    _check(functions, rounds, seconds)
-    names = list(functions)
-    for _ in range(warmup):
-        for name in names:
-            functions[name]()
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    turns = orders(names)
-    begun = time.perf_counter()
-    done = 0
-    while _goes_on(done, time.perf_counter() - begun, rounds, seconds):
-        for name in next(turns):
-            taken[name].append(_time(functions[name], device))
-        done += 1
-    return {name: Timing(np.array(values)) for name, values in taken.items()}
+    """The same, once: see Interleaved."""
+    return Interleaved(functions, warmup=warmup, device=device).run(rounds=rounds, seconds=seconds)
 
 
 def speedup(original: Timing, changed: Timing) -> Ratio:
     """How many times as fast `changed` is: the median of original / changed within rounds of one `interleave`.
 
-    The interval is the 95 % percentile bootstrap of that median. A/A gives an interval around 1.
+    A/A gives an interval around 1.
     """
     assert len(original.seconds) == len(changed.seconds) > 0, "both timings come from one interleave"
-    ratios = original.seconds / changed.seconds
-    value = float(np.median(ratios))
-    if len(ratios) == 1:
-        return Ratio(value, math.nan, math.nan)
-    drawn = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), [tail, 1 - tail])
-    return Ratio(value, float(low), float(high))
+    return Ratio.of(original.seconds / changed.seconds)
 
 
-def _check(functions: Mapping[str, Callable[[], object]], rounds: int | None, seconds: float | None) -> None:
-    if not functions:
-        raise InputError("0 functions to time; at least 1 is needed; pass one")
+def _check(rounds: int | None, seconds: float | None) -> None:
     if (rounds is None) == (seconds is None):
         raise InputError(f"rounds {rounds} and seconds {seconds}: exactly one limits a timing; pass one of them")
     limit = rounds if rounds is not None else seconds

@@ -88,22 +88,26 @@ class NativeEngine:
 
     def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:
         """See Engine."""
-        rows = list(ids.astype(np.int32))
-        caches = [self.model.cache(len(row) + new_tokens) for row in rows]
-
-        def step(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-            logits = self.model.run(list(tokens), caches)
-            return logits.argmax(-1).astype(np.int32)[:, None]
-
-        taken = phases(lambda: step(ids.astype(np.int32)), step, new_tokens, time.perf_counter)
-        self.model.rest()
-        return taken
+        return write_native(self.model, ids, new_tokens)
 
     def forward(self, ids: Ids) -> NDArray[np.float32]:
         """See Engine."""
         found = self.model.run(list(ids.astype(np.int32)), everywhere=self.everywhere)
         self.model.rest()
         return found.reshape(*ids.shape, -1) if self.everywhere else found
+
+
+def write_native(model: NativeModel, ids: Ids, new_tokens: int) -> tuple[float, float]:
+    """A whole request in the engine, greedy, over a cache: the seconds that `phases` gives. Its threads sleep after."""
+    caches = [model.cache(ids.shape[1] + new_tokens) for _ in ids]
+
+    def step(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        logits = model.run(list(tokens), caches)
+        return logits.argmax(-1).astype(np.int32)[:, None]
+
+    taken = phases(lambda: step(ids.astype(np.int32)), step, new_tokens, time.perf_counter)
+    model.rest()
+    return taken
 
 
 def _program(spec: EngineSpec) -> tuple[Program, Card]:

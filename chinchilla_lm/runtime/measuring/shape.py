@@ -24,6 +24,11 @@ class Shape:
     tokens: int
     new_tokens: int
 
+    def to_dict(self) -> dict[str, int]:
+        """As tables and reports have it: without new tokens for a model that only reads."""
+        written = {"new_tokens": self.new_tokens} if self.new_tokens else {}
+        return {"batch": self.batch, "tokens": self.tokens, **written}
+
     @property
     def measures(self) -> tuple[str, ...]:
         """What is timed, the names of one engine's timings."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
+from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.device import resolve_device
 from chinchilla_lm.runtime.engine.packed import is_packed
 from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
@@ -34,26 +35,31 @@ class TorchEngine:
         self.demand = ModelDemand(self.backend.model)
         self.form = str(self.backend.dtype).removeprefix("torch.")
 
-    @torch.inference_mode()
     def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:
         """See Engine."""
-        model, device = self.backend.model, self.backend.device
-        prompts = torch.from_numpy(ids).to(device)
-        caches: list[KVCache] = []
-
-        def begin() -> Tensor:
-            caches.append(KVCache(model, rows=ids.shape[0], capacity=ids.shape[1] + new_tokens))
-            return step(prompts)
-
-        def step(tokens: Tensor) -> Tensor:
-            return read(model, tokens, caches[0]).argmax(-1, keepdim=True)
-
-        return phases(begin, step, new_tokens, lambda: _now(device))
+        return write_torch(self.backend.model, ids, new_tokens)
 
     @torch.inference_mode()
     def forward(self, ids: Ids) -> NDArray[Any]:
         """See Engine."""
         return self.backend.forward(Batch(torch.from_numpy(ids))).numpy()
+
+
+@torch.inference_mode()
+def write_torch(model: Transformer, ids: Ids, new_tokens: int) -> tuple[float, float]:
+    """A whole request of a prepared model, greedy, over a cache: the seconds that `phases` gives."""
+    device = model.embedding.tokens.weight.device
+    prompts = torch.from_numpy(ids).to(device)
+    caches: list[KVCache] = []
+
+    def begin() -> Tensor:
+        caches.append(KVCache(model, rows=ids.shape[0], capacity=ids.shape[1] + new_tokens))
+        return step(prompts)
+
+    def step(tokens: Tensor) -> Tensor:
+        return read(model, tokens, caches[0]).argmax(-1, keepdim=True)
+
+    return phases(begin, step, new_tokens, lambda: _now(device))
 
 
 def _now(device: torch.device) -> float:
