@@ -14,7 +14,7 @@ import pytest
 from chinchilla_lm.runtime.artifact import hashes
 from chinchilla_lm.runtime.certified import Also, Artifact, CertificateWarning, Data, Original, issue, valid_certificate
 
-VERDICT = {"metric": "entity_f1", "difference": -0.25, "low": -0.5, "high": 0.0, "margin": 1, "n": 40}
+VERDICT: dict[str, Any] = {"metric": "entity_f1", "difference": -0.25, "low": -0.5, "high": 0.0, "margin": 1, "n": 40}
 VERDICT |= {"unit": "points", "passed": True, "more_examples": None}
 
 
