@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from chinchilla_lm import cli
-from chinchilla_lm.commands.doctor import make_checks
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.pipeline.doctor import make_checks
 from chinchilla_lm.runtime import cpu
 from chinchilla_lm.runtime.measuring import machine
 
