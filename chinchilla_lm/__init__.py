@@ -1,4 +1,4 @@
-"""Chinchilla shortens pretrained transformers and proves on paired data that they are still as good.
+"""Chinchilla shortens pretrained transformers and proves on paired data that they are still as good::
 
     import chinchilla_lm as ch
     run = ch.compress("model-or-folder", task="token-classification", data="folder", speedup=2.0, margin=0.5, out="out")
@@ -7,8 +7,16 @@ The names below are looked up on first use, so `import chinchilla_lm` (and `chin
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from chinchilla_lm.api import compress, finetune
+    from chinchilla_lm.errors import ContractError, InputError
+    from chinchilla_lm.plan import Plan
+    from chinchilla_lm.runtime.loading import load
+    from chinchilla_lm.runtime.session import Session
+
+__all__ = ["ContractError", "InputError", "Plan", "Session", "compress", "finetune", "load"]
 __version__ = "0.1.0"
 
 # Name → module that holds it. `evaluate` is not among them: the room of that name would shadow the function

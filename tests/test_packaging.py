@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, assert_type
 
 import pytest
 from packaging.requirements import Requirement
@@ -114,4 +115,16 @@ def test_without_the_engine_only_where_that_is_asked_for(without_compiler: Path)
     [wheel] = without_compiler.glob("dist/*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "chinchilla_lm/native/__init__.py" in names
+    assert "chinchilla_lm/py.typed" in names
     assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
+
+
+def test_every_public_name_is_there():
+    assert sorted(chinchilla_lm._EXPORTS) == chinchilla_lm.__all__
+    for name in chinchilla_lm.__all__:
+        assert getattr(chinchilla_lm, name).__name__ == name
+
+
+if TYPE_CHECKING:  # mypy sees the types behind the names that are looked up on first use, and not Any
+    assert_type(chinchilla_lm.Plan.full(1), chinchilla_lm.Plan)
+    assert_type(chinchilla_lm.load("folder"), chinchilla_lm.Session)
