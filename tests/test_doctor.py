@@ -161,6 +161,7 @@ GOOD = {
     "load_average": 0.1,
     "cuda": [],
     "native": {"kernels": ["avx2", "portable"], "runs": "avx2", "error": None},
+    "missing": [],
 }
 
 
@@ -183,6 +184,7 @@ def test_a_good_machine_has_no_warning():
         (("native",), {"kernels": [], "runs": None, "error": None}, "native engine", "install a C++ compiler"),
         (("native", "runs"), "portable", "native engine", "runs its portable kernels (could also run avx2)"),
         (("native", "error"), "CHINCHILLA_ISA=mmx is not one", "native engine", "CHINCHILLA_ISA=mmx"),
+        (("missing",), ["gguf"], "parts", "gguf not installed; pip install 'chinchilla-lm[full]'"),
         (("memory_available_bytes",), 1e9, "memory", "1.0 GB free: close something"),
     ],
 )
@@ -227,7 +229,7 @@ def test_the_verb_prints_every_check_for_people(capsys):
     assert "GFLOP/s" in out
     assert "GB/s" in out
     lines = [line for line in out.splitlines() if line.startswith(("PASS  ", "WARN  "))]
-    assert len(lines) == 8 + len(machine.PACKAGED_MODELS)
+    assert len(lines) == 9 + len(machine.PACKAGED_MODELS)
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])

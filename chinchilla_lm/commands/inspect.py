@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from chinchilla_lm.console import Console
+from chinchilla_lm.results import BlockParameters, InspectResult, PassTime
 
 TASKS = ("language-modeling", "token-classification", "text-classification", "ranking", "embedding")
-KINDS = ("attn", "mlp")
 # Labels that are named in the summary; the JSON has them all.
 _SHOWN_LABELS = 12
 
@@ -44,14 +44,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.pipeline.inspect import inspect
 
     shape = None if args.no_time else (args.batch, args.tokens)
-    how = {"device": args.device, "dtype": args.dtype, "threads": args.threads}
-    found = inspect(args.model, task=args.task, shape=shape, **how)
+    found = inspect(args.model, task=args.task, shape=shape, device=args.device, dtype=args.dtype, threads=args.threads)
     show(found, console)
     console.result(found)
     return 0
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(found: InspectResult, console: Console) -> None:
     """What `inspect` found, as a table between two lines."""
     timed = found.get("time")
     direction = "causal" if found["causal"] else "bidirectional"
@@ -74,9 +73,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.show(_rest(found))
 
 
-def _row(block: dict[str, Any], timed: dict[str, Any] | None) -> list[Any]:
+def _row(block: BlockParameters, timed: PassTime | None) -> list[Any]:
     row: list[Any] = [block["block"]]
-    for link in (block[kind] for kind in KINDS):
+    for link in (block["attn"], block["mlp"]):
         gone = {"keep": "norm only", "lose": ""}
         row.append(link["parameters"] if link["dropped"] is None else gone[link["dropped"]])
         if timed is not None:
@@ -85,7 +84,7 @@ def _row(block: dict[str, Any], timed: dict[str, Any] | None) -> list[Any]:
     return row
 
 
-def _rest(found: dict[str, Any]) -> str:
+def _rest(found: InspectResult) -> str:
     sizes = found["sizes"]
     head = "shared with the embedding" if found["tied"] else f"{sizes['head']['parameters']:,}"
     text = f"embedding {sizes['embedding']['parameters']:,} parameters, head {head}"

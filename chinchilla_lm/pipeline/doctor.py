@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.installed import REMEDY, missing
 from chinchilla_lm.runtime.engine.native import engine_module, instruction_set
 from chinchilla_lm.runtime.measuring import machine
 
@@ -29,12 +30,13 @@ class Check(NamedTuple):
 def doctor(seconds: float, console: Console) -> dict[str, Any]:
     """The machine, measured for about so many seconds, and the checks: each is passed or a warning.
 
+    Without torch nothing is measured: bandwidth is None, and there is no GEMM peak.
     Raises InputError when seconds is not a positive number.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds {seconds} is not greater than 0; pass --seconds 5")
-    found = machine.describe() | {"native": describe_engine()}
-    bandwidth, gemm = _measure(seconds, console)
+    found = machine.describe() | {"native": describe_engine(), "missing": list(missing())}
+    bandwidth, gemm = (None, {}) if "torch" in found["missing"] else _measure(seconds, console)
     models = machine.packaged_models()
     checks = make_checks(found, bandwidth, gemm, models)
     return {
@@ -73,20 +75,41 @@ def describe_engine() -> dict[str, Any]:
 
 
 def make_checks(
-    found: dict[str, Any], bandwidth: float, gemm: dict[str, float], models: dict[str, str | None]
+    found: dict[str, Any], bandwidth: float | None, gemm: dict[str, float], models: dict[str, str | None]
 ) -> list[Check]:
-    """The verdict on `machine.describe()`, the read bandwidth (GB/s), GFLOP/s by dtype, and the packaged models."""
+    """The verdict on `machine.describe()`, the read bandwidth (GB/s), GFLOP/s by dtype, and the packaged models.
+
+    Bandwidth is None, and there is no dtype, where nothing was measured.
+    """
     return [
+        _check_parts(found["missing"]),
         _check_instructions(found["cpu"]),
-        _check_engine(found["native"]),
+        _check_engine(found["native"], found["missing"]),
         _check_cores(found["cpu"]),
         _check_load(found),
         _check_memory(found),
-        _check_bfloat16(gemm),
-        Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second here"),
+        *([_check_bfloat16(gemm)] if gemm else []),
+        _check_bandwidth(bandwidth),
         _check_cuda(found),
         *(_check_model(name, path) for name, path in models.items()),
     ]
+
+
+def _check_parts(absent: list[str]) -> Check:
+    """All, what runs packed models, or something between the two."""
+    if not absent:
+        return Check("parts", True, "all that models are read, trained and judged with")
+    if "torch" in absent:
+        return Check(
+            "parts", True, f"those that run packed models, without {', '.join(absent)}; for the rest, {REMEDY}"
+        )
+    return Check("parts", False, f"{', '.join(absent)} not installed; {REMEDY}")
+
+
+def _check_bandwidth(bandwidth: float | None) -> Check:
+    if bandwidth is None:
+        return Check("bandwidth", True, "not measured, for that takes torch")
+    return Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second here")
 
 
 def _check_instructions(cpu: dict[str, Any]) -> Check:
@@ -98,12 +121,13 @@ def _check_instructions(cpu: dict[str, Any]) -> Check:
     return Check("instruction sets", False, f"no AVX2 ({', '.join(sets)}): expect every figure to be far lower")
 
 
-def _check_engine(native: dict[str, Any]) -> Check:
+def _check_engine(native: dict[str, Any], absent: list[str]) -> Check:
     if native["error"] is not None:
         return Check("native engine", False, native["error"])
     if not native["kernels"]:
         remedy = "install a C++ compiler and chinchilla-lm anew, without CHINCHILLA_NO_ENGINE"
-        return Check("native engine", False, f"not installed; models run on torch, which is slower; {remedy}")
+        instead = "no model runs" if "torch" in absent else "models run on torch, which is slower"
+        return Check("native engine", False, f"not installed; {instead}; {remedy}")
     others = [name for name in native["kernels"] if name != native["runs"]]
     could = f" (could also run {', '.join(others)})" if others else ""
     return Check("native engine", native["runs"] != "portable", f"runs its {native['runs']} kernels{could}")
@@ -111,6 +135,8 @@ def _check_engine(native: dict[str, Any]) -> Check:
 
 def _check_cores(cpu: dict[str, Any]) -> Check:
     usable, threads = cpu["usable_cores"], cpu["threads"]
+    if threads is None:
+        return Check("cores", True, f"{usable} usable cores")
     if threads > usable:
         return Check("cores", False, f"torch runs {threads} threads on {usable} usable cores; pass --threads {usable}")
     return Check("cores", True, f"{threads} threads on {usable} usable cores")

@@ -1,15 +1,12 @@
 """What each link takes on this machine at the asked shape, by the clock.
 
 The whole chain is walked again and again with a clock between the links, so each link is timed with its own weights and
-with the caches as the pass leaves them; a link repeated in a loop would be flattered by a warm cache. Links of the same
-geometry take the same time, so their medians are averaged: what is left of the noise is not something to search on.
+with the caches as the pass leaves them; a link repeated in a loop would be flattered by a warm cache.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,17 +15,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.layers import Attention
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.engine.served import NativeForward
-
-WARM_UP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTimes:
-    """Microseconds of one pass: all of it, what is not a link, and each link that is left."""
-
-    total_us: float
-    fixed_us: float
-    link_us: dict[str, float]
+from chinchilla_lm.runtime.measuring.operations import WARM_UP, LinkTimes, link_times, time_operations
 
 
 def time_links(model: Transformer, batch: Batch, *, seconds: float = 4.0, min_rounds: int = 7) -> LinkTimes:
@@ -47,34 +34,14 @@ def time_links(model: Transformer, batch: Batch, *, seconds: float = 4.0, min_ro
                     samples[name].append(value)
             if len(rest) >= min_rounds and time.perf_counter() - started > seconds:
                 break
-    return _link_times(model, samples, rest)
+    return link_times(samples, rest, _geometries(model))
 
 
 def time_native_links(
     model: Transformer, served: NativeForward, batch: Batch, *, seconds: float = 4.0, min_rounds: int = 7
 ) -> LinkTimes:
     """The same of a model in the engine, which keeps the clock of its operations itself."""
-    samples: dict[str, list[float]] = {name: [] for name in model.link_names}
-    rest: list[float] = []
-    started = time.perf_counter()
-    for round_ in range(10_000):
-        served.read(batch)
-        links, other = served.model.take_seconds()
-        if round_ >= WARM_UP:
-            for name, values in samples.items():
-                values.append(1e6 * links.pop(name))
-            rest.append(1e6 * (other + sum(links.values())))
-        if len(rest) >= min_rounds and time.perf_counter() - started > seconds:
-            break
-    return _link_times(model, samples, rest)
-
-
-def _link_times(model: Transformer, samples: dict[str, list[float]], rest: list[float]) -> LinkTimes:
-    link_us = _average_alike(model, {name: statistics.median(values) for name, values in samples.items()})
-    # The sum of medians, not the median of sums: where most passes are disturbed somewhere, what is left of the latter
-    # beside the links would be taken for time that no plan can save.
-    fixed_us = statistics.median(rest)
-    return LinkTimes(fixed_us + sum(link_us.values()), fixed_us, link_us)
+    return time_operations(served.model, lambda: served.read(batch), _geometries(model), seconds, min_rounds)
 
 
 def _timed_pass(model: Transformer, batch: Batch, names: list[str]) -> tuple[float, dict[str, float]]:
@@ -98,11 +65,8 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _average_alike(model: Transformer, medians: dict[str, float]) -> dict[str, float]:
-    groups: dict[object, list[str]] = {}
-    for name in medians:
-        groups.setdefault(_geometry(model.link(name)), []).append(name)
-    return {name: statistics.fmean(medians[other] for other in group) for group in groups.values() for name in group}
+def _geometries(model: Transformer) -> dict[str, object]:
+    return {name: _geometry(model.link(name)) for name in model.link_names}
 
 
 def _geometry(link: nn.Module) -> object:
