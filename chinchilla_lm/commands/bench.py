@@ -17,6 +17,7 @@ from chinchilla_lm.commands.inspect import TASKS, add_device_arguments
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, write_atomic
+from chinchilla_lm.results import BenchResult, BenchRow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.peers:
         return bench_peers.run(args, console)
     from chinchilla_lm.pipeline.bench import Asked, bench
+    from chinchilla_lm.pipeline.held import lines_of
 
     for flag in ("data", "test", "peers_home"):
         if getattr(args, flag) is not None:
@@ -67,17 +69,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     same = {field.name: getattr(args, field.name) for field in fields(Asked) if field.name != "memory"}
     result = bench(Asked(**same, memory=not args.no_memory), console)
     _show(result, folder, console)
+    for name, certificate in result["certificates"].items():
+        for line in lines_of(certificate):
+            console.show(f"{name}: {line}")
     console.result(result)
     return 0
 
 
-def _show(result: dict[str, Any], folder: Path | None, console: Console) -> None:
+def _show(result: BenchResult, folder: Path | None, console: Console) -> None:
     """In the terminal and, where there is one, in a folder."""
     from chinchilla_lm.peers.outcome import document, markdown_table
 
     short = _short_names([row["model"] for row in result["rows"]])
     rows = [_columns(row, short) for row in result["rows"]]
-    batch, tokens, new = (result["rows"][-1][key] for key in ("batch", "prompt_tokens", "new_tokens"))
+    row = result["rows"][-1]
+    batch, tokens, new = (row["batch"], row["prompt_tokens"], row["new_tokens"])
     timed = f"whole requests of {tokens} + {new} tokens" if new else "single texts"
     title = f"{batch} x {tokens} tokens, {result['rounds']} rounds; p50 and p95 of {timed}"
     names, cells = list(rows[0]), [list(row.values()) for row in rows]
@@ -95,7 +101,7 @@ def _show(result: dict[str, Any], folder: Path | None, console: Console) -> None
         console.show(f"written: {folder / 'bench.md'} and bench.json")
 
 
-def _columns(row: dict[str, Any], short: dict[str, str]) -> dict[str, Any]:
+def _columns(row: BenchRow, short: dict[str, str]) -> dict[str, Any]:
     """One row of the table, by heading; shares are those of the roof."""
     cells = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
     if row["new_tokens"]:
@@ -119,7 +125,7 @@ def _short_names(names: list[str]) -> dict[str, str]:
     return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
 
 
-def _notes(result: dict[str, Any], short: dict[str, str]) -> list[str]:
+def _notes(result: BenchResult, short: dict[str, str]) -> list[str]:
     roof, notes = result["roofline"], []
     if roof["bandwidth_gb_s"] is not None:
         notes.append(

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.peers.run import Field, compete
     from chinchilla_lm.peers.sources import Sources
     from chinchilla_lm.peers.table import LANGUAGE, chosen
+    from chinchilla_lm.pipeline.held import certificate_of
     from chinchilla_lm.runtime.cpu import usable_cores
     from chinchilla_lm.runtime.engine.native import native_format
     from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
@@ -51,6 +52,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         check_writable(folder)
     set_threads(min(torch.get_num_threads(), usable_cores()) if args.threads is None else args.threads)
     job, original = _models(args, console)
+    held = certificate_of(args.model, console)
+    for line in [] if held is None else held.lines():
+        console.say(line)
     checkpoint = job.checkpoint
     work, judge, quality = _work(args, job, original.model.config.max_positions)
     sizes = [work.tokens] if work.task == LANGUAGE else [len(text) for text in work.texts]

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     recipe = _recipe(Path(args.output), args.fast)
     folder = RunFolder.of(recipe, console)
     _write_text(Path(str(recipe.data)), HELD_OUT_CHARACTERS[args.fast])
-    show(inspect(recipe.model, shape=None), console)
+    show(inspect(recipe.model, console, shape=None), console)
     result = compress(recipe, console)
     for sample in read_json(folder.file("report.json"), "report").get("samples", []):
         console.show(

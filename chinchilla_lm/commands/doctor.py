@@ -6,9 +6,9 @@ Nothing here fails: each check is PASS or WARN, with the remedy beside it. Takes
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from chinchilla_lm.console import Console
+from chinchilla_lm.results import DoctorResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _show(result: dict[str, Any], console: Console) -> None:
+def _show(result: DoctorResult, console: Console) -> None:
     from chinchilla_lm.pipeline.doctor import gigabytes
 
     found, cpu, bandwidth = result["machine"], result["machine"]["cpu"], result["bandwidth_gb_s"]

@@ -44,14 +44,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.pipeline.inspect import inspect
 
     shape = None if args.no_time else (args.batch, args.tokens)
-    found = inspect(args.model, task=args.task, shape=shape, device=args.device, dtype=args.dtype, threads=args.threads)
+    found = inspect(
+        args.model, console, task=args.task, shape=shape, device=args.device, dtype=args.dtype, threads=args.threads
+    )
     show(found, console)
     console.result(found)
     return 0
 
 
 def show(found: InspectResult, console: Console) -> None:
-    """What `inspect` found, as a table between two lines."""
+    """What `inspect` found, as a table between two lines, and the certificate."""
+    from chinchilla_lm.pipeline.held import lines_of
+
     timed = found.get("time")
     direction = "causal" if found["causal"] else "bidirectional"
     console.show(
@@ -71,6 +75,8 @@ def show(found: InspectResult, console: Console) -> None:
     rows = [_row(block, timed) for block in found["blocks"]]
     console.table(columns, rows, "parameters a link" + ("" if timed is None else ", and its share of the time"))
     console.show(_rest(found))
+    for line in lines_of(found["certificate"]):
+        console.show(line)
 
 
 def _row(block: BlockParameters, timed: PassTime | None) -> list[Any]:

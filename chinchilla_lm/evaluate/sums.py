@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.results import Interval
 
 Floats = NDArray[np.float64]
 Unit = Literal["points", "percent"]
@@ -86,7 +87,7 @@ class Estimate:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> Interval:
         return {"value": finite_or_none(self.value), "low": finite_or_none(self.low), "high": finite_or_none(self.high)}
 
 

@@ -27,12 +27,14 @@ from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import skeleton
 from chinchilla_lm.models.sentence import FILES as SENTENCE_FILES
-from chinchilla_lm.models.tensors import SINGLE
 from chinchilla_lm.models.tokenizer import is_tokenizer_file
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.models.weight_files import SINGLE
+from chinchilla_lm.runtime.certified import CERTIFICATE
 
 KINDS = ("attn", "mlp")
-_FILES = frozenset({"config.json", SINGLE, *SENTENCE_FILES})
+# A certificate may have been issued for the export itself; it goes when that does.
+_FILES = frozenset({"config.json", SINGLE, CERTIFICATE, *SENTENCE_FILES})
 
 
 def is_of_an_export(name: str) -> bool:

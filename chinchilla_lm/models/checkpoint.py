@@ -8,7 +8,7 @@ dropped. Nothing dropped: a stock folder. (`export` makes a stock folder of any 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,9 +29,10 @@ from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
 from chinchilla_lm.models.sentence import PLAIN, Sentences, makes_vectors, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.models.stock import padding_token, tokenizer_for_both
-from chinchilla_lm.models.tensors import TensorSource, open_safetensors, weight_files
+from chinchilla_lm.models.tensors import TensorSource, open_safetensors
 from chinchilla_lm.models.tokenizer import save_tokenizer, tokenizer_of
 from chinchilla_lm.models.transformer import NormFate, Transformer
+from chinchilla_lm.models.weight_files import weight_files
 
 
 @dataclass
@@ -93,14 +94,26 @@ class Checkpoint:
     @cached_property
     def sha256(self) -> str:
         """Identity of weights, config and tokenizer as they were loaded; of the weights in memory if built here."""
+        if self.files:
+            return sha256_of_files(self.files)
         digest = hashlib.sha256()
-        for path in self.files:
-            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-        if not self.files:
-            for name, tensor in self.model.state_dict().items():
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def sha256_of_files(files: Iterable[Path]) -> str:
+    """The identity of a model that was read from these files."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def sha256_of_model(source: Path) -> str:
+    """`Checkpoint.sha256` of the folder or GGUF file that a checkpoint names as its source, without loading it."""
+    return sha256_of_files(_files(Located(source.parent, source) if source.is_file() else Located(source)))
 
 
 def load(

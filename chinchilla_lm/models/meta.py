@@ -10,6 +10,8 @@ from chinchilla_lm.files import read_json
 
 META = "chinchilla.json"
 VERSION = 1  # of its layout
+# Where certificates stood before they had a file of their own: no copy of a model takes them along.
+_CERTIFICATE = ("certificate", "sha256")
 
 
 def read_meta(path: Path, remedy: str = "make the model again") -> dict[str, Any]:
@@ -25,7 +27,7 @@ def read_meta(path: Path, remedy: str = "make the model again") -> dict[str, Any
     if not isinstance(meta.get("hub", {}), dict):
         raise InputError(f"{path}: hub {meta['hub']!r:.60} is not model, revision and commit; {remedy}")
     _check_window(meta.get("window", {}), path, remedy)
-    return meta
+    return {key: value for key, value in meta.items() if key not in _CERTIFICATE}
 
 
 def _check_window(window: Any, path: Path, remedy: str) -> None:

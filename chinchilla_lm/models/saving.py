@@ -15,8 +15,8 @@ from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.families.reading import PROBLEM_TYPES, Fields
 from chinchilla_lm.models.filling import spread
 from chinchilla_lm.models.stock import for_both
-from chinchilla_lm.models.tensors import SINGLE
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.models.weight_files import SINGLE
 
 # A model_type that stock transformers does not know, so that it refuses a model with gaps instead of filling them.
 OWN_TYPE = "chinchilla"

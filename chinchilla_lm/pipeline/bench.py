@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.speed import Entry, Roof, measure
+from chinchilla_lm.pipeline.held import certificate_of
+from chinchilla_lm.results import BenchResult
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device
 from chinchilla_lm.runtime.engine.native import native_format
@@ -46,19 +47,29 @@ class Asked:
     threads: int | None = None
 
 
-def bench(asked: Asked, console: Console) -> dict[str, Any]:
+def bench(asked: Asked, console: Console) -> BenchResult:
     """Race, and return rows, ratios and the roof. Raises InputError for a shape that a model cannot take."""
     # torch knows no quota of a container: on more threads than that it would be slow, and the roof too low.
     set_threads(min(torch.get_num_threads(), usable_cores()) if asked.threads is None else asked.threads)
     device = resolve_device(asked.device)
     entries, ours = _entries(asked, device, console)
+    held = {entry.name: certificate_of(entry.name, console) for entry in entries}
     shape = _shape(asked, entries, console)
     dtype = _peak_dtype(entries[ours].engine.form)
     roof = _roof(device, dtype, console)
     footprints = _footprints(entries, shape, console) if asked.memory else [None] * len(entries)
     console.say(f"racing {len(entries)} for {asked.seconds:g} s")
     result = measure(entries, ours, shape, asked.seconds, roof, footprints)
-    return result | {"machine": machine.describe(), "roofline": asdict(roof) | {"gemm_dtype": dtype}}
+    return {
+        **result,
+        "machine": machine.describe(),
+        "roofline": {
+            "bandwidth_gb_s": roof.bandwidth_gb_s,
+            "gemm_gflops": roof.gemm_gflops,
+            "gemm_dtype": dtype,
+        },
+        "certificates": {name: None if one is None else one.model_dump() for name, one in held.items()},
+    }
 
 
 def _entries(asked: Asked, device: torch.device, console: Console) -> tuple[list[Entry], int]:

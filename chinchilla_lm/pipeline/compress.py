@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Any
 
@@ -11,13 +12,17 @@ from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS, Certificate, certify
 from chinchilla_lm.evaluate.judge import Judged
-from chinchilla_lm.files import json_text, read_json, sha256_of, write_atomic
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.issuing import artifact_of, data_of, original_of
 from chinchilla_lm.pipeline.outcome import report_of, row_of, samples, show
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe, require_target
 from chinchilla_lm.report.write import write_report
+from chinchilla_lm.results import CompressResult
+from chinchilla_lm.runtime.artifact import hashes
+from chinchilla_lm.runtime.certified import Speed, issue, printable
+from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, speedup
 from chinchilla_lm.score.contract import Target
 
@@ -32,7 +37,7 @@ METRICS = {
 }
 
 
-def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
+def compress(recipe: Recipe, console: Console) -> CompressResult:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
     require_target(recipe)
     known = METRICS[recipe.task]
@@ -75,7 +80,7 @@ def _warn_of_few_documents(stages: Stages) -> None:
 
 def finish(
     stages: Stages, table: CostTable, plan: Plan, models: dict[str, Transformer], begun: float
-) -> dict[str, Any]:
+) -> CompressResult:
     """Judge and time all models, certify the last, write the report, print the verdict."""
 
     recipe, job, console = stages.recipe, stages.job, stages.console
@@ -101,14 +106,13 @@ def finish(
     _hold_to_the_promise(report, ratio, rows[-1]["latency_ms"]["p50"], stages)
     report["samples"] = samples(stages, models)
     write_report(report, stages.folder.path)
-    _note_certificate(stages, certificate)
+    _note_certificate(stages, certificate, judged["original"], ratio)
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
     job.show(judged["recovered"], "recovered, test")
     show(console, report, stages)
-    keys = ("metric", "difference", "low", "high", "margin", "n", "unit")
     return {
         "verdict": report["verdict"],
-        "certificate": {key: value for key, value in certificate.to_dict().items() if key in keys},
+        "certificate": certificate.decision(),
         "speedup": ratio.value,
         "rows": rows,
         "plan": plan.to_dict(),
@@ -132,15 +136,19 @@ def _hold_to_the_promise(report: dict[str, Any], ratio: Ratio, latency_ms: float
     report["notes"].append(line)
 
 
-def _note_certificate(stages: Stages, certificate: Certificate) -> None:
-    """Put the certificate beside the weights it is about, with the hashes of all that it rests on."""
+def _note_certificate(stages: Stages, certificate: Certificate, original: Judged, ratio: Ratio) -> None:
+    """Put the certificate beside the weights that it is about."""
 
-    weights = stages.folder.file("model") / "model.safetensors"
-    hashes = {
-        "weights": sha256_of(weights),
-        "original": stages.job.checkpoint.sha256,
-        "data": stages.job.data_sha256,
-    }
-    path = stages.folder.file("model") / "chinchilla.json"
-    meta = read_json(path, "model description")
-    write_atomic(path, json_text({**meta, "certificate": certificate.to_dict(), "sha256": hashes}, indent=1) + "\n")
+    job, folder = stages.job, stages.folder.file("model")
+    batch, tokens = job.shape
+    low, high = (bound if math.isfinite(bound) else None for bound in (ratio.low, ratio.high))
+    cpu = printable(machine.cpu_model())
+    speed = Speed(batch=batch, tokens=tokens, value=ratio.value, low=low, high=high, threads=job.threads, cpu=cpu)
+    issue(
+        folder,
+        certificate.to_dict(),
+        artifact=artifact_of(job, hashes(folder)),
+        original=original_of(job),
+        data=data_of(job, "test", original),
+        speed=speed,
+    )

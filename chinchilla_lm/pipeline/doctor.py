@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.installed import REMEDY, missing
+from chinchilla_lm.results import Cpu, DoctorMachine, DoctorResult, NativeEngine
 from chinchilla_lm.runtime.engine.native import engine_module, instruction_set
 from chinchilla_lm.runtime.measuring import machine
 
@@ -27,7 +28,7 @@ class Check(NamedTuple):
     text: str
 
 
-def doctor(seconds: float, console: Console) -> dict[str, Any]:
+def doctor(seconds: float, console: Console) -> DoctorResult:
     """The machine, measured for about so many seconds, and the checks: each is passed or a warning.
 
     Without torch nothing is measured: bandwidth is None, and there is no GEMM peak.
@@ -35,7 +36,7 @@ def doctor(seconds: float, console: Console) -> dict[str, Any]:
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds {seconds} is not greater than 0; pass --seconds 5")
-    found = machine.describe() | {"native": describe_engine(), "missing": list(missing())}
+    found: DoctorMachine = {**machine.describe(), "native": describe_engine(), "missing": list(missing())}
     bandwidth, gemm = (None, {}) if "torch" in found["missing"] else _measure(seconds, console)
     models = machine.packaged_models()
     checks = make_checks(found, bandwidth, gemm, models)
@@ -61,7 +62,7 @@ def _measure(seconds: float, console: Console) -> tuple[float, dict[str, float]]
     return bandwidth, gemm
 
 
-def describe_engine() -> dict[str, Any]:
+def describe_engine() -> NativeEngine:
     """The native engine: `kernels`, the sets that it could run here, best first (none where it is not installed);
     `runs`, the one that it would run; `error`, why it would not."""
     module = engine_module()
@@ -75,7 +76,7 @@ def describe_engine() -> dict[str, Any]:
 
 
 def make_checks(
-    found: dict[str, Any], bandwidth: float | None, gemm: dict[str, float], models: dict[str, str | None]
+    found: DoctorMachine, bandwidth: float | None, gemm: dict[str, float], models: dict[str, str | None]
 ) -> list[Check]:
     """The verdict on `machine.describe()`, the read bandwidth (GB/s), GFLOP/s by dtype, and the packaged models.
 
@@ -112,7 +113,7 @@ def _check_bandwidth(bandwidth: float | None) -> Check:
     return Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second here")
 
 
-def _check_instructions(cpu: dict[str, Any]) -> Check:
+def _check_instructions(cpu: Cpu) -> Check:
     sets = cpu["instruction_sets"]
     if not sets:
         return Check("instruction sets", False, f"this system does not name those of its {cpu['architecture']} CPU")
@@ -121,7 +122,7 @@ def _check_instructions(cpu: dict[str, Any]) -> Check:
     return Check("instruction sets", False, f"no AVX2 ({', '.join(sets)}): expect every figure to be far lower")
 
 
-def _check_engine(native: dict[str, Any], absent: list[str]) -> Check:
+def _check_engine(native: NativeEngine, absent: list[str]) -> Check:
     if native["error"] is not None:
         return Check("native engine", False, native["error"])
     if not native["kernels"]:
@@ -133,7 +134,7 @@ def _check_engine(native: dict[str, Any], absent: list[str]) -> Check:
     return Check("native engine", native["runs"] != "portable", f"runs its {native['runs']} kernels{could}")
 
 
-def _check_cores(cpu: dict[str, Any]) -> Check:
+def _check_cores(cpu: Cpu) -> Check:
     usable, threads = cpu["usable_cores"], cpu["threads"]
     if threads is None:
         return Check("cores", True, f"{usable} usable cores")
@@ -142,7 +143,7 @@ def _check_cores(cpu: dict[str, Any]) -> Check:
     return Check("cores", True, f"{threads} threads on {usable} usable cores")
 
 
-def _check_load(found: dict[str, Any]) -> Check:
+def _check_load(found: DoctorMachine) -> Check:
     load, cores = found["load_average"], found["cpu"]["usable_cores"]
     if load is None:
         return Check("load", True, "this system does not tell its load")
@@ -151,7 +152,7 @@ def _check_load(found: dict[str, Any]) -> Check:
     return Check("load", True, f"{load:.1f} on {cores} cores")
 
 
-def _check_memory(found: dict[str, Any]) -> Check:
+def _check_memory(found: DoctorMachine) -> Check:
     available = found["memory_available_bytes"] or found["memory_bytes"]
     if available is not None and available < _LEAST_MEMORY_BYTES:
         return Check(
@@ -169,7 +170,7 @@ def _check_bfloat16(gemm: dict[str, float]) -> Check:
     return Check("bfloat16", True, f"{ratio:.1f} times the speed of float32")
 
 
-def _check_cuda(found: dict[str, Any]) -> Check:
+def _check_cuda(found: DoctorMachine) -> Check:
     names = [device["name"] for device in found["cuda"]]
     return Check("CUDA", True, ", ".join(names) or "no device; everything runs on the CPU")
 

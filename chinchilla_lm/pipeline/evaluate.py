@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.certificate import certify
+from chinchilla_lm.evaluate.certificate import Certificate, certify
+from chinchilla_lm.evaluate.judge import Judged
 from chinchilla_lm.evaluate.predictions import write_predictions
+from chinchilla_lm.pipeline.held import certificate_of
+from chinchilla_lm.pipeline.issuing import Issuing, issuing
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.results import EvaluateResult
 
 
 def evaluate(
@@ -19,13 +21,20 @@ def evaluate(
     split: str = "test",
     against: str | None = None,
     predictions: str | None = None,
-) -> dict[str, Any]:
-    """Metrics with intervals, tables, and the certificate where there is an original to compare with."""
+) -> EvaluateResult:
+    """Metrics with intervals, tables, and the certificate where there is an original to compare with.
+
+    Where a margin was chosen and the split is test, the certificate is written beside the model; `issued` is its path.
+    """
 
     job = Job(recipe, console, only_served=True)
+    held = certificate_of(job.source, console)
+    for line in [] if held is None else held.lines():
+        console.say(line)
+    issuer = None if against is None else _issuer(job, split, console)
     judge = job.judge(split)
     judged = judge(job.served())
-    result: dict[str, Any] = {
+    result: EvaluateResult = {
         "task": recipe.task,
         "split": split,
         "n": judged.measurement.n,
@@ -51,7 +60,30 @@ def evaluate(
         )
         console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
         result["certificate"] = certificate.to_dict()
+        result["issued"] = None if issuer is None else _issued(issuer, certificate, other, judged, split, console)
     return result
+
+
+def _issuer(job: Job, split: str, console: Console) -> Issuing | None:
+    """What will issue the certificate; None, with a line that says why, where there will be none."""
+    try:
+        return issuing(job, split)
+    except InputError as error:
+        console.say(f"no certificate will be issued: {error}")
+        return None
+
+
+def _issued(
+    issuer: Issuing, certificate: Certificate, original: Job, judged: Judged, split: str, console: Console
+) -> str | None:
+    """The path of the certificate; None, with a warning, where there can be none after all."""
+    try:
+        path = str(issuer.issue(certificate, original, judged, split))
+    except InputError as error:
+        console.warn(f"no certificate is issued: {error}")
+        return None
+    console.show(f"certificate: {path}")
+    return path
 
 
 def _same_windows(job: Job) -> Recipe:

@@ -11,12 +11,14 @@ from chinchilla_lm.export.hf import export_hf, is_of_an_export, remaining_blocks
 from chinchilla_lm.files import read_json
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.source import locate
+from chinchilla_lm.pipeline.held import certificate_in, how_to_certify
+from chinchilla_lm.results import ExportResult
 from chinchilla_lm.runtime.engine.packed import is_packed
 
 FORMATS = ("hf",)
 
 
-def export(model: str, to: str, folder: Path, console: Console, *, force: bool = False) -> dict[str, Any]:
+def export(model: str, to: str, folder: Path, console: Console, *, force: bool = False) -> ExportResult:
     """Write the portable model and return what was written as plain values.
 
     to: the format. force: replace an earlier export that is in the folder. Raises InputError for an unknown format, for
@@ -43,18 +45,24 @@ def _refuse_to_replace(folder: Path, model: str) -> None:
             raise InputError(f"{folder} holds {name}, which no export writes: not ours to replace; pass another -o")
 
 
-def _export(model: str, folder: Path, console: Console) -> dict[str, Any]:
+def _export(model: str, folder: Path, console: Console) -> ExportResult:
     if is_packed(model):
         raise InputError(f"{model} is packed, its weights rounded for our engine; export the model that it came from")
     checkpoint = load(model)
     if checkpoint.legal_tags:
         console.warn(
-            "the certificate speaks of tags decoded as the most probable legal BIO sequence; "
+            "tags are judged here as decoded to the most probable legal BIO sequence; "
             "programs that take the best tag of each word find up to a point of F1 less"
         )
+    held = certificate_in(checkpoint.source, console)
     export_hf(checkpoint, folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     console.table(["file", "bytes"], list(files.items()), f"written to {folder}")
+    if held is not None:
+        console.show(
+            f"no certificate: that of {model} is of its own files, not of these; one of their own: "
+            f"{how_to_certify(str(folder), held.original.name, checkpoint.model.config.head.kind)}"
+        )
     absent, silent = _what_became(checkpoint)
     if absent:
         console.show(f"blocks left out: {_listed(absent)}; those behind them moved up")

@@ -5,6 +5,11 @@ A packed model is looked at without torch, which is imported for the others alon
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from chinchilla_lm.console import Console
+from chinchilla_lm.files import user_path
+from chinchilla_lm.pipeline.held import certificate_in
 from chinchilla_lm.pipeline.inspect_packed import inspect_packed
 from chinchilla_lm.pipeline.inspect_shape import Wanted, fitting
 from chinchilla_lm.results import InspectResult
@@ -16,6 +21,7 @@ SECONDS = 2.0  # of timing: for a look; a search measures for longer
 
 def inspect(
     model: str,
+    console: Console,
     *,
     task: str | None = None,
     shape: Wanted | None = (1, None),
@@ -32,7 +38,8 @@ def inspect(
     if threads is not None:
         check_whole("threads", threads, 1, "leave --threads away to use every core")
     if is_packed(model):
-        return inspect_packed(model, task, shape, device, dtype, threads, SECONDS)
+        found = inspect_packed(model, task, shape, device, dtype, threads, SECONDS)
+        return _with_certificate(found, user_path(model), console)
     from chinchilla_lm.models.checkpoint import load
     from chinchilla_lm.pipeline.inspect_model import describe, time_model
     from chinchilla_lm.runtime.torch_backend import set_threads
@@ -40,7 +47,13 @@ def inspect(
     if threads is not None:
         set_threads(threads)
     checkpoint = load(model, task=task)
-    found = describe(checkpoint, model)
+    found = _with_certificate(describe(checkpoint, model), checkpoint.source, console)
     if shape is not None:
         found["time"] = time_model(checkpoint.model, *fitting(shape, found["positions"]), device, dtype, SECONDS)
+    return found
+
+
+def _with_certificate(found: InspectResult, folder: Path | None, console: Console) -> InspectResult:
+    issued = certificate_in(folder, console)
+    found["certificate"] = None if issued is None else issued.model_dump()
     return found

@@ -42,6 +42,7 @@ def describe(checkpoint: Checkpoint, name: str) -> InspectResult:
         sizes={part: Size(parameters=size.parameters, bytes=size.bytes) for part, size in parts.items()},
         parameters=parts["total"].parameters,
         bytes=parts["total"].bytes,
+        certificate=None,
     )
 
 

@@ -82,6 +82,7 @@ def describe(program: Program, card: Card, name: str) -> InspectResult:
         sizes={part: Size(parameters=count) for part, count in sizes.items()},
         parameters=sizes["total"],
         bytes=program.size,
+        certificate=None,
     )
 
 

@@ -25,6 +25,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.results import Interval
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
@@ -120,6 +121,10 @@ class Job:
             records += self.calibration_records
         return sha256_text("\n".join(repr(record) for record in records))
 
+    def split_sha256(self, split: str) -> str:
+        """Hash of every record of one split."""
+        return sha256_text("\n".join(repr(record) for record in self.dataset.records(split)))
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The model in float32, with a head for the task. Raises InputError where it has none and may not get one."""
@@ -164,6 +169,14 @@ class Job:
             raise InputError(f"this packed model is for {card.kind}, not {self.recipe.task}; load another one")
         self._check_causal(card.causal)
         return program, card
+
+    @property
+    def format(self) -> str:
+        """Of the weights as they are served: a packed model's own, else the recipe's dtype."""
+        if is_packed(self.source):
+            program = read_packed(self.source)[0] if self._packed is None else self._packed[0]
+            return str(program.header["format"])
+        return str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def card(self) -> Card:
@@ -369,7 +382,7 @@ class Job:
         """A metric's value with the sign that makes more of it better."""
         return sums.value if sums.higher_is_better else -sums.value
 
-    def show(self, judged: Judged, title: str) -> dict[str, Any]:
+    def show(self, judged: Judged, title: str) -> dict[str, Interval]:
         """Print tables and metrics with their intervals; returns the metrics as JSON has them."""
         for name, table in judged.measurement.tables.items():
             self.console.show(f"\n{title}: {name}\n\n{table.text()}")

@@ -16,7 +16,7 @@ import torch
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
-from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
+from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, user_path, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.folder import RunFolder
@@ -24,6 +24,7 @@ from chinchilla_lm.pipeline.job import Job, Served
 from chinchilla_lm.pipeline.recovery import Recovery
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.engine.packed import is_packed
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, speedup
@@ -54,6 +55,10 @@ class Stages:
     """One job in one run folder."""
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
+        if is_packed(user_path(recipe.model)):
+            raise InputError(
+                f"{recipe.model} is packed, its weights rounded for the engine; pass the model that it came from"
+            )
         self.recipe, self.console = recipe, console
         self.folder = RunFolder.of(recipe, console)
         self.job = Job(recipe, console)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import user_path
 from chinchilla_lm.installed import missing, needing
+from chinchilla_lm.runtime.artifact import Snapshot
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.kept import WORTH, Place
 from chinchilla_lm.runtime.engine.native import NativeBackend, NativeModel, engine_module, native_format
@@ -50,6 +51,14 @@ def load(
     that cannot be read, for a task whose head would have random weights, and where what is needed is not installed: a
     packed model in the engine needs no torch. An EngineWarning says where `auto` is torch for want of the engine.
     """
+    session = _loaded(path, backend, device, dtype, threads, task)
+    source = session.card.source
+    if source is not None and source.is_dir():
+        session.files = Snapshot.of(source)
+    return session
+
+
+def _loaded(path: str | Path, backend: str, device: str, dtype: str, threads: int | None, task: str | None) -> Session:
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
     if threads is not None:

@@ -34,6 +34,9 @@ from chinchilla_lm.runtime.text import Pieces, prompt_ids, stop_ids
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from chinchilla_lm.runtime.artifact import Snapshot
+    from chinchilla_lm.runtime.certified import IssuedCertificate
+
 # Longest window of a text that is read in windows, in tokens, where the model does not say what it was trained with.
 DEFAULT_WINDOW = 512
 
@@ -71,16 +74,28 @@ class Options(TypedDict, total=False):
 class Session:
     """A model, its tokenizer, and the calls that its head answers; a call that it does not fit raises InputError.
 
+    files: those of the folder that it was loaded from, as they were then; None of a model in memory or a GGUF file.
     A call whose outputs are not finite numbers raises InputError and returns nothing.
     """
 
     def __init__(self, backend: Backend, card: Card) -> None:
         self.runner, self.card = backend, card
+        self.files: Snapshot | None = None
 
     @property
     def backend(self) -> str:
         """`native` or `torch`."""
         return self.runner.name
+
+    @cached_property
+    def certificate(self) -> IssuedCertificate | None:
+        """The certificate of the files that were loaded, which are hashed for it; None where there is none.
+
+        A CertificateWarning says why one that is there is not shown: it is about other files, edited, or unreadable.
+        """
+        from chinchilla_lm.runtime.certified import valid_certificate
+
+        return None if self.files is None else valid_certificate(self.files.folder, self.files)
 
     @property
     def tokenizer(self) -> Any:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.results import Interval, Latency
 
 # Fewer rounds than this have no tail to speak of; a time limit does not cut below it.
 MIN_ROUNDS = 5
@@ -49,7 +50,7 @@ class Timing:
         """95th percentile, in milliseconds; interpolated, so with few rounds it leans on the slowest one."""
         return 1e3 * float(np.quantile(self.seconds, 0.95))
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> Latency:
         """`{"p50", "p95"}` in milliseconds."""
         return {"p50": self.p50, "p95": self.p95}
 
@@ -62,9 +63,10 @@ class Ratio:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> Interval:
         """Bounds that are not known become null."""
-        return {key: v if math.isfinite(v := getattr(self, key)) else None for key in ("value", "low", "high")}
+        value, low, high = (v if math.isfinite(v) else None for v in (self.value, self.low, self.high))
+        return {"value": value, "low": low, "high": high}
 
 
 def interleave(

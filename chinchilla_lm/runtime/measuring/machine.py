@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.installed import missing
+from chinchilla_lm.results import CudaDevice, Machine
 from chinchilla_lm.runtime.cpu import CPUS, cgroup_quota, cpu_flags, usable_cores
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ _GEMM_SIZES = (256, 512, 1024, 2048)
 _LEAST_REPEATS = 3
 
 
-def describe() -> dict[str, Any]:
+def describe() -> Machine:
     """The machine as plain JSON values: `cpu`, `memory_bytes`, `memory_available_bytes`, `cuda`, `system`, `versions`.
 
     What the system does not tell is None (or an empty list).
@@ -89,7 +90,7 @@ def describe() -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "cuda": _cuda_devices(),
         "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
@@ -136,7 +137,7 @@ def _torch_threads() -> int | None:
     return torch.get_num_threads()
 
 
-def _cuda_devices() -> list[dict[str, Any]]:
+def _cuda_devices() -> list[CudaDevice]:
     """Those that torch sees."""
     if "torch" in missing():
         return []
@@ -145,7 +146,7 @@ def _cuda_devices() -> list[dict[str, Any]]:
     return [_cuda_device(torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
 
 
-def _cuda_device(properties: Any) -> dict[str, Any]:
+def _cuda_device(properties: Any) -> CudaDevice:
     capability = f"{properties.major}.{properties.minor}"
     return {"name": properties.name, "memory_bytes": properties.total_memory, "capability": capability}
 

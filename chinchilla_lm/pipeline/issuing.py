@@ -1,0 +1,89 @@
+"""What a certificate has to say beside the verdict: which files were judged by what, against which model, on which
+data; and which models get one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.evaluate.certificate import Certificate
+from chinchilla_lm.evaluate.judge import Judged
+from chinchilla_lm.models.checkpoint import sha256_of_model
+from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.runtime.artifact import hashes, local_folder
+from chinchilla_lm.runtime.certified import CERTIFICATE, Artifact, Data, Original, issue, printable
+from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
+
+
+class Issuing:
+    """A certificate that `evaluate` is to issue: the model's files are hashed before it is loaded, and once more when
+    it has been judged."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        self.files = hashes(folder)
+
+    def issue(self, certificate: Certificate, original: Job, judged: Judged, split: str) -> Path:
+        """Write it beside the model. Raises InputError where there is none to give, or it cannot be written."""
+        if local_folder(original.source) == self.folder:
+            raise InputError("a model is not certified against itself; pass --against ORIGINAL")
+        if is_packed(original.source):
+            raise InputError(f"{original.source} is packed, no original; pass --against the model that it came from")
+        if hashes(self.folder) != self.files:
+            raise InputError(f"the files in {self.folder} changed while they were judged; evaluate it again")
+        issue(
+            self.folder,
+            certificate.to_dict(),
+            artifact=artifact_of(self.job, self.files),
+            original=original_of(original),
+            data=data_of(self.job, split, judged),
+        )
+        return self.folder / CERTIFICATE
+
+
+def issuing(job: Job, split: str) -> Issuing:
+    """What will issue a certificate for the job's model. Raises InputError where it can have none: a certificate is
+    of test data, within a margin that somebody chose, and lies in the model's own folder."""
+    if "margin" not in job.recipe.model_fields_set:
+        raise InputError("no margin was chosen; pass --margin to have one")
+    if split != "test":
+        raise InputError(f"split {split} is not test; leave --split away to have one")
+    folder = local_folder(job.source)
+    if folder is None:
+        raise InputError(f"{job.source} is no folder here that it could lie in; pass one to have one")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} may not be written to; pass a copy of it to have one")
+    return Issuing(job, folder)
+
+
+def artifact_of(job: Job, files: dict[str, str]) -> Artifact:
+    """The model's deciding files, by their hashes, as the job serves them."""
+    return Artifact(
+        kind="program" if PROGRAM in files else "weights",
+        files=files,
+        format=job.format,
+        backend=job.backend,
+        device=job.device.type,
+    )
+
+
+def original_of(job: Job) -> Original:
+    """The job's own model as what others are compared with."""
+    source = job.card.source
+    if source is None:
+        raise InputError(f"{job.source} lies in no files; pass a folder or a file")
+    return Original(
+        name=printable(job.source), sha256=sha256_of_model(source), dropped=len(job.card.meta.get("dropped", {}))
+    )
+
+
+def data_of(job: Job, split: str, judged: Judged) -> Data:
+    """What was judged on."""
+    measured = judged.measurement
+    return Data(
+        sha256=job.split_sha256(split),
+        split=split,
+        examples=measured.n,
+        documents=judged.primary.documents,
+    )
