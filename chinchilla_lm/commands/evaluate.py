@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fields of a recipe that decide an evaluation, and what to compare with."""
     add_flags(parser, FIELDS)
     parser.add_argument("--split", default="test", metavar="SPLIT", help="train, dev or test (default test)")
-    parser.add_argument("--against", metavar="MODEL", help="certify MODEL against this original, paired")
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="certify MODEL against this original, paired; with --margin, on test, beside it as certificate.json",
+    )
     parser.add_argument("--predictions", metavar="FILE", help="write one JSON line an example")
 
 

@@ -26,10 +26,11 @@ class Issuing:
 
     def issue(self, certificate: Certificate, original: Job, judged: Judged, split: str) -> Path:
         """Write it beside the model. Raises InputError where there is none to give, or it cannot be written."""
-        if local_folder(original.source) == self.folder:
-            raise InputError("a model is not certified against itself; pass --against ORIGINAL")
         if is_packed(original.source):
             raise InputError(f"{original.source} is packed, no original; pass --against the model that it came from")
+        other = local_folder(original.source)
+        if other is not None and hashes(other) == self.files:
+            raise InputError("a model is not certified against itself or its copy; pass --against ORIGINAL")
         if hashes(self.folder) != self.files:
             raise InputError(f"the files in {self.folder} changed while they were judged; evaluate it again")
         issue(

@@ -41,7 +41,7 @@ def _printable(text: str) -> str:
     return text
 
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -140,7 +140,7 @@ class IssuedCertificate(Verdict):
     data: Data
     speed: Speed | None
     also: Annotated[list[Also], Field(max_length=100)]
-    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\Z")]
+    created: Annotated[str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}\+00:00$")]
     software: Name
     digest: Sha256
     """SHA-256 of all the rest as JSON in ASCII, keys sorted, no spaces"""
@@ -282,12 +282,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _unlike(folder: Path, judged: Mapping[str, str]) -> str | None:
     """How a folder's files differ from those that were judged."""
     there = deciding_files(folder)
+    for name in reversed(there):  # a program or weights first: where they are others, so is much else
+        if name not in judged:
+            return f"{name} was not there when the model was judged"
     for name in judged:
         if name not in there:
             return f"{name}, which was judged, is not there"
-    for name in there:
-        if name not in judged:
-            return f"{name} was not there when the model was judged"
     for name in there:
         if not has_sha256(folder / name, judged[name]):
             return f"{name} has another SHA-256 than the file that was judged"

@@ -40,16 +40,17 @@ def test_the_product_is_a_shorter_model_with_its_certificate(tagger: Path, short
     meta = json.loads((short_run / "model" / "chinchilla.json").read_text())
     assert meta["plan"] == plan.to_dict()
     assert meta["original"] == original.sha256
-    assert meta["certificate"]["passed"] is True
-    assert meta["sha256"]["original"] == original.sha256
-    assert meta["sha256"]["weights"] == sha256_of(short_run / "model" / "model.safetensors")
+    certificate = json.loads((short_run / "model" / "certificate.json").read_text())
+    assert certificate["passed"] is True
+    assert certificate["original"]["sha256"] == original.sha256
+    assert certificate["artifact"]["files"]["model.safetensors"] == sha256_of(short_run / "model" / "model.safetensors")
     modes = {path.name: path.stat().st_mode for path in (short_run / "model").iterdir()}
     assert set(modes.values()) == {modes["config.json"]}, "who may read one file may read all"
 
 
-def test_the_product_is_as_good_as_the_report_says(tagger: Path, tags: Path, short_run: Path, chinchilla):
-    report = json.loads((short_run / "report.json").read_text())
-    done = chinchilla("evaluate", short_run, "--against", tagger, *TAGGING, "--data", tags, "--margin", 50, "--json")
+def test_the_product_is_as_good_as_the_report_says(tagger: Path, tags: Path, run_folder: Path, chinchilla):
+    report = json.loads((run_folder / "report.json").read_text())
+    done = chinchilla("evaluate", run_folder, "--against", tagger, *TAGGING, "--data", tags, "--margin", 50, "--json")
     assert done.status == 0
     for key in ("difference", "low", "high", "margin", "n"):
         assert done.result["certificate"][key] == report["certificate"][key]
@@ -137,7 +138,7 @@ def test_a_certificate_that_fails_is_status_3_and_stands_on_top(tagger: Path, ta
     assert done.result["verdict"] == "failed"
     assert done.result["certificate"]["high"] < -0.5
     assert load(run_folder).model.link_names == []
-    assert json.loads((run_folder / "model" / "chinchilla.json").read_text())["certificate"]["passed"] is False
+    assert json.loads((run_folder / "model" / "certificate.json").read_text())["passed"] is False
     report = (run_folder / "report.md").read_text(encoding="utf-8")
     assert "fail" in report[:600].lower()
     assert chinchilla(*words, "--quiet").out.count("FAILED: ") == 1

@@ -13,6 +13,7 @@ import pytest
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.runtime.engine import program as programs
+from chinchilla_lm.runtime.engine import verified
 from chinchilla_lm.runtime.engine.packed import PROGRAM
 from chinchilla_lm.runtime.engine.program import read_program
 from chinchilla_lm.runtime.packing import write_packed
@@ -150,3 +151,29 @@ def test_a_file_that_changes_while_it_is_read_is_not_noted(packed, cache, settle
     monkeypatch.setattr(programs.hashlib, "sha256", slow)
     read_program(packed)
     assert not cache.exists()
+
+
+def test_a_large_file_that_a_certificate_names_is_read_once(cache: Path, settled: None, tmp_path: Path, monkeypatch):
+    """And again when it is another, or when another hash is asked for; the notes of programs are left alone."""
+    path = tmp_path / "weights"
+    read: list[Path] = []
+    path.write_bytes(bytes(verified.WORTH_A_NOTE))
+    wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+    real = verified.sha256_of
+
+    def counting(one: Path) -> str:
+        read.append(one)
+        return real(one)
+
+    monkeypatch.setattr(verified, "sha256_of", counting)
+    assert [verified.has_sha256(path, wanted) for _ in range(3)] == [True] * 3
+    assert len(read) == 1
+    assert not verified.has_sha256(path, "0" * 64)
+    assert not verified.Seal(path, path.stat(), wanted).known(), "that is of a program's data"
+    before = path.stat()
+    path.write_bytes(b"1" + bytes(verified.WORTH_A_NOTE - 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not verified.has_sha256(path, wanted)
+    path.write_bytes(b"small")
+    assert verified.has_sha256(path, hashlib.sha256(b"small").hexdigest())
+    assert len(list(cache.iterdir())) == 1
