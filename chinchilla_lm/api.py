@@ -139,9 +139,7 @@ def bench(
         from chinchilla_lm.pipeline.bench import Asked
         from chinchilla_lm.pipeline.bench import bench as run
 
-        shape = {"batch": batch, "tokens": tokens, "new_tokens": new_tokens}
-        where = {"backend": backend, "device": device, "dtype": dtype}
-        asked = Asked(model, against, task, **shape, seconds=seconds, memory=memory, **where, threads=threads)
+        asked = Asked(model, against, task, batch, tokens, new_tokens, seconds, memory, backend, device, dtype, threads)
         return run(asked, Console(quiet=quiet))
 
 

@@ -3,8 +3,6 @@
 They are dictionaries at run time. A figure that was not measured, or that there is none of, is None.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NotRequired, TypedDict
 
 # What certificate.json holds; `runtime.certified.IssuedCertificate` says what each key means.

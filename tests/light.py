@@ -46,20 +46,30 @@ def base() -> set[str]:
 
 
 class OnlyBase:
-    """Finds nothing that the base does not bring."""
+    """One of the process's finders, which finds nothing that the base does not bring."""
 
-    def __init__(self) -> None:
-        allowed = base()
-        owners = packages_distributions()
-        self.hidden = {
-            module
-            for module, distributions in owners.items()
-            if module != "chinchilla_lm" and not {name_of(one) for one in distributions} & allowed
-        }
+    def __init__(self, finder: Any, hidden: set[str]) -> None:
+        self.finder, self.hidden = finder, hidden
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.partition(".")[0] in self.hidden:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return None if name.partition(".")[0] in self.hidden else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name: str) -> Any:  # what is asked of finders besides
+        return getattr(self.finder, name)
+
+
+def hide() -> None:
+    """From here on, import nothing that an installation without extras lacks."""
+    allowed, owners = base(), packages_distributions()
+    hidden = {name for name, distributions in owners.items() if not {name_of(one) for one in distributions} & allowed}
+    sys.meta_path[:] = [OnlyBase(finder, hidden - {"chinchilla_lm"}) for finder in sys.meta_path]
+
+
+def value_of(expression: str) -> Any:
+    """Of Python that may speak of the package as `ch`."""
+    import chinchilla_lm as ch
+
+    return eval(expression, {"ch": ch, "sys": sys})
 
 
 def answers(steps: list[Any], **environment: str) -> list[dict[str, Any]]:
@@ -81,12 +91,11 @@ def _answer(step: Any) -> dict[str, Any]:
     import contextlib
     import io
 
-    import chinchilla_lm as ch
     from chinchilla_lm import cli
 
     if isinstance(step, str):
         try:
-            return {"value": eval(step, {"ch": ch, "sys": sys})}
+            return {"value": value_of(step)}
         except Exception as error:
             return {"error": [type(error).__name__, str(error)]}
     out, err = io.StringIO(), io.StringIO()
@@ -97,5 +106,5 @@ def _answer(step: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder
-    sys.meta_path.insert(0, OnlyBase())  # type: ignore[arg-type]
+    hide()
     print(json.dumps([_answer(step) for step in json.load(sys.stdin)]))

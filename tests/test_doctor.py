@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +12,22 @@ import torch
 from chinchilla_lm import cli
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pipeline.doctor import make_checks
+from chinchilla_lm.results import Machine
 from chinchilla_lm.runtime import cpu
 from chinchilla_lm.runtime.measuring import machine
 
 
 @pytest.fixture
-def found() -> dict:
+def found() -> Machine:
     return machine.describe()
 
 
-def test_the_description_is_plain_json_and_agrees_with_the_system(found: dict):
+def test_the_description_is_plain_json_and_agrees_with_the_system(found: Machine):
     assert json.loads(json.dumps(found)) == found
     cpu = found["cpu"]
-    assert 1 <= cpu["usable_cores"] <= cpu["logical_cores"] == os.cpu_count()
+    logical = cpu["logical_cores"]
+    assert logical is not None
+    assert 1 <= cpu["usable_cores"] <= logical == os.cpu_count()
     assert cpu["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"] == torch.__version__
     assert len(found["cuda"]) == torch.cuda.device_count()
@@ -165,7 +169,7 @@ GOOD = {
 }
 
 
-def warned(found: dict, gemm: tuple[float, float] = (100.0, 200.0), models: dict | None = None) -> dict[str, str]:
+def warned(found: Any, gemm: tuple[float, float] = (100.0, 200.0), models: dict | None = None) -> dict[str, str]:
     checks = make_checks(found, 50.0, {"float32": gemm[0], "bfloat16": gemm[1]}, models or {"m": "/m"})
     return {check.name: check.text for check in checks if not check.passed}
 

@@ -103,7 +103,7 @@ def _show(result: BenchResult, folder: Path | None, console: Console) -> None:
 
 def _columns(row: BenchRow, short: dict[str, str]) -> dict[str, Any]:
     """One row of the table, by heading; shares are those of the roof."""
-    cells = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
+    cells: dict[str, Any] = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
     if row["new_tokens"]:
         cells["prefill tokens/s"], cells["decode tokens/s"] = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
     else:

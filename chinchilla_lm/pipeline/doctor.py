@@ -92,7 +92,7 @@ def make_checks(
         *([_check_bfloat16(gemm)] if gemm else []),
         _check_bandwidth(bandwidth),
         _check_cuda(found),
-        *(_check_model(name, path) for name, path in models.items()),
+        *(_check_model(name, path) for name, path in models.items() if "torch" not in found["missing"]),
     ]
 
 

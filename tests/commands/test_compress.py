@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,7 +243,7 @@ def test_the_original_is_never_overwritten(tagger: Path, tags: Path, tmp_path: P
 
 
 def test_the_python_function_gives_the_same_object(tagger: Path, tags: Path, run_folder: Path, quick):
-    fields = {
+    fields: dict[str, Any] = {
         "speedup": 1.2,
         "margin": 50,
         "method": "refine",
