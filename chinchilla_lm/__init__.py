@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["ContractError", "InputError", "Plan", "Session", "compress", "finetune", "load"]
 __version__ = "0.1.0"
 
-# Name → module that holds it. `evaluate` is not among them: the room of that name would shadow the function
-# as soon as anything imported it.
+# Name → module that holds it. The functions of other verbs are in `api` alone: here the rooms evaluate, pack, export,
+# score, search and shorten would shadow those of their names as soon as anything imported them.
 _EXPORTS = {
     "InputError": "chinchilla_lm.errors",
     "ContractError": "chinchilla_lm.errors",

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
+from chinchilla_lm.installed import lacks, part_of
 from chinchilla_lm.openmp import share_cores
 
 DONE, FAILED, BAD_INPUT, STOPPED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -155,6 +156,8 @@ def explain(error: BaseException, verb: str | None) -> tuple[int, str]:
         return STOPPED, f" stopped{resume}"
     if isinstance(error, InputError):
         return BAD_INPUT, f": {error}"
+    if (module := part_of(error)) is not None:
+        return BAD_INPUT, f": {lacks('this', module)}"
     if isinstance(error, ContractError):
         return FAILED, f" failed: {error}"
     if _is_out_of_memory(error):

@@ -264,15 +264,22 @@ def _kind(field: FieldInfo) -> str:
 def from_args(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe that a verb's arguments ask for: `base` (an earlier run's recipe) < `--recipe FILE` < flags.
 
-    A target, speed-up or latency, takes the place of either kind below it.
     Raises InputError in one line for the first thing that is wrong.
     """
     flags: dict[str, Any] = {}
     for path, _ in field_paths():
         if vars(args).get(path) is not None:
             flags = _merged(flags, _nested(path, vars(args)[path]))
+    return layered(base or {}, read_yaml(args.recipe) if getattr(args, "recipe", None) else {}, flags)
+
+
+def layered(*layers: Mapping[str, Any]) -> Recipe:
+    """A recipe of several, each above the one before it, field by field. Raises InputError as `make_recipe` does.
+
+    A target, speed-up or latency, takes the place of either kind below it.
+    """
     values: dict[str, Any] = {}
-    for layer in (base or {}, read_yaml(args.recipe) if getattr(args, "recipe", None) else {}, flags):
+    for layer in layers:
         if any(layer.get(target) is not None for target in TARGETS):
             values = {key: value for key, value in values.items() if key not in TARGETS}
         values = _merged(values, layer)

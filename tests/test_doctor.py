@@ -4,26 +4,30 @@ import copy
 import json
 import os
 import time
+from typing import Any
 
 import pytest
 import torch
 
 from chinchilla_lm import cli
-from chinchilla_lm.commands.doctor import make_checks
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.pipeline.doctor import make_checks
+from chinchilla_lm.results import Machine
 from chinchilla_lm.runtime import cpu
 from chinchilla_lm.runtime.measuring import machine
 
 
 @pytest.fixture
-def found() -> dict:
+def found() -> Machine:
     return machine.describe()
 
 
-def test_the_description_is_plain_json_and_agrees_with_the_system(found: dict):
+def test_the_description_is_plain_json_and_agrees_with_the_system(found: Machine):
     assert json.loads(json.dumps(found)) == found
     cpu = found["cpu"]
-    assert 1 <= cpu["usable_cores"] <= cpu["logical_cores"] == os.cpu_count()
+    logical = cpu["logical_cores"]
+    assert logical is not None
+    assert 1 <= cpu["usable_cores"] <= logical == os.cpu_count()
     assert cpu["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"] == torch.__version__
     assert len(found["cuda"]) == torch.cuda.device_count()
@@ -161,10 +165,11 @@ GOOD = {
     "load_average": 0.1,
     "cuda": [],
     "native": {"kernels": ["avx2", "portable"], "runs": "avx2", "error": None},
+    "missing": [],
 }
 
 
-def warned(found: dict, gemm: tuple[float, float] = (100.0, 200.0), models: dict | None = None) -> dict[str, str]:
+def warned(found: Any, gemm: tuple[float, float] = (100.0, 200.0), models: dict | None = None) -> dict[str, str]:
     checks = make_checks(found, 50.0, {"float32": gemm[0], "bfloat16": gemm[1]}, models or {"m": "/m"})
     return {check.name: check.text for check in checks if not check.passed}
 
@@ -183,6 +188,7 @@ def test_a_good_machine_has_no_warning():
         (("native",), {"kernels": [], "runs": None, "error": None}, "native engine", "install a C++ compiler"),
         (("native", "runs"), "portable", "native engine", "runs its portable kernels (could also run avx2)"),
         (("native", "error"), "CHINCHILLA_ISA=mmx is not one", "native engine", "CHINCHILLA_ISA=mmx"),
+        (("missing",), ["gguf"], "parts", "gguf not installed; pip install 'chinchilla-lm[full]'"),
         (("memory_available_bytes",), 1e9, "memory", "1.0 GB free: close something"),
     ],
 )
@@ -227,7 +233,7 @@ def test_the_verb_prints_every_check_for_people(capsys):
     assert "GFLOP/s" in out
     assert "GB/s" in out
     lines = [line for line in out.splitlines() if line.startswith(("PASS  ", "WARN  "))]
-    assert len(lines) == 8 + len(machine.PACKAGED_MODELS)
+    assert len(lines) == 9 + len(machine.PACKAGED_MODELS)
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])

@@ -19,11 +19,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import chinchilla_lm
+from chinchilla_lm.installed import FULL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NAME = "chinchilla-lm"  # an extra may hold another one: chinchilla-lm[docs]
 
 
 def pins(*names: str) -> dict[str, str]:
@@ -32,10 +32,14 @@ def pins(*names: str) -> dict[str, str]:
     return {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in found}
 
 
-OTHERS = [one for wanted in (PROJECT["dependencies"], *EXTRAS.values()) for one in wanted if not one.startswith(NAME)]
+def of_others(*extras: str) -> list[str]:
+    """What extras ask for; of our own extras that they name, what those ask for."""
+    wanted = [Requirement(one) for extra in extras for one in EXTRAS[extra]]
+    own = [extra for one in wanted if one.name == PROJECT["name"] for extra in one.extras]
+    return [str(one) for one in wanted if one.name != PROJECT["name"]] + (of_others(*own) if own else [])
 
 
-@pytest.mark.parametrize("wanted", OTHERS)
+@pytest.mark.parametrize("wanted", sorted({*PROJECT["dependencies"], *of_others("test", "hub", "demo", "docs")}))
 def test_every_dependency_is_pinned_within_its_range(wanted: str):
     requirement = Requirement(wanted)
     pinned = pins("constraints.txt", "requirements-demo.txt")
@@ -73,9 +77,14 @@ def named(*wanted: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(one).name) for each in wanted for one in each}
 
 
+def test_the_extra_is_what_its_absence_is_explained_by():
+    assert {name.replace("_", "-") for name in FULL} == named(EXTRAS["full"])
+    assert not named(EXTRAS["full"]) & named(PROJECT["dependencies"])
+
+
 @pytest.mark.parametrize(("room", "extras"), [("chinchilla_lm", ("hub",)), ("tests", ("hub", "test"))])
 def test_what_is_imported_is_declared(room: str, extras: tuple[str, ...]):
-    declared = named(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
+    declared = named(PROJECT["dependencies"], of_others(*extras))
     found = list(imported(room))
     assert {name for name, _ in found} & declared
     assert {(name, path.name) for name, path in found if name not in declared} == set()

@@ -8,28 +8,16 @@ operations it must do against the GEMM peak. Memory and load time come from a pr
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chinchilla_lm.commands import bench_peers
 from chinchilla_lm.commands.inspect import TASKS, add_device_arguments
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, write_atomic
-
-if TYPE_CHECKING:
-    import torch
-
-    from chinchilla_lm.evaluate.speed import Entry, Roof
-    from chinchilla_lm.runtime.measuring.footprint import Footprint
-    from chinchilla_lm.runtime.measuring.shape import Shape
-
-# Texts a batch: one request of a language model, a batch of short texts for what only reads.
-DEFAULT_BATCH = {True: 1, False: 32}
-DEFAULT_TOKENS = 128
-DEFAULT_NEW_TOKENS = 64
+from chinchilla_lm.results import BenchResult, BenchRow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,14 +57,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Race and print. Raises InputError for an unknown peer and for a shape that a model cannot take."""
     if args.peers:
         return bench_peers.run(args, console)
-    import torch
-
-    from chinchilla_lm.evaluate.speed import measure
-    from chinchilla_lm.pipeline.held import certificate_of
-    from chinchilla_lm.runtime.cpu import usable_cores
-    from chinchilla_lm.runtime.device import resolve_device
-    from chinchilla_lm.runtime.measuring import machine
-    from chinchilla_lm.runtime.torch_backend import set_threads
+    from chinchilla_lm.pipeline.bench import Asked, bench
+    from chinchilla_lm.pipeline.held import lines_of
 
     for flag in ("data", "test", "peers_home"):
         if getattr(args, flag) is not None:
@@ -84,118 +66,26 @@ def run(args: argparse.Namespace, console: Console) -> int:
     folder = None if args.output is None else Path(args.output)
     if folder is not None:
         bench_peers.check_writable(folder)
-    # torch knows no quota of a container: on more threads than that it would be slow, and the roof too low.
-    set_threads(min(torch.get_num_threads(), usable_cores()) if args.threads is None else args.threads)
-    device = resolve_device(args.device)
-    entries, ours = _entries(args, device, console)
-    held = {entry.name: certificate_of(entry.name, console) for entry in entries}
-    shape = _shape(args, entries, console)
-    dtype = _peak_dtype(entries[ours].engine.form)
-    roof = _roof(device, dtype, console)
-    footprints = [None] * len(entries) if args.no_memory else _footprints(entries, shape, console)
-    console.say(f"racing {len(entries)} for {args.seconds:g} s")
-    result = measure(entries, ours, shape, args.seconds, roof, footprints)
-    result |= {"machine": machine.describe(), "roofline": asdict(roof) | {"gemm_dtype": dtype}}
-    result["certificates"] = {name: None if one is None else one.model_dump() for name, one in held.items()}
-    _show(result, shape, folder, console)
-    for name, one in held.items():
-        for line in [] if one is None else one.lines():
+    same = {field.name: getattr(args, field.name) for field in fields(Asked) if field.name != "memory"}
+    result = bench(Asked(**same, memory=not args.no_memory), console)
+    _show(result, folder, console)
+    for name, certificate in result["certificates"].items():
+        for line in lines_of(certificate):
             console.show(f"{name}: {line}")
     console.result(result)
     return 0
 
 
-def _entries(args: argparse.Namespace, device: torch.device, console: Console) -> tuple[list[Entry], int]:
-    """The original, if there is one, and the model; and which of them is the model."""
-    from chinchilla_lm.evaluate.speed import Entry
-    from chinchilla_lm.runtime.engine.packed import is_packed
-    from chinchilla_lm.runtime.loading import EngineWarning, engine_serves
-    from chinchilla_lm.runtime.measuring.engines import NATIVE, TORCH, EngineSpec, open_engine
-    from chinchilla_lm.runtime.torch_backend import dtype_of
-
-    if args.backend == "native" and device.type != "cpu":
-        raise InputError(f"backend native runs on the CPU, not on {device}; pass --device cpu")
-    with console.warned(EngineWarning):
-        native = args.backend == "native" or (args.backend == "auto" and engine_serves(str(device)))
-    names = ([] if args.against is None else [args.against]) + [args.model]
-    if native and args.dtype != "auto" and all(is_packed(name) for name in names):
-        raise InputError(f"dtype {args.dtype} is not that of a packed model; leave --dtype away")
-    dtype = str(dtype_of(args.dtype, device)).removeprefix("torch.")
-    entries = []
-    for name in names:
-        spec = EngineSpec(NATIVE if native else TORCH, name, dtype, str(device), args.task, args.threads)
-        entries.append(Entry(name, spec, open_engine(spec)))
-    demands = [entry.engine.demand for entry in entries]
-    if len({(one.causal, one.kind) for one in demands}) > 1:
-        kinds = [f"{entry.name} is for {entry.engine.demand.kind}" for entry in entries]
-        raise InputError(f"{' and '.join(kinds)}; only models for one task compare; pass --task")
-    return entries, len(entries) - 1
-
-
-def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> Shape:
-    from chinchilla_lm.runtime.measuring.shape import Shape
-
-    demand = entries[-1].engine.demand
-    writes = demand.kind == "language-modeling" and demand.causal
-    if not writes and args.new_tokens is not None:
-        console.warn(f"--new-tokens {args.new_tokens} is ignored: this model, for {demand.kind}, writes none")
-    new = (DEFAULT_NEW_TOKENS if args.new_tokens is None else args.new_tokens) if writes else 0
-    batch = DEFAULT_BATCH[writes] if args.batch is None else args.batch
-    positions = min(entry.engine.demand.positions for entry in entries)
-    tokens = min(DEFAULT_TOKENS, max(1, positions - new)) if args.tokens is None else args.tokens
-    for flag, value in (("batch", batch), ("tokens", tokens), ("new-tokens", new if writes else 1)):
-        if value < 1:
-            raise InputError(f"{flag} {value} is not 1 or more; pass --{flag} 1")
-    if not 0 < args.seconds < math.inf:
-        raise InputError(f"seconds {args.seconds} is not a number above 0; pass --seconds 20")
-    if tokens + new > positions:
-        asked = f"{tokens} + {new} tokens" if new else f"{tokens} tokens"
-        raise InputError(f"{asked} are more than the model's {positions} positions; pass fewer with --tokens")
-    return Shape(batch, tokens, new)
-
-
-def _peak_dtype(form: str) -> str:
-    """The numbers whose products are the peak: those of the format, or the fastest floats for formats of few bits."""
-    from chinchilla_lm.runtime.engine.native import native_format
-
-    if form not in ("bf16", "bfloat16", "f32", "float32"):
-        form = native_format("auto")
-    return "bfloat16" if form in ("bf16", "bfloat16") else "float32"
-
-
-def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
-    """The CPU's roof; a GPU's is not measured here."""
-    from chinchilla_lm.evaluate.speed import Roof
-    from chinchilla_lm.runtime.measuring.machine import measure_bandwidth, measure_gemm
-
-    if device.type != "cpu":
-        console.warn(f"bandwidth and GEMM peak are measured on the CPU only; no shares of them on {device}")
-        return Roof(None, None)
-    console.say("measuring the machine")
-    return Roof(measure_bandwidth(), measure_gemm(dtype))
-
-
-def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Footprint | None]:
-    import torch
-
-    from chinchilla_lm.runtime.measuring.footprint import measure_footprint
-
-    found: list[Footprint | None] = []
-    with console.progress(len(entries), "memory and load time", "processes") as progress:
-        for entry in entries:
-            found.append(measure_footprint(entry.spec, shape, torch.get_num_threads()))
-            progress.advance(note=entry.spec.engine)
-    return found
-
-
-def _show(result: dict[str, Any], shape: Shape, folder: Path | None, console: Console) -> None:
+def _show(result: BenchResult, folder: Path | None, console: Console) -> None:
     """In the terminal and, where there is one, in a folder."""
     from chinchilla_lm.peers.outcome import document, markdown_table
 
     short = _short_names([row["model"] for row in result["rows"]])
-    rows = [_columns(row, short, shape) for row in result["rows"]]
-    timed = f"whole requests of {shape.tokens} + {shape.new_tokens} tokens" if shape.new_tokens else "single texts"
-    title = f"{shape.batch} x {shape.tokens} tokens, {result['rounds']} rounds; p50 and p95 of {timed}"
+    rows = [_columns(row, short) for row in result["rows"]]
+    row = result["rows"][-1]
+    batch, tokens, new = (row["batch"], row["prompt_tokens"], row["new_tokens"])
+    timed = f"whole requests of {tokens} + {new} tokens" if new else "single texts"
+    title = f"{batch} x {tokens} tokens, {result['rounds']} rounds; p50 and p95 of {timed}"
     names, cells = list(rows[0]), [list(row.values()) for row in rows]
     notes = _notes(result, short)
     console.table(names, cells, title)
@@ -211,10 +101,10 @@ def _show(result: dict[str, Any], shape: Shape, folder: Path | None, console: Co
         console.show(f"written: {folder / 'bench.md'} and bench.json")
 
 
-def _columns(row: dict[str, Any], short: dict[str, str], shape: Shape) -> dict[str, Any]:
+def _columns(row: BenchRow, short: dict[str, str]) -> dict[str, Any]:
     """One row of the table, by heading; shares are those of the roof."""
-    cells = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
-    if shape.new_tokens:
+    cells: dict[str, Any] = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
+    if row["new_tokens"]:
         cells["prefill tokens/s"], cells["decode tokens/s"] = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
     else:
         cells["sequences/s"] = row["sequences_per_s"]
@@ -235,7 +125,7 @@ def _short_names(names: list[str]) -> dict[str, str]:
     return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
 
 
-def _notes(result: dict[str, Any], short: dict[str, str]) -> list[str]:
+def _notes(result: BenchResult, short: dict[str, str]) -> list[str]:
     roof, notes = result["roofline"], []
     if roof["bandwidth_gb_s"] is not None:
         notes.append(

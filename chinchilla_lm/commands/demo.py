@@ -56,16 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Inspect, compress, certify, and show a sentence from both models. Returns compress's exit status."""
     from chinchilla_lm.commands.compress import CERTIFICATE_FAILED
-    from chinchilla_lm.commands.inspect import inspect
+    from chinchilla_lm.commands.inspect import show
     from chinchilla_lm.files import read_json
     from chinchilla_lm.pipeline.compress import compress
     from chinchilla_lm.pipeline.folder import RunFolder
+    from chinchilla_lm.pipeline.inspect import inspect
 
     recipe = _recipe(Path(args.output), args.fast)
     folder = RunFolder.of(recipe, console)
     _write_text(Path(str(recipe.data)), HELD_OUT_CHARACTERS[args.fast])
     _write_guard(Path(str(recipe.guard)), HELD_OUT_CHARACTERS[args.fast])
-    inspect(recipe.model, console, shape=None)
+    show(inspect(recipe.model, console, shape=None), console)
     result = compress(recipe, console)
     for sample in read_json(folder.file("report.json"), "report").get("samples", []):
         console.show(

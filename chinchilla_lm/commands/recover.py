@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from chinchilla_lm.commands.stage import add_arguments, open_stages
+from chinchilla_lm.commands.stage import add_arguments, recipe_of
 from chinchilla_lm.console import Console
 
 __all__ = ["add_arguments", "run"]
@@ -12,12 +12,7 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Recover the short model."""
-    from chinchilla_lm.plan import Plan
+    from chinchilla_lm.pipeline.one_stage import recover
 
-    stages = open_stages(args, console)
-    plan = Plan.load(stages.folder.require("plan.json", "search"))
-    stages.recover(stages.shorten(plan), plan)
-    folder = stages.folder.file("model")
-    console.show(f"{folder}: recovered")
-    console.result({"model": str(folder)})
+    console.result(recover(recipe_of(args), console))
     return 0

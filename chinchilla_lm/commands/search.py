@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from chinchilla_lm.commands.stage import add_arguments, open_stages
+from chinchilla_lm.commands.stage import add_arguments, recipe_of
 from chinchilla_lm.console import Console
 
 __all__ = ["add_arguments", "run"]
@@ -12,10 +12,7 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Search and print the plan."""
-    from chinchilla_lm.plan import CostTable
+    from chinchilla_lm.pipeline.one_stage import search
 
-    stages = open_stages(args, console, target=True)
-    plan = stages.search(CostTable.load(stages.folder.require("costs.json", "score")))
-    console.show(f"{len(plan.kept)} of {2 * plan.num_blocks} links kept; dropped: {' '.join(plan.dropped) or 'none'}")
-    console.result({"plan": plan.to_dict(), "file": str(stages.folder.file("plan.json"))})
+    console.result(search(recipe_of(args), console))
     return 0

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chinchilla_lm.commands.compress import FIELDS
-from chinchilla_lm.console import Console
-from chinchilla_lm.recipe import add_flags, from_args, read_yaml
-
-if TYPE_CHECKING:
-    from chinchilla_lm.pipeline.stages import Stages
+from chinchilla_lm.recipe import Recipe, add_flags, from_args
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, FIELDS)
 
 
-def open_stages(args: argparse.Namespace, console: Console, *, target: bool = False) -> Stages:
-    """The run folder's stages. With `target`, raises InputError unless a speed is asked for."""
-    from chinchilla_lm.pipeline.stages import Stages
-    from chinchilla_lm.recipe import require_target
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Raises InputError in one line for the first thing that is wrong."""
+    from chinchilla_lm.pipeline.one_stage import earlier
 
-    output = vars(args).get("output")
-    earlier = Path(output) / "recipe.yaml" if output else None
-    base = read_yaml(earlier) if earlier is not None and earlier.exists() else {}
-    recipe = from_args(args, base)
-    if target:
-        require_target(recipe)
-    return Stages(recipe, console)
+    return from_args(args, earlier(vars(args).get("output")))

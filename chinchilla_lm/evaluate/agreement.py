@@ -27,6 +27,7 @@ from chinchilla_lm.evaluate.nats import Forward, checked
 from chinchilla_lm.evaluate.predictions import Prediction
 from chinchilla_lm.evaluate.sums import Estimate, Floats, Sums, bootstrap, document_rows, ratio
 from chinchilla_lm.models.batch import Batch
+from chinchilla_lm.results import AgreementFound
 
 # Positions of running text that two models' logits are compared at, from the beginning: 16 windows of 512.
 TEXT_POSITIONS = 8192
@@ -45,9 +46,9 @@ class Agreement:
     flipped: Estimate
     kl: Estimate
 
-    def to_dict(self) -> dict[str, int | dict[str, float | None]]:
-        estimates = {name: getattr(self, name).to_dict() for name in ("same", "flipped", "kl")}
-        return {"answers": self.answers, **estimates}
+    def to_dict(self) -> AgreementFound:
+        same, flipped, kl = (estimate.to_dict() for estimate in (self.same, self.flipped, self.kl))
+        return {"answers": self.answers, "same": same, "flipped": flipped, "kl": kl}
 
 
 def agreement(rows: Floats, documents: Sequence[str], *, consecutive: bool = False) -> Agreement:

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from chinchilla_lm.resampling import Floats, politis_white
 
 LONGER = 1.5
 """Times the length of least error of the variance."""
@@ -28,34 +28,13 @@ def block_length(series: Floats) -> int:
     rows = len(series)
     longest = max(1, math.ceil(min(3 * math.sqrt(rows), rows / 3)))
     return min(
-        longest, max(shortest_block(rows), math.ceil(LONGER * _automatic(series)) if rows >= SHORTEST_SERIES else 1)
+        longest, max(shortest_block(rows), math.ceil(LONGER * politis_white(series)) if rows >= SHORTEST_SERIES else 1)
     )
 
 
 def shortest_block(rows: int) -> int:
     """The least length that `block_length` gives for so many rows, up to a third of them."""
     return math.ceil(LONGER * rows ** (1 / 3) - 1e-9)
-
-
-def _automatic(series: Floats) -> int:
-    """The length that minimises the mean squared error of the variance of the mean, by its plug-in estimate."""
-    rows = len(series)
-    quiet = max(5, math.ceil(math.sqrt(math.log10(rows))))  # so many lags in a row must be near 0
-    lags = min(rows - 1, math.ceil(math.sqrt(rows)) + quiet)
-    centred = series - series.mean()
-    covariances = np.array([centred[: rows - lag] @ centred[lag:] for lag in range(lags + 1)]) / rows
-    if covariances[0] <= 0:
-        return 1
-    small = np.abs(covariances[1:]) < 2 * math.sqrt(math.log10(rows) / rows) * covariances[0]
-    last = next((lag for lag in range(len(small)) if small[lag : lag + quiet].all()), len(small))
-    bandwidth = min(2 * max(last, 1), lags)
-    lag = np.arange(1, bandwidth + 1)
-    window = np.minimum(1.0, 2 * (1 - lag / bandwidth))  # flat to the middle, then down to 0
-    spectrum = covariances[0] + 2 * (window * covariances[1 : bandwidth + 1]).sum()
-    slope = 2 * (window * lag * covariances[1 : bandwidth + 1]).sum()
-    if spectrum <= 0:
-        return 1
-    return math.ceil((1.5 * (slope / spectrum) ** 2 * rows) ** (1 / 3))
 
 
 def block_draws(rows: int, length: int, count: int, rng: np.random.Generator) -> Floats:

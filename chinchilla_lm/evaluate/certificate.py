@@ -17,6 +17,7 @@ import numpy as np
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.sums import Difference, Sums, Unit, finite_or_none, paired
+from chinchilla_lm.results import Decision, Verdict
 
 MAX_MARGIN = 50.0
 """Points or percent. A loss of half the quality is not "still as good" by any reading; such a margin is a slip."""
@@ -44,7 +45,11 @@ class Certificate:
     verdict: str
     """One sentence for a person."""
 
-    def to_dict(self) -> dict[str, str | float | int | bool | None]:
+    def to_dict(self) -> Verdict:
+        return {**self.decision(), "passed": self.passed, "more_examples": self.more_examples}
+
+    def decision(self) -> Decision:
+        """Without the verdict."""
         return {
             "metric": self.metric,
             "difference": finite_or_none(self.difference),
@@ -53,8 +58,6 @@ class Certificate:
             "margin": self.margin,
             "n": self.n,
             "unit": self.unit,
-            "passed": self.passed,
-            "more_examples": self.more_examples,
         }
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from chinchilla_lm.results import BenchRatio, BenchRow, BenchShares, Race
 from chinchilla_lm.runtime.engine.demand import Demand
 from chinchilla_lm.runtime.measuring.clock import Timing, speedup
 from chinchilla_lm.runtime.measuring.engines import Engine, EngineSpec
@@ -53,21 +53,25 @@ def measure(
     seconds: float,
     roof: Roof,
     footprints: Sequence[Footprint | None],
-) -> dict[str, Any]:
+) -> Race:
     """Race the entries: `rows` in their order, `ratios` of entry `ours` to each other one, and the number of `rounds`.
 
     Rows have the keys of `chinchilla bench --json`.
     """
     timings = list(race({str(i): entry.engine for i, entry in enumerate(entries)}, shape, seconds=seconds).values())
-    rows = []
-    for entry, timing, footprint in zip(entries, timings, footprints, strict=True):
-        rows.append(
-            _row(entry, shape, timing, footprint) | {"roofline": _shares(entry.engine.demand, shape, timing, roof)}
-        )
+    rows = [
+        _row(entry, shape, timing, footprint, _shares(entry.engine.demand, shape, timing, roof))
+        for entry, timing, footprint in zip(entries, timings, footprints, strict=True)
+    ]
     ratios = [
-        {"model": entries[ours].name, "engine": entries[ours].spec.engine, "over": entry.name}
-        | {"over_engine": entry.spec.engine, "measure": RATIO_NAMES[part]}
-        | speedup(timings[index][part], timings[ours][part]).to_dict()
+        BenchRatio(
+            model=entries[ours].name,
+            engine=entries[ours].spec.engine,
+            over=entry.name,
+            over_engine=entry.spec.engine,
+            measure=RATIO_NAMES[part],
+            **speedup(timings[index][part], timings[ours][part]).to_dict(),
+        )
         for index, entry in enumerate(entries)
         if index != ours
         for part in shape.measures
@@ -75,7 +79,7 @@ def measure(
     return {"rounds": len(timings[0][shape.measures[0]].seconds), "rows": rows, "ratios": ratios}
 
 
-def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | None) -> dict[str, Any]:
+def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | None, shares: BenchShares) -> BenchRow:
     demand = entry.engine.demand
     whole = timing["request" if shape.new_tokens else "batch"]
     prefill = decode = None
@@ -99,14 +103,15 @@ def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | Non
         "metrics": {},
         "parameters": demand.parameters,
         "bytes": demand.bytes,
+        "roofline": shares,
     }
 
 
-def _shares(demand: Demand, shape: Shape, timing: Timings, roof: Roof) -> dict[str, float | None]:
+def _shares(demand: Demand, shape: Shape, timing: Timings, roof: Roof) -> BenchShares:
     """What must be read and computed, and the shares of the roof that this speed is."""
     flops = demand.pass_flops(shape.batch, shape.tokens)
     passed = _seconds(timing["prefill" if shape.new_tokens else "batch"])
-    found: dict[str, float | None] = {
+    found: BenchShares = {
         "pass_gflop": flops / 1e9,
         "gemm_share": None if roof.gemm_gflops is None else flops / 1e9 / passed / roof.gemm_gflops,
     }

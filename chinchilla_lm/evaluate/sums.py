@@ -25,22 +25,20 @@ what both are worth: of 40 documents of unlike length, 4.2 % of the certificates
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.blocks import Floats, block_draws, block_length
+from chinchilla_lm.evaluate.blocks import block_draws, block_length
+from chinchilla_lm.resampling import Floats, expanded_tail, students_t
+from chinchilla_lm.results import Interval
 
 Unit = Literal["points", "percent"]
 
 RESAMPLES = 2000
 """Draws per interval. The share beyond a bound, 2.5 %, is then known to within sqrt(.025 * .975 / 2000) = 0.35 %."""
-
-LEVEL = 0.95
-"""Confidence of every interval, two-sided."""
 
 CHUNK_CELLS = 1 << 22
 """Cells of one chunk of the weights matrix: 32 MiB of float64, however many documents there are."""
@@ -93,7 +91,7 @@ class Estimate:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> Interval:
         return {"value": finite_or_none(self.value), "low": finite_or_none(self.low), "high": finite_or_none(self.high)}
 
 
@@ -186,24 +184,6 @@ def _draws(documents: int, length: int, resamples: int, seed: int) -> Iterator[F
     rows = max(1, CHUNK_CELLS // documents)
     for start in range(0, resamples, rows):
         yield block_draws(documents, length, min(rows, resamples - start), rng)
-
-
-def students_t(freedom: float) -> float:
-    """The quantile of Student's t for a two-sided interval at LEVEL, with `freedom` degrees of freedom, at least 1.
-
-    Expanded in 1 / freedom around the normal one (Abramowitz & Stegun 26.7.5): right to 1 % from 5 on.
-    """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return t + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-
-
-def expanded_tail(documents: float) -> float:
-    """The quantile to read off a bootstrap of `documents` or blocks (at least 2) for a two-sided interval at LEVEL.
-
-    Phi(-sqrt(n / (n - 1)) * t), t Student's quantile with n - 1 degrees of freedom; 0.025 in the limit.
-    """
-    return NormalDist().cdf(-students_t(documents - 1) * math.sqrt(documents / (documents - 1)))
 
 
 def effective_documents(without_each: Floats) -> float:

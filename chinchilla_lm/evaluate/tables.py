@@ -7,34 +7,24 @@ Labels are sorted, as scikit-learn and conlleval sort them. Divisions by zero gi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_lm.evaluate.sums import Estimate, Floats, Sums, bootstrap, ratio
+from chinchilla_lm.results import ClassRow
 
 TP, PREDICTED, GOLD = range(3)
 DIGITS = 4
 
 
-class Row(TypedDict):
-    """A row of a table; precision and recall are None in the `accuracy` row, where they would say the same again."""
-
-    label: str
-    precision: float | None
-    recall: float | None
-    f1: float
-    support: int
-
-
 @dataclass(frozen=True)
 class Table:
-    classes: list[Row]
-    averages: list[Row]
+    classes: list[ClassRow]
+    averages: list[ClassRow]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ClassRow]:
         return self.classes + self.averages
 
     def text(self) -> str:
@@ -144,12 +134,12 @@ def _scores(counts: Floats) -> tuple[Floats, Floats, Floats]:
     return precision, recall, _f1(counts)
 
 
-def _row(label: str, scores: Floats, support: float) -> Row:
+def _row(label: str, scores: Floats, support: float) -> ClassRow:
     precision, recall, f1 = (float(score) for score in scores)
     return {"label": label, "precision": precision, "recall": recall, "f1": f1, "support": int(support)}
 
 
-def _line(row: Row, width: int) -> str:
+def _line(row: ClassRow, width: int) -> str:
     scores = [row["precision"], row["recall"], row["f1"]]
     cells = ["" if score is None else f"{score:.{DIGITS}f}" for score in scores] + [str(row["support"])]
     return f"{row['label']:>{width}s} " + "".join(f" {cell:>9}" for cell in cells) + "\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import Any
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
@@ -23,6 +22,7 @@ from chinchilla_lm.pipeline.timing import LastTiming
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe, require_one_target
 from chinchilla_lm.report.write import write_report
+from chinchilla_lm.results import CompressResult
 from chinchilla_lm.runtime.artifact import hashes
 from chinchilla_lm.runtime.certified import Speed, issue, printable
 from chinchilla_lm.runtime.measuring import machine
@@ -32,7 +32,7 @@ from chinchilla_lm.runtime.measuring.clock import Ratio
 FINAL_CLOCK_SECONDS = 8.0
 
 
-def compress(recipe: Recipe, console: Console) -> dict[str, Any]:
+def compress(recipe: Recipe, console: Console) -> CompressResult:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
     require_one_target(recipe)
     known = list(TASKS[recipe.task].metrics)
@@ -99,7 +99,7 @@ def _warn_of_few_documents(stages: Stages) -> None:
 
 def finish(
     stages: Stages, table: CostTable, plan: Plan, models: dict[str, Transformer], begun: float
-) -> dict[str, Any]:
+) -> CompressResult:
     """Judge and time all models, certify the last, write the report, print the verdict."""
     recipe, job, console = stages.recipe, stages.job, stages.console
     served = {name: job.serve(model) for name, model in models.items()}
@@ -118,10 +118,9 @@ def finish(
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
     job.show(judgement.judged[RESULT], "recovered, test")
     show(console, report, stages)
-    keys = ("metric", "difference", "low", "high", "margin", "n", "unit")
     return {
         "verdict": report["verdict"],
-        "certificate": {key: value for key, value in judgement.certificate.to_dict().items() if key in keys},
+        "certificate": judgement.certificate.decision(),
         "comparisons": report["comparisons"],
         "speedup": ratio.value,
         "rows": rows,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import Certificate, certify
@@ -13,6 +11,7 @@ from chinchilla_lm.pipeline.held import certificate_of
 from chinchilla_lm.pipeline.issuing import Issuing, issuing
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.results import EvaluateResult
 
 
 def evaluate(
@@ -22,7 +21,7 @@ def evaluate(
     split: str = "test",
     against: str | None = None,
     predictions: str | None = None,
-) -> dict[str, Any]:
+) -> EvaluateResult:
     """Metrics with intervals, tables, and the certificate where there is an original to compare with.
 
     Where a margin was chosen and the split is test, the certificate is written beside the model; `issued` is its path.
@@ -35,7 +34,7 @@ def evaluate(
     issuer = None if against is None else _issuer(job, split, console)
     judge = job.judge(split)
     judged = judge(job.served())
-    result: dict[str, Any] = {
+    result: EvaluateResult = {
         "task": recipe.task,
         "split": split,
         "n": judged.measurement.n,

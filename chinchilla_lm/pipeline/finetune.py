@@ -12,6 +12,7 @@ from chinchilla_lm.models.checkpoint import save
 from chinchilla_lm.pipeline.folder import RunFolder
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.results import FinetuneResult
 from chinchilla_lm.train.loop import FitSettings, fit
 from chinchilla_lm.train.recover import fine_tuning_loss
 
@@ -22,7 +23,7 @@ DECIDES = (
 )  # fmt: skip
 
 
-def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
+def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
     """Train by a recipe; the model is in `<output>/model` afterwards. Returns the metrics on dev and, where there is
     one, test."""
 
@@ -37,7 +38,7 @@ def finetune(recipe: Recipe, console: Console) -> dict[str, Any]:
     }
     folder.stage("finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs), lambda: None)
     trained = Job(recipe, console, model=str(folder.file("model")))
-    result: dict[str, Any] = {"model": str(folder.file("model")), "task": recipe.task, "splits": {}}
+    result: FinetuneResult = {"model": str(folder.file("model")), "task": recipe.task, "splits": {}, "seconds": 0.0}
     for split in ("dev", "test"):
         if split in trained.dataset.splits:
             judged = trained.judge(split)(trained.ready(trained.checkpoint.model))

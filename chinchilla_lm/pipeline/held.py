@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.runtime.artifact import local_folder
@@ -22,6 +25,11 @@ def certificate_in(folder: Path | None, console: Console) -> IssuedCertificate |
 def certificate_of(model: str, console: Console) -> IssuedCertificate | None:
     """The same of a model as a person names it, if it is a folder here. Raises InputError where it holds no model."""
     return certificate_in(local_folder(model), console)
+
+
+def lines_of(certificate: Mapping[str, Any] | None) -> list[str]:
+    """What is shown of one that is there, from its values."""
+    return [] if certificate is None else IssuedCertificate.model_validate_json(json.dumps(certificate)).lines()
 
 
 def how_to_certify(model: str, original: str, task: str) -> str:

@@ -24,6 +24,7 @@ from chinchilla_lm.files import sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.results import Interval
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device, resolve_dtype
@@ -402,7 +403,7 @@ class Job:
         """A metric's value with the sign that makes more of it better."""
         return sums.value if sums.higher_is_better else -sums.value
 
-    def show(self, judged: Judged, title: str) -> dict[str, Any]:
+    def show(self, judged: Judged, title: str) -> dict[str, Interval]:
         """Print tables and metrics with their intervals; returns the metrics as JSON has them."""
         for name, table in judged.measurement.tables.items():
             self.console.show(f"\n{title}: {name}\n\n{table.text()}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
@@ -20,6 +19,7 @@ from chinchilla_lm.evaluate.certificate import Certificate, certify
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.pipeline.job import Served
+from chinchilla_lm.results import ComparisonResult
 
 ORIGINAL, CONTROL, RESULT = "original", "control", "recovered"
 
@@ -34,7 +34,7 @@ class Comparison:
     agreement: Agreement | None
     higher_is_better: bool
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ComparisonResult:
         return {
             "data": self.data,
             "against": self.against,

@@ -16,6 +16,7 @@ from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe, command_of
 from chinchilla_lm.report.words import aa_words
+from chinchilla_lm.results import CompressRow, MetricInterval
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, Timing
 from chinchilla_lm.score.contract import HEADROOM
@@ -31,11 +32,11 @@ COMPARED = ("data", "against", "difference", "same answers", "flipped", "mean KL
 CONTROL_MEANS = "which is the original trained on the same data by the same schedule"
 
 
-def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> dict[str, Any]:
+def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> CompressRow:
     shape = stages.job.shape
     count = sum(parameter.numel() for parameter in model.parameters())  # a shared one once
     sums = judged.measurement.sums
-    metrics = {
+    metrics: dict[str, MetricInterval] = {
         metric: {**estimate.to_dict(), "unit": sums[metric].unit}
         for metric, estimate in judged.measurement.estimates().items()
     }
@@ -57,7 +58,7 @@ def report_of(
     plan: Plan,
     judgement: Judgement,
     ratio: Ratio,
-    rows: list[dict[str, Any]],
+    rows: list[CompressRow],
     seconds: float,
 ) -> dict[str, Any]:
     """The report's dictionary (report/write.py says what it holds), but for the samples."""
@@ -99,13 +100,14 @@ def report_of(
     }
 
 
-def _in_points(row: dict[str, Any]) -> dict[str, Any]:
+def _in_points(row: CompressRow) -> CompressRow:
     """The row with its fractions (F1, accuracy) in points, as people read them."""
-    scaled = {}
+    scaled: dict[str, MetricInterval] = {}
     for name, metric in row["metrics"].items():
         factor = 100 if metric["unit"] == "points" else 1
-        values = {key: None if metric[key] is None else factor * metric[key] for key in ("value", "low", "high")}
-        scaled[name] = {**metric, **values}
+        known = (metric["value"], metric["low"], metric["high"])
+        value, low, high = (None if one is None else factor * one for one in known)
+        scaled[name] = {"value": value, "low": low, "high": high, "unit": metric["unit"]}
     return {**row, "metrics": scaled}
 
 

@@ -85,14 +85,14 @@ class Card:
             raise InputError(f"{folder / 'config.json'} is not a dictionary; run chinchilla pack again")
         facts = {key: card[key] for key in kinds} | {"labels": tuple(card["labels"])}
         made = cls(**facts, meta=meta, hf_config=hf_config, source=folder)
-        config = made._config()
+        config = made.config()
         made._check(header, config)
         made.scores = config.head.scores
         if made.kind == "embedding":
             made.sentences = read_sentences(folder, folder)
         return made
 
-    def _config(self) -> ModelConfig:
+    def config(self) -> ModelConfig:
         """What the folder's config says, read without torch; of an embedding, how it pools stands elsewhere."""
         hf = self.hf_config
         if hf.get("model_type") == OWN_TYPE:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.files import user_path
+from chinchilla_lm.installed import missing, needing
 from chinchilla_lm.runtime.artifact import Snapshot
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.kept import WORTH, Place
@@ -46,8 +48,8 @@ def load(
     there and the device is the CPU. dtype: `auto` is bfloat16 where the device multiplies it natively, else float32; a
     packed model has its own. threads: of a native session, or of all of torch; None means every core (torch: as it is).
     task: needed where the checkpoint says none. Raises InputError for an unknown backend, device or dtype, for a model
-    that cannot be read, and for a task whose head would have random weights. An EngineWarning says where `auto`
-    is torch for want of the engine.
+    that cannot be read, for a task whose head would have random weights, and where what is needed is not installed: a
+    packed model in the engine needs no torch. An EngineWarning says where `auto` is torch for want of the engine.
     """
     session = _loaded(path, backend, device, dtype, threads, task)
     source = session.card.source
@@ -73,8 +75,25 @@ def _loaded(path: str | Path, backend: str, device: str, dtype: str, threads: in
             raise InputError(f"this packed model is for {card.kind}, not {task}; load another one")
         return Session(NativeBackend(NativeModel(program, threads), card), card)
     if native:
-        program, card = _kept_or_made(path, native_format(dtype), task)
+        with needing(_who(path, packed)):
+            program, card = _kept_or_made(path, native_format(dtype), task)
         return Session(NativeBackend(NativeModel(program, threads), card), card)
+    with needing(_who(path, packed)):
+        return _in_torch(path, packed, device, dtype, threads, task)
+
+
+def _who(path: str | Path, packed: bool) -> str:
+    """What needs more than packed models do."""
+    if packed:
+        return "a packed model outside of the native engine"
+    if user_path(path).exists():
+        return f"a model that is not packed, such as {path},"
+    return f"there is no {path} here, and a model of the hub"
+
+
+def _in_torch(
+    path: str | Path, packed: bool, device: str, dtype: str, threads: int | None, task: str | None
+) -> Session:
     from chinchilla_lm.models import checkpoint as checkpoints
     from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
 
@@ -148,7 +167,7 @@ def engine_serves(device: str, packed: bool = False) -> bool:
     """Whether `auto` means the engine; an EngineWarning where it would, were it there."""
     if device not in ("auto", "cpu"):
         return False
-    if device == "auto" and not packed and ("torch" in sys.modules or may_have_gpu()):
+    if device == "auto" and not packed and ("torch" in sys.modules or may_have_gpu()) and "torch" not in missing():
         from chinchilla_lm.runtime.device import resolve_device
 
         if resolve_device(device).type != "cpu":

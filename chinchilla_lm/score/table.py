@@ -15,9 +15,9 @@ from torch import Tensor
 from chinchilla_lm.console import Console
 from chinchilla_lm.models.transformer import NormFate
 from chinchilla_lm.plan import CostEntry, CostTable, chain, pair
+from chinchilla_lm.runtime.measuring.operations import LinkTimes
 from chinchilla_lm.score.ledger import Cost
 from chinchilla_lm.score.measure import Measure
-from chinchilla_lm.score.timing import LinkTimes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,13 @@
 """What each link takes on this machine at the asked shape, by the clock: in one pass, or in a whole request.
 
 The whole chain is walked again and again with a clock between the links, so each link is timed with its own weights and
-with the caches as the pass leaves them; a link repeated in a loop would be flattered by a warm cache. Links of the same
-geometry take the same time, so their medians are averaged: what is left of the noise is not something to search on.
+with the caches as the pass leaves them; a link repeated in a loop would be flattered by a warm cache.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,17 +18,7 @@ from chinchilla_lm.models.layers import Attention
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring.engines import write_native
-
-WARM_UP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTimes:
-    """Microseconds of one pass or request: all of it, what is not a link, and each link that is left."""
-
-    total_us: float
-    fixed_us: float
-    link_us: dict[str, float]
+from chinchilla_lm.runtime.measuring.operations import WARM_UP, LinkTimes, link_times, time_operations
 
 
 def time_links(
@@ -48,7 +35,7 @@ def time_links(
         return _timed_request(model, batch, names, new_tokens) if new_tokens else _timed_pass(model, batch, names)
 
     with torch.inference_mode():
-        return _link_times(model, *_rounds(names, round_, seconds, min_rounds))
+        return link_times(*_rounds(names, round_, seconds, min_rounds), _geometries(model))
 
 
 def time_native_links(
@@ -64,20 +51,17 @@ def time_native_links(
 
     What a request takes beside them, the choice of a token and the calls, is no link's either.
     """
-    names = model.link_names
-
-    def round_() -> tuple[float, dict[str, float]]:
-        begun = time.perf_counter()
-        if new_tokens:
-            write_native(served.model, batch.ids.numpy(), new_tokens)
-        else:
-            served.read(batch)
-        taken = time.perf_counter() - begun
-        operations, rest = served.model.take_seconds()
-        links = {name: 1e6 * operations.pop(name) for name in names}
-        return (1e6 * taken - sum(links.values()) if new_tokens else 1e6 * (rest + sum(operations.values()))), links
-
-    return _link_times(model, *_rounds(names, round_, seconds, min_rounds))
+    ids = batch.ids.numpy()
+    if new_tokens:
+        return time_operations(
+            served.model,
+            lambda: write_native(served.model, ids, new_tokens),
+            _geometries(model),
+            seconds,
+            min_rounds,
+            whole=True,
+        )
+    return time_operations(served.model, lambda: served.read(batch), _geometries(model), seconds, min_rounds)
 
 
 def _rounds(
@@ -96,14 +80,6 @@ def _rounds(
         if len(rest) >= min_rounds and time.perf_counter() - started > seconds:
             break
     return samples, rest
-
-
-def _link_times(model: Transformer, samples: dict[str, list[float]], rest: list[float]) -> LinkTimes:
-    link_us = _average_alike(model, {name: statistics.median(values) for name, values in samples.items()})
-    # The sum of medians, not the median of sums: where most passes are disturbed somewhere, what is left of the latter
-    # beside the links would be taken for time that no plan can save.
-    fixed_us = statistics.median(rest)
-    return LinkTimes(fixed_us + sum(link_us.values()), fixed_us, link_us)
 
 
 def _timed_pass(model: Transformer, batch: Batch, names: list[str]) -> tuple[float, dict[str, float]]:
@@ -147,11 +123,8 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _average_alike(model: Transformer, medians: dict[str, float]) -> dict[str, float]:
-    groups: dict[object, list[str]] = {}
-    for name in medians:
-        groups.setdefault(_geometry(model.link(name)), []).append(name)
-    return {name: statistics.fmean(medians[other] for other in group) for group in groups.values() for name in group}
+def _geometries(model: Transformer) -> dict[str, object]:
+    return {name: _geometry(model.link(name)) for name in model.link_names}
 
 
 def _geometry(link: nn.Module) -> object:

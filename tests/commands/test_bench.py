@@ -131,7 +131,7 @@ def test_a_model_against_itself_is_as_fast(capsys, model_folder, link_clock):
 
 def test_a_tagger_is_timed_by_the_batch_and_alone(capsys, model_folder, monkeypatch):
     monkeypatch.setattr(
-        "chinchilla_lm.runtime.measuring.footprint.measure_footprint",
+        "chinchilla_lm.pipeline.bench.measure_footprint",
         lambda spec, shape, threads: Footprint(123.0, 4.5),
     )
     folder = str(model_folder("bert", "token-classification"))

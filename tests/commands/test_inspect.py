@@ -47,7 +47,7 @@ def test_parameters_add_up_to_those_of_transformers(capsys, model_folder, name, 
 
 
 def test_time_is_shared_out_among_the_links_that_are_left(capsys, short_folder, monkeypatch):
-    monkeypatch.setattr("chinchilla_lm.commands.inspect._SECONDS", 0.1)
+    monkeypatch.setattr("chinchilla_lm.pipeline.inspect.SECONDS", 0.1)
     found = answer(capsys, str(short_folder), "--tokens", "8", "--batch", "2", "--dtype", "float32")
     time = found["time"]
     assert set(time["link_us"]) == {"0.mlp", "1.attn", "1.mlp", "2.attn"}
@@ -57,7 +57,7 @@ def test_time_is_shared_out_among_the_links_that_are_left(capsys, short_folder, 
 
 
 def test_shares_are_of_the_whole_pass(capsys, short_folder, monkeypatch):
-    monkeypatch.setattr("chinchilla_lm.commands.inspect._SECONDS", 0.1)
+    monkeypatch.setattr("chinchilla_lm.pipeline.inspect.SECONDS", 0.1)
     assert main(["inspect", str(short_folder), "--dtype", "float32"]) == 0
     out = capsys.readouterr().out
     table, rest = out.split("embedding ")
@@ -100,7 +100,7 @@ def test_a_shape_that_cannot_be_is_refused(capsys, model_folder, arguments, mess
 
 @pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
 def test_a_packed_model_is_shown_as_it_is_and_timed_in_the_engine(capsys, short_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("chinchilla_lm.commands.inspect._SECONDS", 0.1)
+    monkeypatch.setattr("chinchilla_lm.pipeline.inspect.SECONDS", 0.1)
     write_packed(short_folder, "int8", tmp_path / "packed")
     plain, packed = (answer(capsys, str(one), "--no-time") for one in (short_folder, tmp_path / "packed"))
     assert packed["parameters"] == plain["parameters"]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from chinchilla_lm.console import Console
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.plan import CostTable, chain, pair
+from chinchilla_lm.runtime.measuring.operations import LinkTimes
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.score.table import Circumstances, score
-from chinchilla_lm.score.timing import LinkTimes
 from tests.score.calibration import BODIES, HEADS, calibration
 
 NAMES = [link.name for link in chain(3)]

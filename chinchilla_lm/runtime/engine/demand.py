@@ -87,32 +87,48 @@ def looked_up_bytes(header: Part) -> int:
 
 def count_parameters(header: Part) -> int:
     """Weights, biases and norms, without what pads them."""
-    hidden: int = header["hidden"]
-    total = sum(one["rows"] * one["size"] for one in _tables(header)) + sum(_head_weights(header))
-    embedding, head = header["embedding"], header["head"]
+    operations = sum(parameters_of(one, header["hidden"]) for one in header["operations"])
+    return embedding_parameters(header) + head_parameters(header) + norm_parameters(header) + operations
+
+
+def embedding_parameters(header: Part) -> int:
+    """Those of the embedding; a table that is the decoder too counts as the head's."""
+    embedding, relative, distances = header["embedding"], header["relative"], header["distances"]
+    total = sum(_size_of_table(one) for one in _tables(header))
     total += _norm(embedding["norm"], embedding["size"]) + _size_of(embedding["project"]) + _bias(embedding["project"])
-    for name in ("dense", "output"):
-        total += _bias(head[name])
-    total += _norm(head["norm"], hidden) + _norm(head["transform"], (head["dense"] or {}).get("outputs", hidden))
-    relative = header["relative"]
     total += 0 if relative is None else relative["heads"] * relative["buckets"]
-    if header["distances"] is not None:
-        total += _size_of_table(header["distances"]["embeddings"]) + _norm(header["distances"]["norm"], hidden)
-    for one in header["operations"]:
-        total += _norm(one["norm"], hidden)
-        if one["kind"] == "norm":
-            continue
-        total += sum(_weights(one)) + _norm(one["after"], hidden) + _bias(one["second"])
-        total += _first_outputs(one) if one["first"]["bias"] is not None else 0
-        if one["kind"] == "delta":
-            features = 2 * one["key_heads"] * one["key_dim"] + one["value_heads"] * one["value_dim"]
-            total += features * one["kernel"] + 2 * one["value_heads"] + _norm(one["head_norm"], one["value_dim"])
-        if one["kind"] == "attention":
-            total += sum(_size_of(one[name]) + _bias(one[name]) for name in ("key_matrix", "query_matrix"))
-            queries, keys = (one["heads"], one["kv_heads"]) if one["whole_norms"] else (1, 1)
-            total += _norm(one["query_norm"], queries * one["head_dim"]) + _norm(
-                one["key_norm"], keys * one["head_dim"]
-            )
+    if distances is not None:
+        total += _size_of_table(distances["embeddings"]) + _norm(distances["norm"], header["hidden"])
+    return total
+
+
+def norm_parameters(header: Part) -> int:
+    """Those of the norm behind the last link; 0 where there is none."""
+    return _norm(header["head"]["norm"], header["hidden"])
+
+
+def head_parameters(header: Part) -> int:
+    """Those of the head, without the norm before it."""
+    head = header["head"]
+    inner = header["hidden"] if head["dense"] is None else int(head["dense"]["outputs"])
+    total = sum(_head_weights(header)) + sum(_bias(head[name]) for name in ("dense", "output"))
+    return total + _norm(head["transform"], inner)
+
+
+def parameters_of(one: Part, hidden: int) -> int:
+    """Those of an operation: a link, or what is left of a dropped one, its norm."""
+    total = _norm(one["norm"], hidden)
+    if one["kind"] == "norm":
+        return total
+    total += sum(_weights(one)) + _norm(one["after"], hidden) + _bias(one["second"])
+    total += _first_outputs(one) if one["first"]["bias"] is not None else 0
+    if one["kind"] == "delta":
+        features = 2 * one["key_heads"] * one["key_dim"] + one["value_heads"] * one["value_dim"]
+        total += features * one["kernel"] + 2 * one["value_heads"] + _norm(one["head_norm"], one["value_dim"])
+    if one["kind"] == "attention":
+        total += sum(_size_of(one[name]) + _bias(one[name]) for name in ("key_matrix", "query_matrix"))
+        queries, keys = (one["heads"], one["kv_heads"]) if one["whole_norms"] else (1, 1)
+        total += _norm(one["query_norm"], queries * one["head_dim"]) + _norm(one["key_norm"], keys * one["head_dim"])
     return total
 
 

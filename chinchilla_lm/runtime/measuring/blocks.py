@@ -22,18 +22,15 @@ cannot say more. The price: of independent rounds the interval is a tenth wider 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
+
+from chinchilla_lm.resampling import Floats, expanded_tail, politis_white
 
 # Draws per interval, as in evaluate.sums: the 2.5 % tail is then known to 0.35 %.
 RESAMPLES = 2000
-LEVEL = 0.95
 # Numbers that are drawn at a time: more would be memory for nothing.
 _DRAWN = 1_000_000
-
-Floats = NDArray[np.float64]
 
 
 def median_interval(values: Floats) -> tuple[float, float]:
@@ -41,7 +38,7 @@ def median_interval(values: Floats) -> tuple[float, float]:
     rounds = len(values)
     length = block_length(values)
     blocks = rounds / length
-    tail = _student_tail(blocks)
+    tail = expanded_tail(max(2.0, blocks))
     medians = _medians(values, length)
     low, high = np.quantile(medians, [tail, 1 - tail])
     return float(low), float(high)
@@ -51,7 +48,7 @@ def block_length(values: Floats) -> int:
     """Rounds in a block: what Politis and White find, at least √n and at most a third of them all."""
     rounds = len(values)
     most = max(1, min(math.ceil(3 * math.sqrt(rounds)), rounds // 3))
-    return min(max(round(_politis_white(_ranks(values))), round(math.sqrt(rounds))), most)
+    return min(max(round(politis_white(_ranks(values))), round(math.sqrt(rounds))), most)
 
 
 def _medians(values: Floats, length: int) -> Floats:
@@ -74,46 +71,3 @@ def _ranks(values: Floats) -> Floats:
     counts = np.bincount(which, minlength=len(distinct))
     ranks: Floats = (np.cumsum(counts) - (counts + 1) / 2)[which]
     return ranks
-
-
-def _politis_white(x: Floats) -> float:
-    """The length as the paper has it, not rounded; 1 where nothing is correlated."""
-    rounds = len(x)
-    noise_lags = max(5, math.ceil(math.sqrt(math.log10(rounds))))
-    longest = min(rounds - 1, math.ceil(math.sqrt(rounds)) + noise_lags)
-    x = x - x.mean()
-    covariances = np.array([x[: rounds - lag] @ x[lag:] / rounds for lag in range(longest + 1)])
-    if covariances[0] <= 0:
-        return 1.0
-    significant = np.abs(covariances / covariances[0]) >= 2 * math.sqrt(math.log10(rounds) / rounds)
-    last = _last_significant(significant, noise_lags)
-    if last == 0:
-        return 1.0
-    lags = np.arange(-min(2 * last, longest), min(2 * last, longest) + 1)
-    window = np.minimum(1.0, 2 * (1 - np.abs(lags) / max(lags)))
-    weighted = window * covariances[np.abs(lags)]
-    spread = 4 / 3 * float(weighted.sum()) ** 2
-    if spread <= 0:
-        return 1.0
-    slope = float((np.abs(lags) * weighted).sum())
-    return float((2 * slope**2 / spread * rounds) ** (1 / 3))
-
-
-def _last_significant(significant: NDArray[np.bool_], noise_lags: int) -> int:
-    """The first lag that so many insignificant ones follow; else the last significant one."""
-    for lag in range(len(significant) - noise_lags):
-        if not significant[lag + 1 : lag + 1 + noise_lags].any():
-            return lag
-    return int(np.flatnonzero(significant).max())
-
-
-def _student_tail(blocks: float) -> float:
-    """The share to cut off each end, so that so many blocks reach as far as Student's t would."""
-    if blocks <= 1:
-        return 0.0
-    normal, freedom = NormalDist(), max(blocks - 1, 1.0)
-    z = normal.inv_cdf((1 + LEVEL) / 2)
-    # Abramowitz and Stegun 26.7.5
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    return 1 - normal.cdf(t * math.sqrt(blocks / (blocks - 1)))

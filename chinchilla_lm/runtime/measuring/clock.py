@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.results import Interval, Latency
 from chinchilla_lm.runtime.measuring.blocks import median_interval
 
 # Fewer rounds than this have no tail to speak of: between the fastest and the slowest of 5 the median lies in 94 % of
@@ -48,9 +49,10 @@ class Median:
         value = float(np.median(values))
         return cls(value, *(median_interval(values) if len(values) > 1 else (math.nan, math.nan)))
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> Interval:
         """Bounds that are not known become null."""
-        return {key: v if math.isfinite(v := getattr(self, key)) else None for key in ("value", "low", "high")}
+        value, low, high = (one if math.isfinite(one) else None for one in (self.value, self.low, self.high))
+        return {"value": value, "low": low, "high": high}
 
 
 class Ratio(Median):
@@ -78,7 +80,7 @@ class Timing:
         """The median in milliseconds, with its interval."""
         return Median.of(1e3 * self.seconds)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> Latency:
         """`{"p50", "p95"}` in milliseconds."""
         return {"p50": self.p50, "p95": self.p95}
 

@@ -18,12 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.installed import missing
+from chinchilla_lm.results import CudaDevice, Machine
 from chinchilla_lm.runtime.cpu import CPUS, cgroup_quota, cpu_flags, usable_cores
+
+if TYPE_CHECKING:
+    import torch
 
 # What we report of an instruction set → the /proc/cpuinfo flags any of which means it (x86, then ARM).
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
@@ -65,7 +68,7 @@ _GEMM_SIZES = (256, 512, 1024, 2048)
 _LEAST_REPEATS = 3
 
 
-def describe() -> dict[str, Any]:
+def describe() -> Machine:
     """The machine as plain JSON values: `cpu`, `memory_bytes`, `memory_available_bytes`, `cuda`, `system`, `versions`.
 
     What the system does not tell is None (or an empty list).
@@ -77,7 +80,7 @@ def describe() -> dict[str, Any]:
             "architecture": platform.machine(),
             "logical_cores": os.cpu_count(),
             "usable_cores": usable_cores(),
-            "threads": torch.get_num_threads(),
+            "threads": _torch_threads(),
             "quota_cores": cgroup_quota(),
             "last_level_cache_bytes": last_level_cache(),
             "instruction_sets": instruction_sets(cpu_flags()),
@@ -85,9 +88,9 @@ def describe() -> dict[str, Any]:
         "memory_bytes": total,
         "memory_available_bytes": available,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "cuda": [_cuda_device(index) for index in range(torch.cuda.device_count())],
+        "cuda": _cuda_devices(),
         "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
@@ -125,8 +128,25 @@ def _memory() -> tuple[int | None, int | None]:
     return None, None
 
 
-def _cuda_device(index: int) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(index)
+def _torch_threads() -> int | None:
+    """None where there is no torch."""
+    if "torch" in missing():
+        return None
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _cuda_devices() -> list[CudaDevice]:
+    """Those that torch sees."""
+    if "torch" in missing():
+        return []
+    import torch
+
+    return [_cuda_device(torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
+
+
+def _cuda_device(properties: Any) -> CudaDevice:
     capability = f"{properties.major}.{properties.minor}"
     return {"name": properties.name, "memory_bytes": properties.total_memory, "capability": capability}
 
@@ -158,6 +178,8 @@ def measure_bandwidth(seconds: float = 1.5) -> float:
     Two float32 reductions that read each byte once, a sum and a matrix-vector product; the faster one counts, each as
     the median of its repeats. Raises InputError for a time that is not positive.
     """
+    import torch
+
     _check_time(seconds)
     size = max(_LEAST_BUFFER_BYTES, 4 * (last_level_cache() or 0))
     available = _memory()[1]
@@ -177,6 +199,8 @@ def measure_gemm(dtype: str = "float32", seconds: float = 1.5) -> float:
     `dtype`: "float32" or "bfloat16". n is 2048, or less on a machine too slow for three of those in the time. Raises
     InputError for another dtype or a time that is not positive.
     """
+    import torch
+
     _check_time(seconds)
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in kinds:
@@ -201,6 +225,8 @@ def _gemm_size(dtype: torch.dtype, seconds: float) -> int:
 
 
 def _product(n: int, dtype: torch.dtype) -> Callable[[], Any]:
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(n, n, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty(n, n, dtype=dtype)
