@@ -2,14 +2,14 @@
 
 Both models, packed or not, get the same random prompts and threads, in turn, round by round; ratios are medians within
 rounds. Each is also held against this machine's measured roof: bytes it must read a token against the read bandwidth,
-operations it must do against the GEMM peak. Memory and load time come from a process of its own for each.
+operations it must do against the peak of products of its numbers. Memory and load time come from a process of its own
+for each.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ from chinchilla_lm.files import json_text, write_atomic
 if TYPE_CHECKING:
     import torch
 
-    from chinchilla_lm.evaluate.speed import Entry, Roof
+    from chinchilla_lm.evaluate.speed import Entry
     from chinchilla_lm.runtime.measuring.footprint import Footprint
+    from chinchilla_lm.runtime.measuring.roof import Roof
     from chinchilla_lm.runtime.measuring.shape import Shape
 
 # Texts a batch: one request of a language model, a batch of short texts for what only reads.
@@ -88,12 +89,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     device = resolve_device(args.device)
     entries, ours = _entries(args, device, console)
     shape = _shape(args, entries, console)
-    dtype = _peak_dtype(entries[ours].engine.form)
-    roof = _roof(device, dtype, console)
+    roof = _roof(device, console)
     footprints = [None] * len(entries) if args.no_memory else _footprints(entries, shape, console)
     console.say(f"racing {len(entries)} for {args.seconds:g} s")
     result = measure(entries, ours, shape, args.seconds, roof, footprints)
-    result |= {"machine": machine.describe(), "roofline": asdict(roof) | {"gemm_dtype": dtype}}
+    result |= {"machine": machine.describe(), "roofline": None if roof is None else roof.to_dict()}
     _show(result, shape, folder, console)
     console.result(result)
     return 0
@@ -148,25 +148,14 @@ def _shape(args: argparse.Namespace, entries: list[Entry], console: Console) -> 
     return Shape(batch, tokens, new)
 
 
-def _peak_dtype(form: str) -> str:
-    """The numbers whose products are the peak: those of the format, or the fastest floats for formats of few bits."""
-    from chinchilla_lm.runtime.engine.native import native_format
-
-    if form not in ("bf16", "bfloat16", "f32", "float32"):
-        form = native_format("auto")
-    return "bfloat16" if form in ("bf16", "bfloat16") else "float32"
-
-
-def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
+def _roof(device: torch.device, console: Console) -> Roof | None:
     """The CPU's roof; a GPU's is not measured here."""
-    from chinchilla_lm.evaluate.speed import Roof
-    from chinchilla_lm.runtime.measuring.machine import measure_bandwidth, measure_gemm
+    from chinchilla_lm.runtime.measuring.roof import Roof
 
     if device.type != "cpu":
-        console.warn(f"bandwidth and GEMM peak are measured on the CPU only; no shares of them on {device}")
-        return Roof(None, None)
-    console.say("measuring the machine")
-    return Roof(measure_bandwidth(), measure_gemm(dtype))
+        console.warn(f"bandwidth and peak of products are measured on the CPU only; no shares of them on {device}")
+        return None
+    return Roof()
 
 
 def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Footprint | None]:
@@ -207,20 +196,18 @@ def _show(result: dict[str, Any], shape: Shape, folder: Path | None, console: Co
 
 def _columns(row: dict[str, Any], short: dict[str, str], shape: Shape) -> dict[str, Any]:
     """One row of the table, by heading; shares are those of the roof."""
+    from chinchilla_lm.runtime.measuring.roof import share_text
+
     cells = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
     if shape.new_tokens:
         cells["prefill tokens/s"], cells["decode tokens/s"] = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
     else:
         cells["sequences/s"] = row["sequences_per_s"]
     cells |= {f"{key} ms": value for key, value in row["latency_ms"].items()}
-    cells["of GEMM"] = _percent(row["roofline"]["gemm_share"])
-    if "bandwidth_share" in row["roofline"]:
-        cells["of bandwidth"] = _percent(row["roofline"]["bandwidth_share"])
+    cells["of products"] = share_text(row["roofline"], "gemm") or None
+    if shape.new_tokens > 1:
+        cells["of bandwidth"] = share_text(row["roofline"], "bandwidth") or None
     return cells | {"peak MB": row["peak_mb"], "load s": row["load_s"]}
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.0%}"
 
 
 def _short_names(names: list[str]) -> dict[str, str]:
@@ -230,12 +217,9 @@ def _short_names(names: list[str]) -> dict[str, str]:
 
 
 def _notes(result: dict[str, Any], short: dict[str, str]) -> list[str]:
-    roof, notes = result["roofline"], []
-    if roof["bandwidth_gb_s"] is not None:
-        notes.append(
-            f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products of "
-            f"{roof['gemm_dtype']}, which rows of int8 and int4 are held against too"
-        )
+    from chinchilla_lm.runtime.measuring.roof import roof_note
+
+    notes = [] if result["roofline"] is None else [roof_note(result["roofline"])]
     for ratio in result["ratios"]:
         interval = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
         notes.append(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {short[ratio['over']]}{interval}")

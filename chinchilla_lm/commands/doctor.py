@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 
-# Share of the measuring time: bandwidth (two reductions), float32 GEMM, bfloat16 GEMM.
-_SHARES = (0.4, 0.3, 0.3)
+# Of the measuring time: reads of each size, products of each kind.
+_READS, _PRODUCTS = 0.2, 0.2
+# What a program of 100 MB reads a token, which the largest caches hold; beside it what no cache does.
+_PROGRAM_BYTES = 100_000_000
 # Below this a 135 M-parameter model, its gradients and AdamW's state (16 bytes a parameter) leave no room for a batch.
 _LEAST_MEMORY_BYTES = 4e9
 # With more than this share of the cores busy, medians of timings move by more than the differences we look for.
@@ -39,16 +41,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.runtime.measuring import machine
 
     found = machine.describe() | {"native": describe_engine()}
-    bandwidth, gemm = _measure(args.seconds, console)
+    reads, gemm = _measure(args.seconds, console)
+    bandwidth = reads[-1][1]
     models = machine.packaged_models()
     checks = make_checks(found, bandwidth, gemm, models)
-    _show(found, bandwidth, gemm, console)
+    _show(found, reads, gemm, console)
     for check in checks:
         console.show(f"{'PASS' if check.passed else 'WARN'}  {check.name}: {check.text}")
     console.result(
         {
             "machine": found,
             "bandwidth_gb_s": bandwidth,
+            "reads": [{"bytes": size, "gb_s": rate} for size, rate in reads],
             "gemm_gflops": gemm,
             "models": models,
             "checks": [
@@ -60,20 +64,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _measure(seconds: float, console: Console) -> tuple[float, dict[str, float]]:
-    from chinchilla_lm.runtime.measuring.machine import measure_bandwidth, measure_gemm
+def _measure(seconds: float, console: Console) -> tuple[list[tuple[int, float]], dict[str, float]]:
+    """Bytes and GB/s of reads, the largest last, and GFLOP/s of products by kind: the roofs that `bench` has."""
+    from chinchilla_lm.runtime.measuring.roof import KINDS, measure_bandwidth, measure_products, uncached_size
 
-    with console.progress(3, "measuring", "figures") as progress:
-        bandwidth = measure_bandwidth(seconds * _SHARES[0])
-        progress.advance(note="bandwidth")
-        gemm = {}
-        for dtype, share in zip(("float32", "bfloat16"), _SHARES[1:], strict=True):
-            gemm[dtype] = measure_gemm(dtype, seconds * share)
-            progress.advance(note=dtype)
-    return bandwidth, gemm
+    sizes = sorted({_PROGRAM_BYTES, uncached_size()})
+    with console.progress(len(sizes) + len(KINDS), "measuring", "figures") as progress:
+        reads, gemm = [], {}
+        for size in sizes:
+            reads.append((size, measure_bandwidth(size, seconds * _READS)))
+            progress.advance(note="bandwidth")
+        for kind in KINDS:
+            gemm[kind] = measure_products(kind, seconds * _PRODUCTS)
+            progress.advance(note=kind)
+    return reads, gemm
 
 
-def _show(found: dict[str, Any], bandwidth: float, gemm: dict[str, float], console: Console) -> None:
+def _show(found: dict[str, Any], reads: list[tuple[int, float]], gemm: dict[str, float], console: Console) -> None:
     cpu = found["cpu"]
     rows = [
         ("CPU", cpu["model"]),
@@ -83,8 +90,8 @@ def _show(found: dict[str, Any], bandwidth: float, gemm: dict[str, float], conso
         ),
         ("instruction sets", ", ".join(cpu["instruction_sets"]) or "not known"),
         ("memory", f"{_gb(found['memory_available_bytes'])} free of {_gb(found['memory_bytes'])}"),
-        ("read bandwidth", f"{bandwidth:.1f} GB/s"),
-        *((f"GEMM {dtype}", f"{value:,.0f} GFLOP/s") for dtype, value in gemm.items()),
+        *((f"reads of {size / 1e6:,.0f} MB", f"{rate:.1f} GB/s") for size, rate in reads),
+        *((f"products {kind}", f"{value:,.0f} GFLOP/s") for kind, value in gemm.items()),
         *(("CUDA", f"{device['name']}, {_gb(device['memory_bytes'])}") for device in found["cuda"]),
         ("system", found["system"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())),
@@ -121,7 +128,7 @@ def make_checks(
         _check_load(found),
         _check_memory(found),
         _check_bfloat16(gemm),
-        Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second here"),
+        Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second from memory"),
         _check_cuda(found),
         *(_check_model(name, path) for name, path in models.items()),
     ]
