@@ -38,14 +38,15 @@ FLOATS = ("float32", "bfloat16") if HALVES else ("float32",)
 class Peer:
     """requirements: of its environment; none: it runs in ours. formats: by task. source: what its files are made from,
     the Hugging Face folder, a GGUF file, or the model itself; "ready": it reads the folder as it is. build: packages
-    that pip has to compile, with the environment's variables for that. without: what these bring and text needs not:
-    torchvision breaks transformers where it was built for another torch."""
+    that pip has to compile, with these tools and the environment's variables. without: what these bring and text needs
+    not: torchvision breaks transformers where it was built for another torch."""
 
     worker: str
     formats: Mapping[str, tuple[str, ...]]
     requirements: tuple[str, ...] = ()
     source: str = "folder"
     build: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,6 +69,7 @@ PEERS: dict[str, Peer] = {
         ("llama-cpp-python==0.3.36",),
         source="gguf",
         build=("llama-cpp-python",),
+        tools=("scikit-build-core==1.1.2", "cmake==4.4.5", "ninja==1.13.2"),
         variables=_llama_flags(),
     ),
     "openvino": Peer(

@@ -14,19 +14,16 @@ import gguf
 import numpy as np
 import pytest
 
-from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.peers import outcome
-from chinchilla_lm.peers.environment import interpreter
 from chinchilla_lm.peers.leads import bits, leads, leads_table
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.run import ratios
 from chinchilla_lm.peers.sources import write_gguf
-from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, Peer, chosen
+from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, chosen
 from tests.models.tiny import saved
 
-QUIET = Console(quiet=True)
 BROKEN = """
 import os, sys
 from protocol import serve
@@ -108,23 +105,6 @@ def test_what_can_be_asked_for():
     for name, peer in PEERS.items():
         assert (WORKERS / peer.worker).is_file(), name
         assert all("==" in one for one in peer.requirements), "a figure of some version is nobody's"
-
-
-def test_an_environment_is_made_once_and_a_failed_one_is_not_kept(tmp_path: Path):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "pyproject.toml").write_text(
-        '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n[project]\nname = "p"\n'
-    )
-    (package / "own.py").write_text("raise RuntimeError('cannot be built')\n")
-    peer = Peer("x.py", {}, (str(package),))
-    with pytest.raises(InputError, match="probe cannot be installed"):
-        interpreter("probe", peer, tmp_path / "home", QUIET)
-    assert not list((tmp_path / "home").glob("*/complete"))
-    (made,) = (tmp_path / "home").iterdir()
-    (made / "complete").write_text("")
-    assert interpreter("probe", peer, tmp_path / "home", QUIET) == str(made / "bin" / "python")
-    assert interpreter("ours", Peer("x.py", {}), tmp_path / "home", QUIET) == sys.executable
 
 
 def test_gguf_rows_are_in_llama_cpps_order(tmp_path: Path):
