@@ -8,7 +8,7 @@ both, so whoever has fewer rounds has the first ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
@@ -33,20 +33,20 @@ def race(
     many rounds all had, besides the first one, which warms up and does not count."""
     field = _Field(entrants, builds, work)
     with console.progress(0, "race", "turns") as progress:
-        field.round(0, progress, lambda one, measure: isinstance(one, Entrant))
+        field.round(0, progress, {(id(one), measure) for one in entrants for measure in work.measures})
         for entrant in entrants:
             entrant.forget()
         begun, rounds = time.monotonic(), 0
         while any(entrant.alive for entrant in entrants) and (
             rounds < LEAST_ROUNDS or time.monotonic() - begun < seconds
         ):
-            field.round(rounds, progress, lambda one, measure: True)
+            field.round(rounds, progress)
             rounds += 1
         for round_ in range(rounds, MOST_ROUNDS):
-            more = field.unsettled()
-            if not more:
+            unsettled = field.unsettled()
+            if not unsettled:
                 break
-            field.round(round_, progress, lambda one, measure, more=more: (id(one), measure) in more)
+            field.round(round_, progress, unsettled)
     return rounds
 
 
@@ -58,15 +58,16 @@ class _Field:
         self._prompts = Prompts(work.vocabulary)
         self._turns = orders([str(index) for index in range(len(entrants))])
 
-    def round(self, number: int, progress: Progress, wanted: Callable[[Competitor, str], bool]) -> None:
-        """One turn of each that is wanted, measure by measure."""
+    def round(self, number: int, progress: Progress, only: Set[tuple[int, str]] | None = None) -> None:
+        """One turn of each, measure by measure. only: the id of those who have one, and in which measure."""
         for measure in self.work.measures:
             for entrant in (self.entrants[int(index)] for index in next(self._turns)):
-                if entrant.alive and wanted(entrant, measure):
+                if entrant.alive and (only is None or (id(entrant), measure) in only):
                     entrant.turn(measure, self.work, self._prompts, number)
                     progress.advance(1, f"{entrant.engine} {entrant.form}: {measure}")
             for build in self.builds:
-                if build.alive and measure in build.measures and wanted(build, measure):
+                wanted = only is None or (id(build), measure) in only
+                if build.alive and measure in build.measures and wanted:
                     build.turn(measure)
                     progress.advance(1, f"llama-bench {build.form}: {measure}")
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ class LlamaBench:
         for measure in self.calls:
             alike = self.work.alike.get(measure)
             self.threads[measure] = (
-                self.threads[alike]
-                if alike is not None
-                else best_threads(choices, lambda threads, measure=measure: self._run(measure, threads))
+                self.threads[alike] if alike is not None else best_threads(choices, partial(self._run, measure))
             )
 
     def turn(self, measure: str) -> None:
@@ -84,7 +83,7 @@ class LlamaBench:
         try:
             for one in json.loads(self._said(words)):
                 if _measure(one) == measure:
-                    self.cache = str(one.get("type_k", ""))
+                    self.cache = str(one.get("type_k", self.cache))
                     return float((one["n_prompt"] if measure == "prefill" else 1) / float(one["avg_ts"]))
         except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise PeerError(f"its JSON: {type(error).__name__}: {error}"[:300]) from error

@@ -38,7 +38,8 @@ def ask_roof(entrants: Sequence[Entrant], builds: Sequence[LlamaBench], work: Wo
 
 def as_row(entrant: Entrant, work: Work, roof: Roof, flops: float) -> Row:
     """One row. flops: of a prompt, or of all texts."""
-    row = {"engine": entrant.engine, "format": entrant.form, "cache": entrant.cache, "bits_per_weight": entrant.bits}
+    row: Row = {"engine": entrant.engine, "format": entrant.form, "cache": entrant.cache}
+    row |= {"bits_per_weight": entrant.bits}
     row |= _asked(work) | {"error": entrant.error, "note": entrant.note}
     if not all(entrant.seconds.get(measure) for measure in work.measures):
         return row
@@ -62,7 +63,7 @@ def as_row(entrant: Entrant, work: Work, roof: Roof, flops: float) -> Row:
 def build_row(build: LlamaBench, rows: Sequence[Row], work: Work, roof: Roof) -> Row:
     """As the others', as far as llama-bench tells; with the perplexity of llama.cpp on the same file, where that was in
     the race."""
-    row = {"engine": build.name, "command": build.text, "format": build.form, "cache": build.cache}
+    row: Row = {"engine": build.name, "command": build.text, "format": build.form, "cache": build.cache}
     row |= {"bits_per_weight": build.bits, "error": build.error, "note": ""} | _asked(work)
     if not build.seconds.get("decode"):
         return row

@@ -315,7 +315,6 @@ esac
 def test_a_build_of_llama_bench_runs_in_turn(
     tmp_path: Path, kind: str, measured: Roof, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("chinchilla_lm.peers.trials.LEAST_ROUNDS", 8)
     program, model = tmp_path / "llama-bench", tmp_path / "model.gguf"
     program.write_text(LLAMA_BENCHES[kind])
     program.chmod(0o755)

@@ -11,6 +11,7 @@ from protocol import log_likelihood, phases, serve
 FILE = "model.gguf"
 STEP = 256  # positions of a sequence's cache come in whole steps
 TYPES = {"f16": 1, "q8_0": 8, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8}  # ggml's numbers, which files depend on
+FLASH = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
 
 
 class Worker:
@@ -23,10 +24,9 @@ class Worker:
         kind, _, how = form.partition(" ")
         os.makedirs(target)
         options = lib.llama_model_quantize_default_params()
-        options.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        _set(options, ftype=getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind}"))
         if how == "pure":
-            options.pure = True
-            options.token_embedding_type = options.output_tensor_type = TYPES[kind]
+            _set(options, pure=True, token_embedding_type=TYPES[kind], output_tensor_type=TYPES[kind])
         if lib.llama_model_quantize(source.encode(), os.path.join(target, FILE).encode(), ctypes.byref(options)):
             raise RuntimeError(f"llama.cpp cannot write {form}")
 
@@ -54,14 +54,12 @@ class Worker:
         if self.context:
             lib.llama_free(self.context)
         options = lib.llama_context_default_params()
-        options.n_ctx = room * sequences
-        options.n_batch, options.n_ubatch = options.n_ctx, min(options.n_ctx, 512)
-        options.n_seq_max = sequences
-        options.kv_unified = sequences == 1
-        options.n_threads = options.n_threads_batch = self.threads
-        options.type_k = options.type_v = TYPES[self.form_of_cache]
-        if self.form_of_cache != "f16":  # rounded values need it; else llama.cpp chooses
-            options.flash_attn_type = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
+        most = room * sequences
+        _set(options, n_ctx=most, n_batch=most, n_ubatch=min(most, 512), n_seq_max=sequences)
+        _set(options, kv_unified=sequences == 1, n_threads=self.threads, n_threads_batch=self.threads)
+        _set(options, type_k=TYPES[self.form_of_cache], type_v=TYPES[self.form_of_cache])
+        if self.form_of_cache != "f16":  # rounded values need flash attention; else llama.cpp chooses
+            _set(options, flash_attn_type=FLASH)
         self.context = lib.llama_init_from_model(self.model, options)
         if not self.context:
             raise RuntimeError(f"llama.cpp cannot make a context with keys and values in {self.form_of_cache}")
@@ -114,6 +112,15 @@ class Worker:
             self._decode([(token, i, 0, True) for i, token in enumerate(window)])
             found.append(log_likelihood(np, np.stack([self._logits(i) for i in range(len(window))]), window))
         return found
+
+
+def _set(options, **values):
+    """Python would take a field that this version does not have, and llama.cpp would never see it."""
+    known = {field[0] for field in options._fields_}
+    for name, value in values.items():
+        if name not in known:
+            raise RuntimeError(f"this llama.cpp has no option {name}")
+        setattr(options, name, value)
 
 
 if __name__ == "__main__":
