@@ -79,7 +79,8 @@ class _Field:
         return wide | {(id(one), measure) for one in ours for measure in measures}
 
     def _alive(self) -> Iterator[Competitor]:
-        yield from (one for one in (*self.entrants, *self.builds) if one.alive)
+        everybody: list[Competitor] = [*self.entrants, *self.builds]
+        yield from (one for one in everybody if one.alive)
 
 
 def spread(seconds: Sequence[float]) -> float:

@@ -27,7 +27,8 @@ RATES = {
 
 def ask_roof(entrants: Sequence[Entrant], builds: Sequence[LlamaBench], work: Work, roof: Roof) -> None:
     """Have measured what rows will be held against, while nobody runs."""
-    for one in (*entrants, *builds):
+    everybody: list[Entrant | LlamaBench] = [*entrants, *builds]
+    for one in everybody:
         if not one.alive:
             continue
         if isinstance(one, Entrant):
