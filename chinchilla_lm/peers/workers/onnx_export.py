@@ -11,8 +11,7 @@ MOST_CHANGE = 1e-2  # of the largest logit; fused sums have another order, no mo
 
 
 def export(source, path):
-    """source: a Hugging Face folder. Attention and its mask are written out as BERT's always were, which is what the
-    optimiser knows."""
+    """source: a Hugging Face folder. Attention is written out in single products, which is what the optimiser knows."""
     import torch
     import transformers
 
@@ -24,9 +23,8 @@ def export(source, path):
             ).eval()
 
         def forward(self, input_ids, attention_mask, token_type_ids=None):
-            hidden = (1.0 - attention_mask.unsqueeze(1).unsqueeze(2).to(torch.float32)) * -10000.0
             kinds = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-            return self.model(input_ids=input_ids, attention_mask=hidden, **kinds).logits
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kinds).logits
 
     model = Plain()
     ones = torch.ones(2, 8, dtype=torch.int64)

@@ -24,10 +24,13 @@ class Worker:
         said = optimise(source, plain, path, sample)
         os.remove(plain)
         if form == "int8":
+            from onnx import TensorProto
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
             os.rename(path, floats)
-            quantize_dynamic(floats, path, weight_type=QuantType.QInt8)
+            # Of what comes out of a fused operation ONNX knows no type, so it has to be told.
+            kinds = {"DefaultTensorType": TensorProto.FLOAT}
+            quantize_dynamic(floats, path, weight_type=QuantType.QInt8, extra_options=kinds)
             os.remove(floats)
         return said
 
