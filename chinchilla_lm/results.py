@@ -320,12 +320,20 @@ class CheckResult(TypedDict):
     text: str
 
 
+class Read(TypedDict):
+    """How fast so many bytes are read again and again, in GB/s."""
+
+    bytes: int
+    gb_s: float
+
+
 class DoctorResult(TypedDict):
-    """`chinchilla doctor --json`. bandwidth_gb_s: of reads, None without torch. gemm_gflops: by dtype. models: those
-    that pip brings, with their paths, None where they are not installed."""
+    """`chinchilla doctor --json`. bandwidth_gb_s: of the largest of `reads`, None without torch. gemm_gflops: by kind of
+    number. models: those that pip brings, with their paths, None where they are not installed."""
 
     machine: DoctorMachine
     bandwidth_gb_s: float | None
+    reads: list[Read]
     gemm_gflops: dict[str, float]
     models: dict[str, str | None]
     checks: list[CheckResult]
@@ -334,13 +342,20 @@ class DoctorResult(TypedDict):
 class BenchShares(TypedDict):
     """What a pass must compute and a step must read, and the shares of the machine's roof that were reached.
 
-    The last two are there for a model that writes more than one token. Shares are None where there is no roof.
+    A share is None where it was more than a roof allows, and the fault says so; there is none where there is no roof.
+    Those of reading are there for a model that writes more than one token.
     """
 
     pass_gflop: float
-    gemm_share: float | None
+    gemm_dtype: NotRequired[str]
+    gemm_gflops: NotRequired[float]
+    gemm_share: NotRequired[float | None]
+    gemm_fault: NotRequired[str]
     decode_mb_per_step: NotRequired[float]
+    read_bytes: NotRequired[int]
+    bandwidth_gb_s: NotRequired[float]
     bandwidth_share: NotRequired[float | None]
+    bandwidth_fault: NotRequired[str]
 
 
 class BenchRow(TypedDict):
@@ -376,11 +391,10 @@ class BenchRatio(Interval):
 
 
 class BenchRoof(TypedDict):
-    """The machine's, None on a GPU. gemm_dtype: of the products that were measured."""
+    """What was measured of the machine: reads, and GFLOP/s of products by kind of number."""
 
-    bandwidth_gb_s: float | None
-    gemm_gflops: float | None
-    gemm_dtype: str
+    reads: list[Read]
+    products: dict[str, float]
 
 
 class Race(TypedDict):
@@ -395,5 +409,5 @@ class BenchResult(Race):
     """`chinchilla bench --json` without peers. certificates: of each model, None where there is none."""
 
     machine: Machine
-    roofline: BenchRoof
+    roofline: BenchRoof | None
     certificates: dict[str, IssuedCertificate | None]

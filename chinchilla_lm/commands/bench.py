@@ -2,7 +2,8 @@
 
 Both models, packed or not, get the same random prompts and threads, in turn, round by round; ratios are medians within
 rounds. Each is also held against this machine's measured roof: bytes it must read a token against the read bandwidth,
-operations it must do against the GEMM peak. Memory and load time come from a process of its own for each.
+operations it must do against the peak of products of its numbers. Memory and load time come from a process of its own
+for each.
 """
 
 from __future__ import annotations
@@ -103,20 +104,18 @@ def _show(result: BenchResult, folder: Path | None, console: Console) -> None:
 
 def _columns(row: BenchRow, short: dict[str, str]) -> dict[str, Any]:
     """One row of the table, by heading; shares are those of the roof."""
+    from chinchilla_lm.runtime.measuring.roof import share_text
+
     cells: dict[str, Any] = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
     if row["new_tokens"]:
         cells["prefill tokens/s"], cells["decode tokens/s"] = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
     else:
         cells["sequences/s"] = row["sequences_per_s"]
     cells |= {f"{key} ms": value for key, value in row["latency_ms"].items()}
-    cells["of GEMM"] = _percent(row["roofline"]["gemm_share"])
-    if "bandwidth_share" in row["roofline"]:
-        cells["of bandwidth"] = _percent(row["roofline"]["bandwidth_share"])
+    cells["of products"] = share_text(row["roofline"], "gemm") or None
+    if row["new_tokens"] > 1:
+        cells["of bandwidth"] = share_text(row["roofline"], "bandwidth") or None
     return cells | {"peak MB": row["peak_mb"], "load s": row["load_s"]}
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.0%}"
 
 
 def _short_names(names: list[str]) -> dict[str, str]:
@@ -126,12 +125,9 @@ def _short_names(names: list[str]) -> dict[str, str]:
 
 
 def _notes(result: BenchResult, short: dict[str, str]) -> list[str]:
-    roof, notes = result["roofline"], []
-    if roof["bandwidth_gb_s"] is not None:
-        notes.append(
-            f"roof: {roof['bandwidth_gb_s']:.1f} GB/s read, {roof['gemm_gflops']:,.0f} GFLOP/s in products of "
-            f"{roof['gemm_dtype']}, which rows of int8 and int4 are held against too"
-        )
+    from chinchilla_lm.runtime.measuring.roof import roof_note
+
+    notes = [] if result["roofline"] is None else [roof_note(result["roofline"])]
     for ratio in result["ratios"]:
         interval = "" if ratio["low"] is None else f" (95 % interval {ratio['low']:.2f} to {ratio['high']:.2f})"
         notes.append(f"{ratio['measure']}: {ratio['value']:.2f} times as fast as {short[ratio['over']]}{interval}")

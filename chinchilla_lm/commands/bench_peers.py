@@ -39,9 +39,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from chinchilla_lm.peers.table import LANGUAGE, chosen
     from chinchilla_lm.pipeline.held import certificate_of
     from chinchilla_lm.runtime.cpu import usable_cores
-    from chinchilla_lm.runtime.engine.native import native_format
     from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
     from chinchilla_lm.runtime.measuring import machine
+    from chinchilla_lm.runtime.measuring.roof import Roof
     from chinchilla_lm.runtime.measuring.roofline import pass_flops
     from chinchilla_lm.runtime.torch_backend import set_threads
 
@@ -62,9 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         whose: sum(pass_flops(one.model, 1, size) for size in sizes)
         for whose, one in (("ours", checkpoint), ("theirs", original))
     }
-    console.say("measuring the machine")
-    dtype = {"bf16": "bfloat16", "f32": "float32"}[native_format("auto")]
-    roof = {"bandwidth_gb_s": machine.measure_bandwidth(), "gemm_gflops": machine.measure_gemm(dtype)}
+    roof = Roof()
     with tempfile.TemporaryDirectory(prefix="chinchilla-bench-") as temporary:
         below = Path(temporary)
         form = read_packed(args.model)[0].header["format"] if is_packed(args.model) else None
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             work.texts[:: max(1, len(work.texts) // SAMPLES)][:SAMPLES],
         )
         result = compete(field, work, args.seconds, roof, flops, judge, console)
-    result |= {"machine": machine.describe(), "roofline": roof | {"gemm_dtype": dtype}, "quality": quality}
+    result |= {"machine": machine.describe(), "roofline": roof.to_dict(), "quality": quality}
     result |= {"model": args.model, "against": args.against}
     _show(result, work, folder, console)
     console.result(result)
@@ -140,7 +138,7 @@ def _show(result: dict[str, Any], work: Work, folder: Path | None, console: Cons
 
     names, cells = outcome.table(result["rows"])
     others = "" if result["against"] is None else f" here, {result['against']} in the others"
-    title = f"{result['model']}{others}, {result['rounds']} rounds in turn: medians [quartiles]"
+    title = f"{result['model']}{others}, {result['rounds']} rounds in turn or more: medians [quartiles]"
     console.table(names, cells, title)
     tables, notes = [outcome.markdown_table(names, cells)], _notes(result, work)
     if result["leads"]:
@@ -158,16 +156,28 @@ def _show(result: dict[str, Any], work: Work, folder: Path | None, console: Cons
 
 
 def _notes(result: dict[str, Any], work: Work) -> list[str]:
-    cpu, roof = result["machine"]["cpu"], result["roofline"]
+    from chinchilla_lm.peers.contest import MOST_ROUNDS, WIDE
+    from chinchilla_lm.peers.leads import LIKE_BITS, alone, form_text
+    from chinchilla_lm.runtime.measuring.roof import roof_note
+
+    cpu = result["machine"]["cpu"]
     commands = {row["engine"]: row["command"] for row in result["rows"] if "command" in row}
     notes = [
         f"{cpu['model']}, {cpu['usable_cores']} cores, {', '.join(cpu['instruction_sets'])}",
-        f"roof, measured: reads {roof['bandwidth_gb_s']:.1f} GB/s, products {roof['gemm_gflops']:,.0f} GFLOP/s in "
-        f"{roof['gemm_dtype']}",
+        roof_note(result["roofline"]),
         "every engine in a process of its own, stopped while another is on turn; no prompt comes twice",
+        "threads: for each measure those that were faster in trials, as many as there are cores where nothing decided",
+        f"rounds: more of those, up to {MOST_ROUNDS}, whose quartiles lay more than {WIDE:.0%} of the median apart",
+        "bits a weight: of the whole file, its scales, head and embeddings counted, over the model's parameters; best "
+        f"of as many bits: within {LIKE_BITS}",
+        *(
+            f"{form_text(row['format'], row['cache'])} stands alone: no other has {row['bits_per_weight']:.1f} ± "
+            f"{LIKE_BITS} bits a weight"
+            for row in alone(result["rows"])
+        ),
         *(f"{engine}: {command}; it keeps its own time, of random tokens" for engine, command in commands.items()),
         f"quality: {result['quality']}",
-        f"of GEMM: operations over the peak of {roof['gemm_dtype']}, for int8 and int4 too, which may go above 100 %",
+        "of products: operations over the peak of the same numbers, bytes for weights of 8 and 4 bits",
     ]
     if work.task != "language-modeling":
         return [*notes, "p50 and p95: texts alone, one after the other"]
@@ -175,9 +185,10 @@ def _notes(result: dict[str, Any], work: Work) -> list[str]:
         notes.append("* of llama.cpp on the same file, since llama-bench tells none")
     return [
         *notes,
-        "of bandwidth: bytes of weights that a token reads x decode tokens/s over what the machine reads; neither the "
-        "cache counts nor a table of embeddings that is only looked up (of other programs' files by its share of the "
-        "parameters)",
+        "of bandwidth: bytes of weights that a token reads x decode tokens/s over what the machine reads of as many "
+        "bytes; neither the cache counts nor a table of embeddings that is only looked up (of other programs' files by "
+        "its share of the parameters)",
+        "keys, values: the format of the cache, as each program names it",
         f"p50 and p95: single steps of decoding; first token: of a prompt of {work.tokens} tokens, median of rounds",
     ]
 

@@ -28,15 +28,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _show(result: DoctorResult, console: Console) -> None:
     from chinchilla_lm.pipeline.doctor import gigabytes
 
-    found, cpu, bandwidth = result["machine"], result["machine"]["cpu"], result["bandwidth_gb_s"]
+    found, cpu = result["machine"], result["machine"]["cpu"]
     cores = f"{cpu['usable_cores']} usable of {cpu['logical_cores']} logical"
     rows = [
         ("CPU", cpu["model"]),
         ("cores", cores if cpu["threads"] is None else f"{cores}; torch runs {cpu['threads']} threads"),
         ("instruction sets", ", ".join(cpu["instruction_sets"]) or "not known"),
         ("memory", f"{gigabytes(found['memory_available_bytes'])} free of {gigabytes(found['memory_bytes'])}"),
-        *([] if bandwidth is None else [("read bandwidth", f"{bandwidth:.1f} GB/s")]),
-        *((f"GEMM {dtype}", f"{value:,.0f} GFLOP/s") for dtype, value in result["gemm_gflops"].items()),
+        *((f"reads of {one['bytes'] / 1e6:,.0f} MB", f"{one['gb_s']:.1f} GB/s") for one in result["reads"]),
+        *((f"products {kind}", f"{value:,.0f} GFLOP/s") for kind, value in result["gemm_gflops"].items()),
         *(("CUDA", f"{device['name']}, {gigabytes(device['memory_bytes'])}") for device in found["cuda"]),
         ("system", found["system"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)),

@@ -1,13 +1,15 @@
 """Speed as a table: what each engine does a second, how far that is from the roof, and how many times as fast one is.
 
-The roof is this machine's, measured: a step of decoding must read its weights and its cache, a pass must do its
-multiplications (`runtime.measuring.roofline` says which). A share of 1 would be a program that wastes nothing.
+The roof is this machine's, measured (`runtime.measuring.roof`): a step of decoding must read its weights and its cache,
+a pass must do its multiplications (`runtime.measuring.roofline` says which). A share of 1 would be a program that
+wastes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from chinchilla_lm.results import BenchRatio, BenchRow, BenchShares, Race
 from chinchilla_lm.runtime.engine.demand import Demand
@@ -15,6 +17,7 @@ from chinchilla_lm.runtime.measuring.clock import Timing, speedup
 from chinchilla_lm.runtime.measuring.engines import Engine, EngineSpec
 from chinchilla_lm.runtime.measuring.footprint import Footprint
 from chinchilla_lm.runtime.measuring.race import race
+from chinchilla_lm.runtime.measuring.roof import Roof, kind_of
 from chinchilla_lm.runtime.measuring.shape import Shape
 
 # What was timed → what its ratio is called.
@@ -27,14 +30,6 @@ RATIO_NAMES = {
 }
 
 Timings = dict[str, Timing]
-
-
-@dataclass(frozen=True, slots=True)
-class Roof:
-    """What the machine can do at most: read bandwidth in GB/s, products in GFLOP/s; None where it was not measured."""
-
-    bandwidth_gb_s: float | None
-    gemm_gflops: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +46,21 @@ def measure(
     ours: int,
     shape: Shape,
     seconds: float,
-    roof: Roof,
+    roof: Roof | None,
     footprints: Sequence[Footprint | None],
 ) -> Race:
     """Race the entries: `rows` in their order, `ratios` of entry `ours` to each other one, and the number of `rounds`.
 
-    Rows have the keys of `chinchilla bench --json`.
+    Rows have the keys of `chinchilla bench --json`. The roof, if any, is measured before and after the race.
     """
+    if roof is not None:
+        for entry in entries:
+            _ask(entry.engine, shape, roof)
     timings = list(race({str(i): entry.engine for i, entry in enumerate(entries)}, shape, seconds=seconds).values())
+    if roof is not None:
+        roof.look_again()
     rows = [
-        _row(entry, shape, timing, footprint, _shares(entry.engine.demand, shape, timing, roof))
+        _row(entry, shape, timing, footprint, _shares(entry.engine, shape, timing, roof))
         for entry, timing, footprint in zip(entries, timings, footprints, strict=True)
     ]
     ratios = [
@@ -107,21 +107,30 @@ def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | Non
     }
 
 
-def _shares(demand: Demand, shape: Shape, timing: Timings, roof: Roof) -> BenchShares:
-    """What must be read and computed, and the shares of the roof that this speed is."""
-    flops = demand.pass_flops(shape.batch, shape.tokens)
-    passed = _seconds(timing["prefill" if shape.new_tokens else "batch"])
-    found: BenchShares = {
-        "pass_gflop": flops / 1e9,
-        "gemm_share": None if roof.gemm_gflops is None else flops / 1e9 / passed / roof.gemm_gflops,
-    }
+def _read_bytes(demand: Demand, shape: Shape) -> float:
+    """Of a step of decoding, in the middle of what is written."""
+    return demand.decode_bytes(shape.batch, shape.tokens + shape.new_tokens / 2)
+
+
+def _ask(engine: Engine, shape: Shape, roof: Roof) -> None:
+    """Have measured what the entry will be held against."""
+    roof.products(kind_of(engine.form))
+    if "decode" in shape.measures:
+        roof.bandwidth(_read_bytes(engine.demand, shape))
+
+
+def _shares(engine: Engine, shape: Shape, timing: Timings, roof: Roof | None) -> BenchShares:
+    """What must be read and computed, and the shares of the roof that this speed is; see Roof."""
+    flops = engine.demand.pass_flops(shape.batch, shape.tokens)
+    found: dict[str, Any] = {"pass_gflop": flops / 1e9}
+    if roof is not None:
+        found |= roof.of_products(flops, _seconds(timing["prefill" if shape.new_tokens else "batch"]), engine.form)
     if "decode" in timing:
-        steps = shape.new_tokens - 1
-        read = demand.decode_bytes(shape.batch, shape.tokens + (steps + 1) / 2)
-        speed = read * steps / _seconds(timing["decode"]) / 1e9
+        read = _read_bytes(engine.demand, shape)
         found["decode_mb_per_step"] = read / 1e6
-        found["bandwidth_share"] = None if roof.bandwidth_gb_s is None else speed / roof.bandwidth_gb_s
-    return found
+        if roof is not None:
+            found |= roof.of_reading(read, _seconds(timing["decode"]) / (shape.new_tokens - 1))
+    return cast(BenchShares, found)
 
 
 def _seconds(timing: Timing) -> float:

@@ -169,7 +169,7 @@ const Kernels& kernels_named(const std::string& isa) {
     return *found;
 }
 
-// Single kernels, for tests: rows of x come padded to 16 floats.
+// Single kernels, for tests and for the roof of products: rows of x come padded to 16 floats.
 
 Array multiply(const std::string& isa, const nb::dict& header, const Bytes& bytes, const Floats& x) {
     const Kernels& k = kernels_named(isa);
@@ -183,10 +183,15 @@ Array multiply(const std::string& isa, const nb::dict& header, const Bytes& byte
     in.scales = scales.reserve_of<float>(static_cast<std::size_t>(count) * w.groups());
     in.sums = sums.reserve_of<std::int32_t>(static_cast<std::size_t>(count) * w.groups());
     in.totals = totals.reserve_of<float>(static_cast<std::size_t>(count) * w.groups());
-    for (int row = 0; row < count; ++row) k.prepare(w, x.data() + row * x.shape(1), in, row, 0, w.padded());
+    const float* const from = x.data();
     const Rows y(count, w.outputs);
     Array result = y.array(w.outputs);
-    k.multiply(w, in, 0, count, 0, w.panels(), y.data, y.stride, false);
+    {
+        const nb::gil_scoped_release released;  // several threads may each multiply rows of their own
+        const std::size_t width = round_up(w.inputs, kLanes);
+        for (int row = 0; row < count; ++row) k.prepare(w, from + row * width, in, row, 0, w.padded());
+        k.multiply(w, in, 0, count, 0, w.panels(), y.data, y.stride, false);
+    }
     return result;
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ from chinchilla_lm.peers.table import OURS
 
 Row = dict[str, Any]
 
-FLOATS = 16  # bits of what is not rounded to integers, float32 too
+# Of a weight, all counted: more of a difference is another bargain between speed and quality.
+LIKE_BITS = 0.3
 MEASURES = {
     "prefill": "prefill",
     "decode": "decode",
@@ -23,22 +23,29 @@ MEASURES = {
 }
 
 
-def bits(form: str) -> int:
-    """Bits of a weight: int8, int8-row and Q8_0 have 8, int4, Q4_1 and IQ4_NL have 4; see FLOATS."""
-    found = re.match(r"(?:int|i?q)(\d)", form, re.IGNORECASE)
-    return FLOATS if found is None else int(found[1])
+def alike(row: Row, other: Row) -> bool:
+    """Whether two rows have as many bits a weight."""
+    ours, theirs = row.get("bits_per_weight"), other.get("bits_per_weight")
+    return ours is not None and theirs is not None and abs(ours - theirs) <= LIKE_BITS
 
 
 def leads(rows: Sequence[Row], ratios: Sequence[Row]) -> list[Row]:
-    """By measure, the ratio of each of our formats over the fastest other of as many bits, and (bits: None) of our
-    fastest over the fastest of all: `value` and `spread` as in `ratios`. Who is fastest goes by the median."""
+    """By measure, the ratio of each of our rows over the fastest other of as many bits, and (bits: None) of our fastest
+    over the fastest of all: `value` and `spread` as in `ratios`. Who is fastest goes by the median."""
     timed = [row for row in rows if row.get("seconds")]
     mine, others = ([row for row in timed if (row["engine"] == OURS) is ours] for ours in (True, False))
     found = []
     for row in mine:
-        alike = [one for one in others if bits(one["format"]) == bits(row["format"])]
-        found += [lead | {"bits": bits(row["format"])} for lead in _leads([row], alike, ratios)]
+        like = [one for one in others if alike(row, one)]
+        found += [lead | {"bits": row["bits_per_weight"]} for lead in _leads([row], like, ratios)]
     return found + [lead | {"bits": None} for lead in _leads(mine, others, ratios)]
+
+
+def alone(rows: Sequence[Row]) -> list[Row]:
+    """Our rows that no other program's has as many bits as."""
+    timed = [row for row in rows if row.get("seconds")]
+    others = [row for row in timed if row["engine"] != OURS]
+    return [row for row in timed if row["engine"] == OURS and not any(alike(row, one) for one in others)]
 
 
 def _leads(mine: Sequence[Row], others: Sequence[Row], ratios: Sequence[Row]) -> list[Row]:
@@ -47,8 +54,8 @@ def _leads(mine: Sequence[Row], others: Sequence[Row], ratios: Sequence[Row]) ->
         best, theirs = _fastest(mine, measure), _fastest(others, measure)
         if best is None or theirs is None:
             continue
-        wanted = {"format": best["format"], "over_engine": theirs["engine"], "over_format": theirs["format"]}
-        wanted["measure"] = measure
+        wanted = {f"over_{key}": theirs[key] for key in ("engine", "format", "cache")}
+        wanted |= {"format": best["format"], "cache": best["cache"], "measure": measure}
         found += [one for one in ratios if wanted.items() <= one.items()]
     return found
 
@@ -59,17 +66,22 @@ def _fastest(rows: Sequence[Row], measure: str) -> Row | None:
     return min(timed, key=taken, default=None)
 
 
+def form_text(form: str, cache: str) -> str:
+    """A format with that of its keys and values behind a slash."""
+    return f"{form}/{cache}" if cache else form
+
+
 def leads_table(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: a row for each of our formats, the last for best with best."""
+    """Headings and cells: a row for each of our rows, the last for best with best."""
     measures = [measure for measure in MEASURES if any(lead["measure"] == measure for lead in found)]
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for lead in found:
-        of_all = lead["bits"] is None
-        like = "floats" if lead["bits"] == FLOATS else f"{lead['bits']} bits"
-        line = ("our best", "best of all") if of_all else (lead["format"], f"best of {like}")
+        of_all, ours = lead["bits"] is None, form_text(lead["format"], lead["cache"])
+        theirs = form_text(lead["over_format"], lead["over_cache"])
+        line = ("our best", "best of all") if of_all else (ours, f"best of {lead['bits']:.1f} ± {LIKE_BITS} bits")
         low, high = lead["spread"]
-        ours = f"{lead['format']} over " if of_all else ""
-        text = f"{lead['value']:.2f} [{low:.2f}, {high:.2f}] {ours}{lead['over_engine']} {lead['over_format']}"
+        over = f"{ours} over " if of_all else ""
+        text = f"{lead['value']:.2f} [{low:.2f}, {high:.2f}] {over}{lead['over_engine']} {theirs}"
         lines.setdefault(line, {})[lead["measure"]] = text
     names = ["ours", "over the", *(MEASURES[measure] for measure in measures)]
     return names, [[*line, *(cells.get(measure, "") for measure in measures)] for line, cells in lines.items()]

@@ -7,21 +7,16 @@ import re
 import shlex
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from chinchilla_lm.peers.process import PeerError
 from chinchilla_lm.peers.table import BUILD_OF_LLAMA
+from chinchilla_lm.peers.trials import best_threads
 from chinchilla_lm.peers.work import LONG, STEPS, Work
 
 LIMIT_S = 600.0
-RATES = {
-    "prefill": "prefill_tokens_per_s",
-    "decode": "decode_tokens_per_s",
-    "long": "decode_long_tokens_per_s",
-}
 
 
 class LlamaBench:
@@ -32,9 +27,12 @@ class LlamaBench:
         # A path of any length says less than the options behind it.
         self.name = " ".join([BUILD_OF_LLAMA, *self.command[1:]])
         self.path: Path | None = None
-        self.threads = 0
-        self.calls: list[list[str]] = []
+        self.threads: dict[str, int] = {}
+        self.calls: dict[str, list[str]] = {}
         self.seconds: dict[str, list[float]] = {}
+        self.cache = ""  # of keys and values, as it says itself
+        self.size = self.read = 0  # bytes of the file; of these, what a step of decoding reads
+        self.bits: float | None = None
         self.error: str | None = None
 
     @property
@@ -42,47 +40,54 @@ class LlamaBench:
         """Whether it has not failed."""
         return self.error is None
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What it can be asked for."""
+        return tuple(self.calls)
+
     def prepare(self, path: Path, choices: Sequence[int]) -> None:
-        """Find the best number of threads. Raises PeerError where it cannot run."""
-        self.path = path
+        """Find the best number of threads for each measure. Raises PeerError where it cannot run."""
+        self.path, self.size = path, path.stat().st_size
         self.calls = self._calls()
-        taken = {threads: sum(self._run(threads).values()) for threads in choices}
-        self.threads = min(taken, key=lambda threads: taken[threads])
+        for measure in self.calls:
+            alike = self.work.alike.get(measure)
+            self.threads[measure] = (
+                self.threads[alike] if alike is not None else best_threads(choices, partial(self._run, measure))
+            )
 
-    def turn(self) -> None:
-        """One round, counted."""
-        for measure, seconds in self._run(self.threads).items():
-            self.seconds.setdefault(measure, []).append(seconds)
+    def turn(self, measure: str) -> None:
+        """One round; a failure ends its race."""
+        try:
+            self.seconds.setdefault(measure, []).append(self._run(measure, self.threads[measure]))
+        except PeerError as error:
+            self.error = str(error)
 
-    def _calls(self) -> list[list[str]]:
-        """What to ask it for. Decoding behind a context has another option in each of the two kinds of builds, and not
-        all have one."""
-        short = ["-p", str(self.work.tokens), "-n", str(self.work.new_tokens)]
-        if "long" not in self.work.measures:
-            return [short]
-        options = self._said(["--help"])
-        if re.search(r"^\s*-gp\b", options, re.MULTILINE):  # ik_llama.cpp's
-            return [[*short, "-gp", f"{LONG},{STEPS}"]]
-        if re.search(r"^\s*-d,\s*--n-depth\b", options, re.MULTILINE):  # llama.cpp's
-            return [short, ["-p", "0", "-n", str(STEPS), "-d", str(LONG)]]
-        return [short]
-
-    def _run(self, threads: int) -> dict[str, float]:
-        """Seconds of the prompt, and of a new token behind nothing and behind LONG tokens."""
-        found: dict[str, float] = {}
-        for call in self.calls:
-            said = self._said([*call, "-m", str(self.path), "-t", str(threads), "-r", "1", "-o", "json"])
-            try:
-                for one in json.loads(said):
-                    measure = _measure(one)
-                    if measure is not None:
-                        amount = one["n_prompt"] if measure == "prefill" else 1
-                        found[measure] = amount / float(one["avg_ts"])
-            except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-                raise PeerError(f"its JSON: {type(error).__name__}: {error}"[:300]) from error
-        if not {"prefill", "decode"} <= set(found):
-            raise PeerError("its JSON has no run of a prompt alone and of new tokens alone")
+    def _calls(self) -> dict[str, list[str]]:
+        """What to ask it for, by measure. Decoding behind a context has another option in each of the two kinds of
+        builds, and not all have one."""
+        found = {
+            "prefill": ["-p", str(self.work.tokens), "-n", "0"],
+            "decode": ["-p", "0", "-n", str(self.work.new_tokens)],
+        }
+        if "long" in self.work.measures:
+            options = self._said(["--help"])
+            if re.search(r"^\s*-gp\b", options, re.MULTILINE):  # ik_llama.cpp's
+                found["long"] = ["-p", "0", "-n", "0", "-gp", f"{LONG},{STEPS}"]
+            elif re.search(r"^\s*-d,\s*--n-depth\b", options, re.MULTILINE):  # llama.cpp's
+                found["long"] = ["-p", "0", "-n", str(STEPS), "-d", str(LONG)]
         return found
+
+    def _run(self, measure: str, threads: int) -> float:
+        """Seconds of the prompt, or of a new token behind nothing or behind LONG tokens."""
+        words = [*self.calls[measure], "-m", str(self.path), "-t", str(threads), "-r", "1", "-o", "json"]
+        try:
+            for one in json.loads(self._said(words)):
+                if _measure(one) == measure:
+                    self.cache = str(one.get("type_k", self.cache))
+                    return float((one["n_prompt"] if measure == "prefill" else 1) / float(one["avg_ts"]))
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise PeerError(f"its JSON: {type(error).__name__}: {error}"[:300]) from error
+        raise PeerError(f"its JSON has no run of {measure} alone")
 
     def _said(self, words: list[str]) -> str:
         """Its standard output. Raises PeerError where it fails."""
@@ -94,36 +99,6 @@ class LlamaBench:
             said = ran.stderr.strip().splitlines() or ["-"]
             raise PeerError(f"ended with status {ran.returncode}: {said[-1][:200]}")
         return ran.stdout
-
-    def row(self, roof: dict[str, float], looked_up: float = 0.0) -> dict[str, Any]:
-        """As the others', as far as llama-bench tells. looked_up: share of the file that decoding only looks up."""
-        row: dict[str, Any] = {
-            "engine": self.name,
-            "command": self.text,
-            "format": self.form,
-            "batch": 1,
-            "prompt_tokens": self.work.tokens,
-            "new_tokens": self.work.new_tokens,
-            "error": self.error,
-        }
-        if not self.seconds.get("decode"):
-            return row
-        amounts = {"prefill": self.work.tokens}
-        rates = {RATES[one]: amounts.get(one, 1) / np.array(taken) for one, taken in self.seconds.items()}
-        row |= {key: float(np.median(rate)) for key, rate in rates.items()}
-        size = 0 if self.path is None else self.path.stat().st_size
-        read = round(size * (1 - looked_up))
-        shares = {}
-        if roof.get("bandwidth_gb_s"):
-            shares["bandwidth_share"] = read * row["decode_tokens_per_s"] / 1e9 / roof["bandwidth_gb_s"]
-        return row | {
-            "seconds": self.seconds,
-            "spread": {key: [float(one) for one in np.quantile(rate, [0.25, 0.75])] for key, rate in rates.items()},
-            "threads": self.threads,
-            "bytes": size,
-            "decode_bytes": read,
-            "roofline": shares,
-        }
 
 
 def _measure(run: dict[str, Any]) -> str | None:

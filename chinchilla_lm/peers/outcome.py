@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from chinchilla_lm.peers.leads import MEASURES
 from chinchilla_lm.peers.table import OURS
+from chinchilla_lm.runtime.measuring.roof import share_text
 
 Row = dict[str, Any]
 
@@ -28,7 +30,10 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    found = {"engine": row["engine"], "format": row["format"], "threads": str(row.get("threads") or "")}
+    found = {"engine": row["engine"], "format": row["format"]}
+    bits = row.get("bits_per_weight")
+    found["bits a weight"] = "" if bits is None else f"{bits:.2f}"
+    found |= {"keys, values": row.get("cache", ""), "threads": _threads(row.get("threads", {}))}
     for key, name in COLUMNS.items():
         low, high = row.get("spread", {}).get(key, (None, None))
         spread = "" if low is None else f" [{low:,.0f}, {high:,.0f}]"
@@ -37,9 +42,7 @@ def _cells(row: Row) -> dict[str, str]:
     found["p50 ms"], found["p95 ms"] = (f"{latency[p]:.2f}" if p in latency else "" for p in ("p50", "p95"))
     found["first token ms"] = f"{row['first_token_ms']['p50']:.1f}" if "first_token_ms" in row else ""
     shares = row.get("roofline", {})
-    found["of bandwidth"], found["of GEMM"] = (
-        f"{shares[key]:.0%}" if key in shares else "" for key in ("bandwidth_share", "gemm_share")
-    )
+    found["of bandwidth"], found["of products"] = (share_text(shares, name) for name in ("bandwidth", "gemm"))
     metrics = row.get("metrics", {})
     found |= {"perplexity": "", "entity F1": ""}
     if "perplexity" in metrics:
@@ -53,8 +56,32 @@ def _cells(row: Row) -> dict[str, str]:
     ):
         scale = 1e6 if key == "bytes" else 1
         found[name] = form.format(row[key] / scale) if row.get(key) else ""
-    found["failed"] = row.get("error") or ""
+    found |= {"rounds": _rounds(row.get("rounds", {})), "note": _note(row), "failed": row.get("error") or ""}
     return found
+
+
+def _threads(threads: dict[str, int]) -> str:
+    """One number, or those of each measure."""
+    if len(set(threads.values())) <= 1:
+        return "".join(str(one) for one in set(threads.values()))
+    return ", ".join(f"{MEASURES[measure]} {number}" for measure, number in threads.items())
+
+
+def _rounds(rounds: dict[str, int]) -> str:
+    """As many as all measures had, or the least and the most."""
+    if not rounds:
+        return ""
+    least, most = min(rounds.values()), max(rounds.values())
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _note(row: Row) -> str:
+    """What the row has to say, and where its quartiles stayed wide."""
+    wide = [
+        f"{MEASURES[measure]}: quartiles {100 * share:.0f} % of the median apart after {row['rounds'][measure]} rounds"
+        for measure, share in row.get("wide", {}).items()
+    ]
+    return "; ".join([*([row["note"]] if row.get("note") else []), *wide])
 
 
 def markdown_table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -73,7 +100,7 @@ def chart(title: str, rows: Sequence[Row]) -> str:
     key = next(key for key in CHARTED if any(row.get(key) for row in rows))
     shown = sorted((row for row in rows if row.get(key)), key=lambda row: -row[key])
     most = max(max(row[key], *row.get("spread", {}).get(key, [0])) for row in shown)
-    left, bar, step, width = 210, 18, 28, 760
+    left, bar, step, width = 330, 18, 28, 880
     scale = (width - left - 90) / most
     height = 56 + step * len(shown)
     parts = [
@@ -84,8 +111,11 @@ def chart(title: str, rows: Sequence[Row]) -> str:
     ]
     for place, row in enumerate(shown):
         y = 44 + step * place
-        colour, name = "#1f5f8b" if row["engine"] == OURS else "#a9bccb", f"{row['engine']} {row['format']}"
-        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name[:30])}</text>')
+        colour = "#1f5f8b" if row["engine"] == OURS else "#a9bccb"
+        bits = row.get("bits_per_weight")
+        name = f"{row['engine']} {row['format']}" + ("" if bits is None else f", {bits:.1f} bits")
+        name += f", {row['cache']} keys" if row.get("cache") else ""
+        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(name[:50])}</text>')
         parts.append(f'<rect x="{left}" y="{y}" width="{row[key] * scale:.1f}" height="{bar}" fill="{colour}"/>')
         end = row[key]
         if key in row.get("spread", {}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.peers.contest import Entrant, as_row, pilot, race, read_memory, read_quality
+from chinchilla_lm.peers.contest import race, read_memory, read_quality
+from chinchilla_lm.peers.entrant import Entrant, pilot
 from chinchilla_lm.peers.environment import interpreter
-from chinchilla_lm.peers.leads import leads
+from chinchilla_lm.peers.leads import form_text, leads
 from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError, Process
+from chinchilla_lm.peers.rows import as_row, ask_roof, build_row, ratios
 from chinchilla_lm.peers.sources import Sources
-from chinchilla_lm.peers.table import BUILD_OF_LLAMA, LANGUAGE, OURS, PEERS, Peer
+from chinchilla_lm.peers.table import BUILD_OF_LLAMA, LANGUAGE, LLAMA_FORMS, OURS, PEERS, Peer
 from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.engine.demand import looked_up_bytes
 from chinchilla_lm.runtime.engine.packed import read_packed
-from chinchilla_lm.runtime.measuring.roofline import looked_up_share
-
-# Its fastest at 8 and at 4 bits: which of the two is, depends on the build.
-LLAMA_BENCH_FORMS = ("Q8_0", "Q4_0", "Q4_1")
+from chinchilla_lm.runtime.measuring.roof import Roof
+from chinchilla_lm.runtime.measuring.roofline import looked_up_share, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def compete(
     field: Field,
     work: Work,
     seconds: float,
-    roof: dict[str, float],
+    roof: Roof,
     flops: dict[str, float],
     judge: Callable[[list[NDArray[np.float32]]], dict[str, float]] | None,
     console: Console,
@@ -62,35 +62,35 @@ def compete(
         for name in (OURS, *field.peers):
             for entrant in _started(name, field, work, console):
                 entrants.append(entrant)
-        builds = [
-            _build(command, form, field, work, console) for command in field.commands for form in LLAMA_BENCH_FORMS
-        ]
+        builds = [_build(command, form, field, work, console) for command in field.commands for form in LLAMA_FORMS]
         _tell_apart(builds)
-        if not any(entrant.process for entrant in entrants):
+        if not any(entrant.alive for entrant in entrants):
             raise InputError(f"nobody could be started: {entrants[0].error}; mend that first")
+        console.say("measuring the machine")
+        ask_roof(entrants, builds, work, roof)
         rounds = race(entrants, builds, work, seconds, console)
+        roof.look_again()
         read_memory(entrants)
         read_quality(entrants, work.windows, console)
         if judge is not None:
             _judge(entrants, work, judge)
         rows = [as_row(one, work, roof, flops["ours" if one.engine == OURS else "theirs"]) for one in entrants]
-        rows += [_build_row(build, rows, looked_up_share(field.theirs.checkpoint.model), roof) for build in builds]
+        rows += [build_row(build, rows, work, roof) for build in builds]
         if not any(row.get("seconds") for row in rows):
             raise InputError(f"nobody reached the end of the race: {entrants[0].error}; mend that first")
     finally:
         for entrant in entrants:
-            if entrant.process is not None:
-                entrant.process.close()
+            entrant.close()
     found = list(ratios(rows))
     return {"rounds": rounds, "rows": rows, "ratios": found, "leads": leads(rows, found)}
 
 
 def _started(name: str, field: Field, work: Work, console: Console) -> Iterator[Entrant]:
-    """An entrant for each format of a peer, with its process on its best number of threads, stopped."""
+    """An entrant for each format of a peer, and of its keys and values, with its processes stopped."""
     peer = PEERS[name]
-    forms = peer.formats.get(work.task, ())
+    forms, caches = peer.formats.get(work.task, ()), peer.caches
     if name == OURS and field.ours.form is not None:
-        forms = (field.ours.form,)
+        forms, caches = (field.ours.form,), {}
     if not forms:
         yield Entrant(name, "-", error=f"has no way to run a model for {work.task}")
         return
@@ -100,29 +100,50 @@ def _started(name: str, field: Field, work: Work, console: Console) -> Iterator[
         yield Entrant(name, "-", error=str(error))
         return
     for form in forms:
-        entrant = Entrant(name, form)
-        console.say(f"{name} {form}: getting ready")
+        entrants = [Entrant(name, form, cache) for cache in _caches(form, caches, work)]
         try:
-            path = _converted(name, peer, python, form, field, work)
-
-            def start(threads: int, path: Path = path, form: str = form) -> tuple[Process, float]:
-                process = Process(python, peer.worker)
-                try:
-                    load_s = process.call(
-                        "load", path=str(path), form=form, threads=threads, task=work.task, room=work.room
-                    )
-                except BaseException:
-                    process.close()
-                    raise
-                return process, load_s
-
-            choices = [field.threads] if field.threads else _choices()
-            entrant.process, entrant.threads, entrant.load_s = pilot(start, work, choices)
-            entrant.size = _size(path, peer, entrant.process)
-            entrant.read = entrant.size - _looked_up(name, path, field, entrant.size)
+            path, note = _converted(name, peer, python, form, field, work)
         except (PeerError, InputError) as error:
-            entrant.fail(error)
-        yield entrant
+            entrants[0].fail(error)
+            yield entrants[0]
+            continue
+        for entrant in entrants:
+            console.say(f"{name} {form_text(form, entrant.cache)}: getting ready")
+            entrant.note = note
+            try:
+                _start(entrant, peer, python, path, field, work)
+            except (PeerError, InputError) as error:
+                entrant.fail(error)
+            yield entrant
+
+
+def _caches(form: str, caches: Mapping[str, tuple[str, ...]], work: Work) -> tuple[str, ...]:
+    return caches.get(form, ("",)) if work.task == LANGUAGE else ("",)
+
+
+def _start(entrant: Entrant, peer: Peer, python: str, path: Path, field: Field, work: Work) -> None:
+    """Give it its processes, and what its row says of its weights. Raises PeerError where it cannot be started."""
+    words = {"path": str(path), "form": entrant.form, "task": work.task, "room": work.room, "cache": entrant.cache}
+
+    def start(threads: int) -> tuple[Process, float]:
+        process = Process(python, peer.worker)
+        try:
+            load_s = process.call("load", threads=threads, **words)
+        except BaseException:
+            process.close()
+            raise
+        return process, load_s
+
+    choices = [field.threads] if field.threads else _choices()
+    entrant.processes, entrant.threads, entrant.load_s = pilot(start, work, choices)
+    model = (field.ours if entrant.engine == OURS else field.theirs).checkpoint.model
+    with entrant.awake(work.measures[0]) as process:
+        if work.task == LANGUAGE:
+            entrant.cache = process.call("cache")
+        # Of the file, except where that is read in another dtype than it has.
+        entrant.size = process.call("weights") if peer.source == "ready" else _size(path)
+    entrant.bits = 8 * entrant.size / size_of(model).parameters
+    entrant.read = entrant.size - _looked_up(entrant.engine, path, field, entrant.size)
 
 
 def _choices() -> list[int]:
@@ -135,14 +156,9 @@ def _is_weights(file: Path) -> bool:
     return file.suffix in (".bin", ".safetensors", ".gguf", ".onnx") and "tokenizer" not in file.name
 
 
-def _size(path: Path, peer: Peer, process: Process) -> int:
-    """Bytes of the weights as they are run: of the file, except where that is read in another dtype than it has."""
-    if peer.source != "ready":
-        return sum(file.stat().st_size for file in path.rglob("*") if _is_weights(file))
-    process.go()
-    size: int = process.call("weights")
-    process.stop()
-    return size
+def _size(path: Path) -> int:
+    """Bytes of the files of weights."""
+    return sum(file.stat().st_size for file in path.rglob("*") if _is_weights(file))
 
 
 def _tell_apart(builds: Sequence[LlamaBench]) -> None:
@@ -160,16 +176,6 @@ def _looked_up(name: str, path: Path, field: Field, size: int) -> int:
     return round(size * looked_up_share(field.theirs.checkpoint.model))
 
 
-def _build_row(
-    build: LlamaBench, rows: Sequence[dict[str, Any]], looked_up: float, roof: dict[str, float]
-) -> dict[str, Any]:
-    """With the perplexity of llama.cpp on the same file, where that was in the race: a build of llama-bench tells
-    none."""
-    row = build.row(roof, looked_up)
-    same = [one for one in rows if (one["engine"], one["format"]) == ("llama.cpp", build.form) and one.get("metrics")]
-    return row | ({"metrics": same[0]["metrics"], "metrics_of": "llama.cpp"} if same and "seconds" in row else {})
-
-
 def _build(command: str, form: str, field: Field, work: Work, console: Console) -> LlamaBench:
     """A llama-bench with the file that llama.cpp races with, made where it does not."""
     build, name = LlamaBench(command, form, work), "llama.cpp"
@@ -177,25 +183,34 @@ def _build(command: str, form: str, field: Field, work: Work, console: Console) 
     try:
         if work.task != LANGUAGE:
             raise InputError("llama-bench times language models only")
-        path = field.below / f"{name}-{form}" / "model.gguf"
+        path = _folder(field, name, form) / "model.gguf"
         if not path.exists():
             python = interpreter(name, PEERS[name], field.home, console)
             _converted(name, PEERS[name], python, form, field, work)
         build.prepare(path, [field.threads] if field.threads else _choices())
+        model = field.theirs.checkpoint.model
+        build.bits = 8 * build.size / size_of(model).parameters
+        build.read = build.size - round(build.size * looked_up_share(model))
     except (PeerError, InputError) as error:
         build.error = str(error)
     return build
 
 
-def _converted(name: str, peer: Peer, python: str, form: str, field: Field, work: Work) -> Path:
-    """The model as the peer reads it, in one format; made in a process of its own, whose memory is not the peer's."""
+def _folder(field: Field, name: str, form: str) -> Path:
+    return field.below / f"{name}-{form}".replace(" ", "-")
+
+
+def _converted(name: str, peer: Peer, python: str, form: str, field: Field, work: Work) -> tuple[Path, str]:
+    """The model as the peer reads it, in one format, and what is to be said of it; made in a process of its own, whose
+    memory is not the peer's."""
     source = (field.ours if name == OURS else field.theirs).of(peer.source)
     if peer.source == "ready" or (name == OURS and field.ours.form is not None):
-        return Path(source)
-    target = field.below / f"{name}-{form}"
+        return Path(source), ""
+    target = _folder(field, name, form)
     with Process(python, peer.worker) as process:
-        process.call("convert", source=source, target=str(target), form=form, sample=field.sample, task=work.task)
-    return target
+        words = {"source": source, "target": str(target), "sample": field.sample}
+        said: str | None = process.call("convert", form=form, task=work.task, **words)
+    return target, said or ""
 
 
 def _judge(
@@ -207,26 +222,3 @@ def _judge(
             labels, raw = entrant.logits
             all_of_them = np.frombuffer(base64.b64decode(raw), np.float32).reshape(-1, labels)
             entrant.quality |= judge(np.split(all_of_them, ends))
-
-
-def ratios(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """How many times as fast each of our rows is as each of the others, by measure: the median within rounds, and the
-    quartiles."""
-    for ours in rows:
-        for other in rows:
-            if ours["engine"] != OURS or other["engine"] == OURS:
-                continue
-            for measure, mine in ours.get("seconds", {}).items():
-                theirs = other.get("seconds", {}).get(measure)
-                if not theirs:
-                    continue
-                together = min(len(mine), len(theirs))
-                found = np.array(theirs[:together]) / np.array(mine[:together])
-                yield {
-                    "format": ours["format"],
-                    "over_engine": other["engine"],
-                    "over_format": other["format"],
-                    "measure": measure,
-                    "value": float(np.median(found)),
-                    "spread": [float(one) for one in np.quantile(found, [0.25, 0.75])],
-                }

@@ -28,6 +28,9 @@ BUILD_FLAGS = {
     "GGML_AVX512_VNNI": "avx512_vnni",
     "GGML_AVX512_BF16": "avx512_bf16",
 }
+# Its fastest at 8 and at 4 bits: which of the two is, depends on the build. As its quantiser makes them, and with every
+# matrix of that type, the tied head too, which it else keeps at 6 or 8 bits; of Q8_0 both are the same.
+LLAMA_FORMS = ("Q8_0", "Q4_0", "Q4_0 pure", "Q4_1", "Q4_1 pure")
 TORCH = ("torch==2.13.0",)
 # Floats at their best: bfloat16 where the CPU multiplies it, else float32. OpenVINO chooses so by itself.
 HALVES = bool(cpu_flags() & NATIVE_BFLOAT16)
@@ -38,16 +41,19 @@ FLOATS = ("float32", "bfloat16") if HALVES else ("float32",)
 class Peer:
     """requirements: of its environment; none: it runs in ours. formats: by task. source: what its files are made from,
     the Hugging Face folder, a GGUF file, or the model itself; "ready": it reads the folder as it is. build: packages
-    that pip has to compile, with the environment's variables for that. without: what these bring and text needs not:
-    torchvision breaks transformers where it was built for another torch."""
+    that pip has to compile, with these tools and the environment's variables. without: what these bring and text needs
+    not: torchvision breaks transformers where it was built for another torch. caches: by format, in what keys and
+    values are kept, one row each; "" is the program's own choice."""
 
     worker: str
     formats: Mapping[str, tuple[str, ...]]
     requirements: tuple[str, ...] = ()
     source: str = "folder"
     build: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _llama_flags() -> dict[str, str]:
@@ -61,14 +67,17 @@ PEERS: dict[str, Peer] = {
         "chinchilla.py",
         {LANGUAGE: ("bf16", "int8", "int4"), TAGGING: ("bf16" if HALVES else "f32", "int8", "int8-row")},
         source="model",
+        caches=dict.fromkeys(("int8", "int4"), ("int8", "bf16")),
     ),
     "llama.cpp": Peer(
         "llama_cpp_python.py",
-        {LANGUAGE: ("Q8_0", "Q4_0", "Q4_1")},
+        {LANGUAGE: LLAMA_FORMS},
         ("llama-cpp-python==0.3.36",),
         source="gguf",
         build=("llama-cpp-python",),
+        tools=("scikit-build-core==1.1.2", "cmake==4.4.5", "ninja==1.13.2"),
         variables=_llama_flags(),
+        caches=dict.fromkeys(LLAMA_FORMS, ("f16", "q8_0")),
     ),
     "openvino": Peer(
         "openvino_runtime.py",

@@ -19,6 +19,7 @@ from chinchilla_lm.peers.table import LANGUAGE
 SHORT, LONG, SEQUENCES = 16, 1024, 8
 STEPS = 32  # that `long` and `batch` decode, and the least of `decode`
 SINGLES = 200  # texts a round that are answered alone
+TRIAL_TEXTS = 256  # of a pass that tries a number of threads
 
 Ids = list[list[int]]
 
@@ -43,6 +44,11 @@ class Work:
             return ("texts", "single")
         long = ("long",) if self.positions > LONG + STEPS else ()
         return ("prefill", "decode", *long, "batch")
+
+    @property
+    def alike(self) -> dict[str, str]:
+        """Measures that run on as many threads as another: a token is a token behind any context."""
+        return {"long": "decode"} if "long" in self.measures else {}
 
     def prompt(self, measure: str) -> tuple[int, int, int]:
         """Prompts, tokens of each and tokens to write."""

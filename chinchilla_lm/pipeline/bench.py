@@ -9,17 +9,17 @@ import torch
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.speed import Entry, Roof, measure
+from chinchilla_lm.evaluate.speed import Entry, measure
 from chinchilla_lm.pipeline.held import certificate_of
 from chinchilla_lm.results import BenchResult
 from chinchilla_lm.runtime.cpu import usable_cores
 from chinchilla_lm.runtime.device import resolve_device
-from chinchilla_lm.runtime.engine.native import native_format
 from chinchilla_lm.runtime.engine.packed import is_packed
 from chinchilla_lm.runtime.loading import EngineWarning, engine_serves
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.engines import NATIVE, TORCH, EngineSpec, open_engine
 from chinchilla_lm.runtime.measuring.footprint import Footprint, measure_footprint
+from chinchilla_lm.runtime.measuring.roof import Roof
 from chinchilla_lm.runtime.measuring.shape import Shape
 from chinchilla_lm.runtime.torch_backend import dtype_of, set_threads
 
@@ -55,19 +55,14 @@ def bench(asked: Asked, console: Console) -> BenchResult:
     entries, ours = _entries(asked, device, console)
     held = {entry.name: certificate_of(entry.name, console) for entry in entries}
     shape = _shape(asked, entries, console)
-    dtype = _peak_dtype(entries[ours].engine.form)
-    roof = _roof(device, dtype, console)
+    roof = _roof(device, console)
     footprints = _footprints(entries, shape, console) if asked.memory else [None] * len(entries)
     console.say(f"racing {len(entries)} for {asked.seconds:g} s")
     result = measure(entries, ours, shape, asked.seconds, roof, footprints)
     return {
         **result,
         "machine": machine.describe(),
-        "roofline": {
-            "bandwidth_gb_s": roof.bandwidth_gb_s,
-            "gemm_gflops": roof.gemm_gflops,
-            "gemm_dtype": dtype,
-        },
+        "roofline": None if roof is None else roof.to_dict(),
         "certificates": {name: None if one is None else one.model_dump() for name, one in held.items()},
     }
 
@@ -113,20 +108,12 @@ def _shape(asked: Asked, entries: list[Entry], console: Console) -> Shape:
     return Shape(batch, tokens, new)
 
 
-def _peak_dtype(form: str) -> str:
-    """The numbers whose products are the peak: those of the format, or the fastest floats for formats of few bits."""
-    if form not in ("bf16", "bfloat16", "f32", "float32"):
-        form = native_format("auto")
-    return "bfloat16" if form in ("bf16", "bfloat16") else "float32"
-
-
-def _roof(device: torch.device, dtype: str, console: Console) -> Roof:
+def _roof(device: torch.device, console: Console) -> Roof | None:
     """The CPU's roof; a GPU's is not measured here."""
     if device.type != "cpu":
-        console.warn(f"bandwidth and GEMM peak are measured on the CPU only; no shares of them on {device}")
-        return Roof(None, None)
-    console.say("measuring the machine")
-    return Roof(machine.measure_bandwidth(), machine.measure_gemm(dtype))
+        console.warn(f"bandwidth and peak of products are measured on the CPU only; no shares of them on {device}")
+        return None
+    return Roof()
 
 
 def _footprints(entries: list[Entry], shape: Shape, console: Console) -> list[Footprint | None]:

@@ -8,12 +8,14 @@ from typing import NamedTuple
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.installed import REMEDY, missing
-from chinchilla_lm.results import Cpu, DoctorMachine, DoctorResult, NativeEngine
+from chinchilla_lm.results import Cpu, DoctorMachine, DoctorResult, NativeEngine, Read
 from chinchilla_lm.runtime.engine.native import engine_module, instruction_set
 from chinchilla_lm.runtime.measuring import machine
 
-# Share of the measuring time: bandwidth (two reductions), float32 GEMM, bfloat16 GEMM.
-_SHARES = (0.4, 0.3, 0.3)
+# Of the measuring time: reads of each size, products of each kind.
+_READS, _PRODUCTS = 0.2, 0.2
+# What a program of 100 MB reads a token, which the largest caches hold; beside it what no cache does.
+_PROGRAM_BYTES = 100_000_000
 # Below this a 135 M-parameter model, its gradients and AdamW's state (16 bytes a parameter) leave no room for a batch.
 _LEAST_MEMORY_BYTES = 4e9
 # With more than this share of the cores busy, medians of timings move by more than the differences we look for.
@@ -31,18 +33,20 @@ class Check(NamedTuple):
 def doctor(seconds: float, console: Console) -> DoctorResult:
     """The machine, measured for about so many seconds, and the checks: each is passed or a warning.
 
-    Without torch nothing is measured: bandwidth is None, and there is no GEMM peak.
+    Without torch nothing is measured: bandwidth is None, and there are no reads and products.
     Raises InputError when seconds is not a positive number.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds {seconds} is not greater than 0; pass --seconds 5")
     found: DoctorMachine = {**machine.describe(), "native": describe_engine(), "missing": list(missing())}
-    bandwidth, gemm = (None, {}) if "torch" in found["missing"] else _measure(seconds, console)
+    reads, gemm = ([], {}) if "torch" in found["missing"] else _measure(seconds, console)
+    bandwidth = reads[-1]["gb_s"] if reads else None
     models = machine.packaged_models()
     checks = make_checks(found, bandwidth, gemm, models)
     return {
         "machine": found,
         "bandwidth_gb_s": bandwidth,
+        "reads": reads,
         "gemm_gflops": gemm,
         "models": models,
         "checks": [
@@ -51,15 +55,21 @@ def doctor(seconds: float, console: Console) -> DoctorResult:
     }
 
 
-def _measure(seconds: float, console: Console) -> tuple[float, dict[str, float]]:
-    with console.progress(3, "measuring", "figures") as progress:
-        bandwidth = machine.measure_bandwidth(seconds * _SHARES[0])
-        progress.advance(note="bandwidth")
+def _measure(seconds: float, console: Console) -> tuple[list[Read], dict[str, float]]:
+    """Reads, the largest last, and GFLOP/s of products by kind: the roofs that `bench` has."""
+    from chinchilla_lm.runtime.measuring.roof import KINDS, measure_bandwidth, measure_products, uncached_size
+
+    sizes = sorted({_PROGRAM_BYTES, uncached_size()})
+    with console.progress(len(sizes) + len(KINDS), "measuring", "figures") as progress:
+        reads: list[Read] = []
         gemm = {}
-        for dtype, share in zip(("float32", "bfloat16"), _SHARES[1:], strict=True):
-            gemm[dtype] = machine.measure_gemm(dtype, seconds * share)
-            progress.advance(note=dtype)
-    return bandwidth, gemm
+        for size in sizes:
+            reads.append({"bytes": size, "gb_s": measure_bandwidth(size, seconds * _READS)})
+            progress.advance(note="bandwidth")
+        for kind in KINDS:
+            gemm[kind] = measure_products(kind, seconds * _PRODUCTS)
+            progress.advance(note=kind)
+    return reads, gemm
 
 
 def describe_engine() -> NativeEngine:
@@ -110,7 +120,7 @@ def _check_parts(absent: list[str]) -> Check:
 def _check_bandwidth(bandwidth: float | None) -> Check:
     if bandwidth is None:
         return Check("bandwidth", True, "not measured, for that takes torch")
-    return Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second here")
+    return Check("bandwidth", True, f"decoding reads at most {bandwidth:.1f} GB of weights a second from memory")
 
 
 def _check_instructions(cpu: Cpu) -> Check:

@@ -23,8 +23,8 @@ DROPPED: dict[str, NormFate] = {"0.mlp": "lose", "1.attn": "lose", "1.mlp": "los
 
 @pytest.fixture(autouse=True)
 def quick_roof(monkeypatch):
-    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_bandwidth", lambda: 10.0)
-    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_gemm", lambda dtype: 100.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_bandwidth", lambda size: 10.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_products", lambda kind: 100.0)
 
 
 @pytest.fixture
@@ -79,7 +79,9 @@ def test_a_short_model_against_its_original(capsys, model_folder, short_folder, 
         assert roofline["bandwidth_share"] == pytest.approx(4 * roofline["decode_mb_per_step"] / 1e3 / decode / 10.0)
         assert roofline["gemm_share"] == pytest.approx(roofline["pass_gflop"] / prefill / 100.0)
     assert found["rows"][0]["parameters"] > found["rows"][1]["parameters"]
-    assert found["roofline"] == {"bandwidth_gb_s": 10.0, "gemm_gflops": 100.0, "gemm_dtype": "float32"}
+    sizes = {row["roofline"]["read_bytes"] for row in found["rows"]}
+    assert {one["bytes"] for one in found["roofline"]["reads"]} == sizes, "each is measured at its own size"
+    assert found["roofline"]["products"] == {"float32": 100.0}
     assert "versions" in found["machine"]
     ratios = {ratio["measure"]: ratio for ratio in found["ratios"]}
     assert set(ratios) == {"prefill", "decode", "request"}
@@ -158,8 +160,24 @@ def test_the_table_is_for_people(capsys, model_folder):
     ]
     assert main(["bench", str(model_folder()), *arguments]) == 0
     out = capsys.readouterr().out
-    for words in ("prefill tokens/s", "roof: 10.0 GB/s", "times as fast as", "95 % interval", "float32|bfloat16"):
+    for words in (
+        "prefill tokens/s",
+        "products 100 GFLOP/s in",
+        "times as fast as",
+        "95 % interval",
+        "float32|bfloat16",
+    ):
         assert any(word in out for word in words.split("|"))
+
+
+def test_a_roof_that_is_too_low_is_a_fault_and_no_share(capsys, model_folder, link_clock, monkeypatch):
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_products", lambda kind: 1e-9)
+    words = ["--backend", "torch", "--tokens", "16", "--new-tokens", "4", "--no-memory"]
+    (row,) = answer(capsys, str(model_folder()), *words)["rows"]
+    assert row["roofline"]["gemm_share"] is None
+    assert row["roofline"]["gemm_fault"].startswith("the roof was measured too low: ")
+    assert main(["bench", str(model_folder()), *words, "--seconds", "0.1"]) == 0
+    assert "the roof was measured too low: " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

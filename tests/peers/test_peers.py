@@ -14,19 +14,16 @@ import gguf
 import numpy as np
 import pytest
 
-from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.peers import outcome
-from chinchilla_lm.peers.environment import interpreter
-from chinchilla_lm.peers.leads import bits, leads, leads_table
+from chinchilla_lm.peers.leads import alone, leads, leads_table
 from chinchilla_lm.peers.process import PeerError, Process
-from chinchilla_lm.peers.run import ratios
+from chinchilla_lm.peers.rows import ratios
 from chinchilla_lm.peers.sources import write_gguf
-from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, Peer, chosen
+from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, chosen
 from tests.models.tiny import saved
 
-QUIET = Console(quiet=True)
 BROKEN = """
 import os, sys
 from protocol import serve
@@ -110,23 +107,6 @@ def test_what_can_be_asked_for():
         assert all("==" in one for one in peer.requirements), "a figure of some version is nobody's"
 
 
-def test_an_environment_is_made_once_and_a_failed_one_is_not_kept(tmp_path: Path):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "pyproject.toml").write_text(
-        '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n[project]\nname = "p"\n'
-    )
-    (package / "own.py").write_text("raise RuntimeError('cannot be built')\n")
-    peer = Peer("x.py", {}, (str(package),))
-    with pytest.raises(InputError, match="probe cannot be installed"):
-        interpreter("probe", peer, tmp_path / "home", QUIET)
-    assert not list((tmp_path / "home").glob("*/complete"))
-    (made,) = (tmp_path / "home").iterdir()
-    (made / "complete").write_text("")
-    assert interpreter("probe", peer, tmp_path / "home", QUIET) == str(made / "bin" / "python")
-    assert interpreter("ours", Peer("x.py", {}), tmp_path / "home", QUIET) == sys.executable
-
-
 def test_gguf_rows_are_in_llama_cpps_order(tmp_path: Path):
     _, folder = saved(tmp_path, "llama-gqa")
     write_gguf(folder, tmp_path / "model.gguf")
@@ -154,6 +134,11 @@ def test_tables_ratios_and_charts():
         {"engine": "a<b", "format": "q8", "decode_tokens_per_s": 100.0, "latency_ms": {"p50": 6.0, "p95": 9.0}},
         {"engine": "c", "format": "-", "error": "it | failed"},
     ]
+    for row in rows:
+        row["cache"] = ""
+    rows[0] |= {"bits_per_weight": 8.25, "cache": "bf16", "threads": {"prefill": 2, "decode": 2}}
+    rows[1] |= {"bits_per_weight": 8.5, "cache": "q8_0", "threads": {"prefill": 2, "decode": 1}, "note": "by itself"}
+    rows[1]["roofline"] = {"bandwidth_share": 0.5, "gemm_share": None, "gemm_fault": "the roof is too low: 112 %"}
     rows[0]["spread"] = {"decode_tokens_per_s": [290.0, 310.0]}
     rows[0]["seconds"] = {"decode": [1.0, 2.0, 1.0], "batch": [1.0]}
     rows[1]["seconds"] = {"decode": [3.0, 6.0, 4.0]}
@@ -161,47 +146,64 @@ def test_tables_ratios_and_charts():
     assert (found["over_engine"], found["measure"], found["value"]) == ("a<b", "decode", 3.0)
     assert found["spread"] == [3.0, 3.5]
     names, cells = outcome.table(rows)
-    assert names == ["engine", "format", "decode tokens/s", "p50 ms", "p95 ms", "failed"]
-    assert cells[0] == [OURS, "int8", "300 [290, 310]", "2.00", "3.00", ""]
+    assert names[:7] == [
+        *("engine", "format", "bits a weight", "keys, values", "threads", "decode tokens/s"),
+        "p50 ms",
+    ]
+    assert names[7:] == ["p95 ms", "of bandwidth", "of products", "note", "failed"]
+    assert cells[0] == [OURS, "int8", "8.25", "bf16", "2", "300 [290, 310]", "2.00", "3.00", "", "", "", ""]
+    assert cells[1][2:5] == ["8.50", "q8_0", "prefill 2, decode 1"]
+    assert cells[1][8:11] == ["50%", "the roof is too low: 112 %", "by itself"]
     document = outcome.document("title", [outcome.markdown_table(names, cells)], ["a note"])
     assert "it \\| failed" in document
     assert document.endswith("\n\n- a note\n")
     drawing = outcome.chart("model", rows)
-    assert "a&lt;b" in drawing
+    assert "a&lt;b q8, 8.5 bits, q8_0 keys" in drawing
+    assert f"{OURS} int8, 8.2 bits, bf16 keys" in drawing
     assert drawing.count("<rect") == 3  # the ground and two bars
 
 
 def test_leads_are_over_the_best_of_as_many_bits_and_over_the_best_of_all():
-    forms = ("bf16", "int8-row", "Q8_0", "int4", "Q4_1", "IQ4_NL", "float32", "bfloat16+compile", "-")
-    assert [bits(form) for form in forms] == [16, 8, 8, 4, 4, 4, 16, 16, 16]
-
-    def row(engine: str, form: str, decode: list[float], prefill: float) -> dict[str, Any]:
-        return {"engine": engine, "format": form, "seconds": {"decode": decode, "prefill": [prefill] * 3}}
+    def row(
+        engine: str, form: str, bits: float, decode: list[float], prefill: float, cache: str = ""
+    ) -> dict[str, Any]:
+        seconds = {"decode": decode, "prefill": [prefill] * 3}
+        return {"engine": engine, "format": form, "cache": cache, "bits_per_weight": bits, "seconds": seconds}
 
     rows = [
-        row(OURS, "int8", [2.0, 2.0, 2.0], 1.0),
-        row(OURS, "int4", [1.0, 1.0, 1.0], 2.0),
-        row("a", "Q8_0", [6.0, 8.0, 6.0], 8.0),
-        row("b", "int8", [7.0, 7.0, 7.0], 4.0),
-        row("a", "Q4_0", [5.0, 5.0, 5.0], 9.0),
-        {"engine": "c", "format": "int8", "error": "failed"},
+        row(OURS, "int8", 8.25, [2.0, 2.0, 2.0], 1.0, "int8"),
+        row(OURS, "int4", 5.0, [1.0, 1.0, 1.0], 2.0, "int8"),
+        row(OURS, "int4-g64", 4.2, [1.5, 1.5, 1.5], 2.0, "int8"),
+        row("a", "Q8_0", 8.51, [6.0, 8.0, 6.0], 8.0, "f16"),
+        row("a", "Q8_0", 8.51, [9.0, 9.0, 9.0], 3.0, "q8_0"),
+        row("b", "int8", 8.6, [3.0, 3.0, 3.0], 2.0),  # 0.35 bits more: another bargain
+        row("a", "Q4_1", 5.25, [5.0, 5.0, 5.0], 9.0, "f16"),
+        row("a", "Q4_0", 4.55, [2.5, 2.5, 2.5], 9.0, "f16"),
+        {"engine": "c", "format": "int8", "cache": "", "bits_per_weight": None, "error": "failed"},
     ]
     found = leads(rows, list(ratios(rows)))
-    ours = {(one["format"], one["bits"], one["measure"]): (one["over_engine"], one["value"]) for one in found}
-    assert ours == {
-        ("int8", 8, "prefill"): ("b", 4.0),
-        ("int8", 8, "decode"): ("a", 3.0),
-        ("int4", 4, "prefill"): ("a", 4.5),
-        ("int4", 4, "decode"): ("a", 5.0),
-        ("int8", None, "prefill"): ("b", 4.0),
-        ("int4", None, "decode"): ("a", 5.0),
+    named = {
+        (one["format"], one["bits"], one["measure"]): (one["over_engine"], one["over_cache"], one["value"])
+        for one in found
     }
+    assert named == {
+        ("int8", 8.25, "prefill"): ("a", "q8_0", 3.0),
+        ("int8", 8.25, "decode"): ("a", "f16", 3.0),
+        ("int4", 5.0, "prefill"): ("a", "f16", 4.5),
+        ("int4", 5.0, "decode"): ("a", "f16", 5.0),
+        ("int8", None, "prefill"): ("b", "", 2.0),
+        ("int4", None, "decode"): ("a", "f16", 2.5),
+    }
+    assert [one["format"] for one in alone(rows)] == ["int4-g64"]
     names, cells = leads_table(found)
     assert names == ["ours", "over the", "prefill", "decode"]
-    assert cells[0] == ["int8", "best of 8 bits", "4.00 [4.00, 4.00] b int8", "3.00 [3.00, 3.50] a Q8_0"]
+    assert cells[0] == [
+        *("int8/int8", "best of 8.2 ± 0.3 bits"),
+        *("3.00 [3.00, 3.00] a Q8_0/q8_0", "3.00 [3.00, 3.50] a Q8_0/f16"),
+    ]
     assert cells[2][:2] == ["our best", "best of all"]
-    assert cells[2][3] == "5.00 [5.00, 5.00] int4 over a Q4_0"
-    assert leads(rows[:2], []) == []
+    assert cells[2][3] == "2.50 [2.50, 2.50] int4/int8 over a Q4_0/f16"
+    assert leads(rows[:3], []) == []
 
 
 def test_single_steps_are_timed(monkeypatch: pytest.MonkeyPatch):

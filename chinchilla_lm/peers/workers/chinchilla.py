@@ -1,6 +1,7 @@
 """Our own engine."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,16 @@ class Worker:
 
         write_packed(source, form, Path(target), task)
 
-    def load(self, path, form, threads, task, room):
+    def load(self, path, form, threads, task, room, cache):
         begun = time.perf_counter()
-        self.model = NativeModel(read_packed(path)[0], threads)
+        program = read_packed(path)[0]
+        if cache:  # which no weight depends on
+            program = replace(program, header=program.header | {"cache": cache})
+        self.model = NativeModel(program, threads)
         return time.perf_counter() - begun
+
+    def cache(self):
+        return self.model.program.header["cache"]
 
     def write(self, prompts, new):
         caches = []

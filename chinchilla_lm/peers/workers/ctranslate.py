@@ -16,12 +16,16 @@ class Worker:
 
         TransformersConverter(source, copy_files=["tokenizer.json"]).convert(target, quantization=form)
 
-    def load(self, path, form, threads, task, room):
+    def load(self, path, form, threads, task, room, cache):
         begun = time.perf_counter()
         self.model = ctranslate2.Generator(path, compute_type=form, intra_threads=threads, inter_threads=1)
         seconds = time.perf_counter() - begun
         self.tokenizer = Tokenizer.from_file(os.path.join(path, "tokenizer.json"))
         return seconds
+
+    def cache(self):
+        """Keys and values are what activations are: of int8_float32, float32."""
+        return self.model.compute_type.partition("_")[2] or "float32"
 
     def write(self, prompts, new):
         words = [[self.tokenizer.id_to_token(token) for token in prompt] for prompt in prompts]

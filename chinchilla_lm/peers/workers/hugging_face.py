@@ -18,7 +18,7 @@ BATCHES = (1, 8, 32)
 class Worker:
     batch = None
 
-    def load(self, path, form, threads, task, room):
+    def load(self, path, form, threads, task, room, cache):
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         dtype, _, how = form.partition("+")
@@ -27,6 +27,9 @@ class Worker:
         self.size = sum(one.numel() * one.element_size() for one in model.parameters())
         self.model = torch.compile(model, dynamic=True) if how == "compile" else model
         return time.perf_counter() - begun
+
+    def cache(self):
+        return str(self.model.dtype).removeprefix("torch.")
 
     def weights(self):
         return self.size

@@ -35,7 +35,7 @@ class Worker:
         os.makedirs(target)
         ov.save_model(model, os.path.join(target, FILE), compress_to_fp16=False)
 
-    def load(self, path, form, threads, task, room):
+    def load(self, path, form, threads, task, room, cache):
         begun = time.perf_counter()
         options = {"INFERENCE_NUM_THREADS": threads}
         core = ov.Core()
@@ -49,6 +49,9 @@ class Worker:
         if task != "language-modeling":
             self.throughput = core.compile_model(model, "CPU", options | {"PERFORMANCE_HINT": "THROUGHPUT"})
         return seconds
+
+    def cache(self):
+        return self.latency.get_property("KV_CACHE_PRECISION").get_type_name()
 
     def _step(self, request, ids, seen):
         """Logits of ids [B, T] behind `seen` positions."""

