@@ -328,8 +328,8 @@ class Read(TypedDict):
 
 
 class DoctorResult(TypedDict):
-    """`chinchilla doctor --json`. bandwidth_gb_s: of the largest of `reads`, None without torch. gemm_gflops: by kind of
-    number. models: those that pip brings, with their paths, None where they are not installed."""
+    """`chinchilla doctor --json`. bandwidth_gb_s: of the largest of `reads`, None without torch. gemm_gflops: by kind
+    of number. models: those that pip brings, with their paths, None where they are not installed."""
 
     machine: DoctorMachine
     bandwidth_gb_s: float | None
