@@ -126,33 +126,39 @@ def bench(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    cache: str = "auto",
     quiet: bool = False,
 ) -> BenchResult:
     """How fast a model is, alone or beside another one, in one interleaved run of about so many seconds.
 
     against: the other one, such as the original. batch: texts at a time (None: 1, or 32 for what only reads). tokens:
     of each (None: 128). new_tokens: that a language model writes (None: 64). memory: measure that and the load time
-    too, in processes of their own. Raises InputError for a shape that a model cannot take. Sets torch's CPU threads for
-    the whole process.
+    too, in processes of their own. cache: as in :func:`pack`. Raises InputError for a shape that a model cannot take.
+    Sets torch's CPU threads for the whole process.
     """
     with needing("bench"):
         from chinchilla_lm.pipeline.bench import Asked
         from chinchilla_lm.pipeline.bench import bench as run
 
-        asked = Asked(model, against, task, batch, tokens, new_tokens, seconds, memory, backend, device, dtype, threads)
+        asked = Asked(
+            model, against, task, batch, tokens, new_tokens, seconds, memory, backend, device, dtype, threads, cache
+        )
         return run(asked, Console(quiet=quiet))
 
 
-def pack(model: str, *, format: str, out: str, task: str | None = None, quiet: bool = False) -> PackResult:
+def pack(
+    model: str, *, format: str, out: str, task: str | None = None, cache: str = "auto", quiet: bool = False
+) -> PackResult:
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
 
-    out: a folder, empty or not there yet. task: the head to pack, where the model's config names none. Raises
+    out: a folder, empty or not there yet. task: the head to pack, where the model's config names none. cache: how keys
+    and values are kept, `bf16` or `int8` (`auto`: int8 beside weights of 8 and 4 bits). Raises
     InputError for an unknown format, and for a model that cannot be read, has no trained head, or is packed already.
     """
     with needing("pack"):
         from chinchilla_lm.pipeline.pack import pack as run
 
-        return run(model, format, Path(out), Console(quiet=quiet), task)
+        return run(model, format, Path(out), Console(quiet=quiet), task, cache)
 
 
 def export(model: str, *, out: str, to: str = "hf", force: bool = False, quiet: bool = False) -> ExportResult:

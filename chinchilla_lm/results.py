@@ -359,12 +359,14 @@ class BenchShares(TypedDict):
 
 
 class BenchRow(TypedDict):
-    """One engine. new_tokens: 0 for a model that only reads, whose speeds of tokens are None. latency_ms: of a request,
-    or of one text alone. peak_mb, load_s: in a process of its own, None where not measured. metrics: none here."""
+    """One engine. format: of its weights; cache: of keys and values. new_tokens: 0 for a model that only reads, whose
+    speeds of tokens are None. latency_ms: of a request, or of one text alone. peak_mb, load_s: in a process of its own,
+    None where not measured. metrics: none here."""
 
     model: str
     engine: str
     format: str
+    cache: str
     batch: int
     prompt_tokens: int
     new_tokens: int

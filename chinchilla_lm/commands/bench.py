@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.commands import bench_peers
-from chinchilla_lm.commands.inspect import TASKS, add_device_arguments
+from chinchilla_lm.commands.inspect import TASKS, add_cache_argument, add_device_arguments
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, write_atomic
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("auto", "native", "torch"), default="auto", help="what runs MODEL (default auto)"
     )
+    add_cache_argument(parser)
     add_device_arguments(parser)
 
 
@@ -107,6 +108,8 @@ def _columns(row: BenchRow, short: dict[str, str]) -> dict[str, Any]:
     from chinchilla_lm.runtime.measuring.roof import share_text
 
     cells: dict[str, Any] = {"model": short[row["model"]], "engine": row["engine"], "format": row["format"]}
+    if row["new_tokens"]:
+        cells["cache"] = row["cache"]
     if row["new_tokens"]:
         cells["prefill tokens/s"], cells["decode tokens/s"] = row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
     else:

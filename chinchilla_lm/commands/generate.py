@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_lm.commands.inspect import add_device_arguments
+from chinchilla_lm.commands.inspect import add_cache_argument, add_device_arguments
 from chinchilla_lm.console import Console
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="auto", metavar="NAME", help="native, torch or (default) auto: native on the CPU"
     )
+    add_cache_argument(parser)
     add_device_arguments(parser)
     parser.epilog = (
         "A packed copy of a GGUF file is kept in the user's cache (4 GiB at most), so that the next use begins sooner; "
@@ -80,7 +81,7 @@ def _load(args: argparse.Namespace, console: Console) -> Session:
     from chinchilla_lm.runtime.loading import EngineWarning, load
 
     with console.warned(EngineWarning):
-        return load(args.model, args.backend, args.device, args.dtype, args.threads)
+        return load(args.model, args.backend, args.device, args.dtype, args.threads, cache=args.cache)
 
 
 def _start(session: Session, prompt: str, args: argparse.Namespace) -> Generation:

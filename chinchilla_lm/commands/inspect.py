@@ -39,6 +39,16 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one for each core)")
 
 
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """--cache, for what writes."""
+    parser.add_argument(
+        "--cache",
+        default="auto",
+        metavar="{auto,bf16,int8}",
+        help="how the engine keeps keys and values; auto: int8 beside weights of 8 and 4 bits, else bf16",
+    )
+
+
 def run(args: argparse.Namespace, console: Console) -> int:
     """Print the chain."""
     from chinchilla_lm.pipeline.inspect import inspect

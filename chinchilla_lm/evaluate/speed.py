@@ -91,6 +91,7 @@ def _row(entry: Entry, shape: Shape, timing: Timings, footprint: Footprint | Non
         "model": entry.name,
         "engine": entry.spec.engine,
         "format": entry.engine.form,
+        "cache": entry.engine.cache,
         "batch": shape.batch,
         "prompt_tokens": shape.tokens,
         "new_tokens": shape.new_tokens,

@@ -45,6 +45,7 @@ class Asked:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    cache: str = "auto"
 
 
 def bench(asked: Asked, console: Console) -> BenchResult:
@@ -79,7 +80,7 @@ def _entries(asked: Asked, device: torch.device, console: Console) -> tuple[list
     dtype = str(dtype_of(asked.dtype, device)).removeprefix("torch.")
     entries = []
     for name in names:
-        spec = EngineSpec(NATIVE if native else TORCH, name, dtype, str(device), asked.task, asked.threads)
+        spec = EngineSpec(NATIVE if native else TORCH, name, dtype, str(device), asked.task, asked.threads, asked.cache)
         entries.append(Entry(name, spec, open_engine(spec)))
     demands = [entry.engine.demand for entry in entries]
     if len({(one.causal, one.kind) for one in demands}) > 1:

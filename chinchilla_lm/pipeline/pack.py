@@ -14,8 +14,11 @@ from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.packing import write_packed
 
 
-def pack(model: str, name: str, folder: Path, console: Console, task: str | None = None) -> PackResult:
-    """Write the packed model and return what was written as plain values. name: of the format.
+def pack(
+    model: str, name: str, folder: Path, console: Console, task: str | None = None, cache: str = "auto"
+) -> PackResult:
+    """Write the packed model and return what was written as plain values. name: of the format. cache: of keys
+    and values, as `load` takes it.
 
     Raises InputError for an unknown format, model or head, and for a folder that is not empty.
     """
@@ -23,7 +26,7 @@ def pack(model: str, name: str, folder: Path, console: Console, task: str | None
         raise InputError(f"{folder} is there and not an empty folder; pass another -o")
     form = format_named(name)
     begun = time.perf_counter()
-    sizes = write_packed(model, form.name, folder, task)
+    sizes = write_packed(model, form.name, folder, task, cache)
     seconds = time.perf_counter() - begun
     console.table(
         ["matrix", "bytes", "bits a weight"],

@@ -41,24 +41,29 @@ def load(
     dtype: str = "auto",
     threads: int | None = None,
     task: str | None = None,
+    cache: str = "auto",
 ) -> Session:
     """A session on a model folder, a packed model, a run folder, a GGUF file or a hub model.
 
     backend: `native` is the C++ engine on the CPU, `torch` runs on any device; `auto` is native where the engine is
     there and the device is the CPU. dtype: `auto` is bfloat16 where the device multiplies it natively, else float32; a
     packed model has its own. threads: of a native session, or of all of torch; None means every core (torch: as it is).
-    task: needed where the checkpoint says none. Raises InputError for an unknown backend, device or dtype, for a model
-    that cannot be read, for a task whose head would have random weights, and where what is needed is not installed: a
-    packed model in the engine needs no torch. An EngineWarning says where `auto` is torch for want of the engine.
+    task: needed where the checkpoint says none. cache: how a native session keeps keys and values, `bf16` or `int8`;
+    `auto` is int8 beside weights of 8 and 4 bits. Raises InputError for an unknown backend, device, dtype or cache, for
+    a model that cannot be read, for a task whose head would have random weights, and where what is needed is not
+    installed: a packed model in the engine needs no torch. An EngineWarning says where `auto` is torch for want of the
+    engine.
     """
-    session = _loaded(path, backend, device, dtype, threads, task)
+    session = _loaded(path, backend, device, dtype, threads, task, cache)
     source = session.card.source
     if source is not None and source.is_dir():
         session.files = Snapshot.of(source)
     return session
 
 
-def _loaded(path: str | Path, backend: str, device: str, dtype: str, threads: int | None, task: str | None) -> Session:
+def _loaded(
+    path: str | Path, backend: str, device: str, dtype: str, threads: int | None, task: str | None, cache: str
+) -> Session:
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass one of them")
     if threads is not None:
@@ -73,11 +78,13 @@ def _loaded(path: str | Path, backend: str, device: str, dtype: str, threads: in
         program, card = read_packed(path)
         if task is not None and task != card.kind:
             raise InputError(f"this packed model is for {card.kind}, not {task}; load another one")
-        return Session(NativeBackend(NativeModel(program, threads), card), card)
+        return Session(NativeBackend(NativeModel(program.with_cache(cache), threads), card), card)
     if native:
         with needing(_who(path, packed)):
             program, card = _kept_or_made(path, native_format(dtype), task)
-        return Session(NativeBackend(NativeModel(program, threads), card), card)
+        return Session(NativeBackend(NativeModel(program.with_cache(cache), threads), card), card)
+    if cache != "auto":
+        raise InputError(f"cache {cache} is the native engine's; leave --cache away on torch")
     with needing(_who(path, packed)):
         return _in_torch(path, packed, device, dtype, threads, task)
 

@@ -16,13 +16,15 @@ from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.compile import draft
 from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
-from chinchilla_lm.runtime.engine.program import Draft, write_program
+from chinchilla_lm.runtime.engine.program import Draft, cached_in, write_program
 
 Size = tuple[str, int, int]
 
 
-def write_packed(model: str | Path, form: str, folder: Path, task: str | None = None) -> list[Size]:
-    """Pack a model into a folder, wholly or not at all; (what, bytes, weights) of its parts.
+def write_packed(
+    model: str | Path, form: str, folder: Path, task: str | None = None, cache: str = "auto"
+) -> list[Size]:
+    """Pack a model into a folder, wholly or not at all; (what, bytes, weights) of its parts. cache: of keys and values.
 
     Raises InputError for a model that cannot be read, has no trained head, or is packed already.
     """
@@ -34,6 +36,8 @@ def write_packed(model: str | Path, form: str, folder: Path, task: str | None = 
     laid = draft(checkpoint.model, form)
     card = Card.of(checkpoint)
     header = laid.header | {"card": card.to_dict()}
+    if cache != "auto":
+        header = cached_in(header, cache)
     with building(folder) as temporary:
         checkpoints.write_rest(checkpoint, temporary)
         save_plain(card.tokenizer, temporary)

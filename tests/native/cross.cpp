@@ -75,6 +75,7 @@ Program program(const Weights& format, Format cache) {
     made.max_positions = 64;
     made.cache = cache;
     made.embedding.tied = true;
+    made.embedding.size = kHidden;
     const Norm norm{true, true, 1e-5F, nullptr, nullptr};
     for (int layer = 0; layer < 2; ++layer) {
         Operation attention;

@@ -22,7 +22,7 @@ NEEDS_ENGINE = pytest.mark.skipif(engine_module() is None, reason="the engine is
 class Sleeper:
     """An engine of a known speed that remembers what it was given."""
 
-    form = "none"
+    form = cache = "none"
 
     demand: Any = SimpleNamespace(vocabulary=50)
 

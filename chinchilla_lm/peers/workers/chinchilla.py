@@ -1,7 +1,6 @@
 """Our own engine."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,7 @@ class Worker:
 
     def load(self, path, form, threads, task, room, cache):
         begun = time.perf_counter()
-        program = read_packed(path)[0]
-        if cache:  # which no weight depends on
-            program = replace(program, header=program.header | {"cache": cache})
+        program = read_packed(path)[0].with_cache(cache or "auto")
         self.model = NativeModel(program, threads)
         return time.perf_counter() - begun
 

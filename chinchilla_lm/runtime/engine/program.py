@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +41,20 @@ PAGE = 4096
 START = len(MAGIC) + 8 + 32
 MOST_HEADER = 64 << 20  # bytes; a model of 200 blocks has some 200 kB
 
+# Formats of keys and values: 2 bytes a value, or 1 with a scale a position and head.
+CACHES = ("bf16", "int8")
+
 Header = dict[str, Any]
 Fill = Callable[[Bytes], None]
+
+
+def cached_in(header: Header, name: str) -> Header:
+    """A program's header with another format of keys and values. Raises InputError as `Program.with_cache` does."""
+    if name not in CACHES:
+        raise InputError(f"cache {name!r} is not one of auto, {', '.join(CACHES)}; pass --cache auto")
+    if not header["causal"] or header["head"]["kind"] != "language-modeling":
+        raise InputError(f"cache {name} is of the keys and values of a model that writes; leave --cache away")
+    return header | {"cache": name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,13 @@ class Program:
     def size(self) -> int:
         """Bytes of data."""
         return int(self.data.size)
+
+    def with_cache(self, name: str) -> Program:
+        """The same with another format of keys and values, which no weight depends on; `auto`: as it was packed.
+
+        Raises InputError for an unknown format, and for a model that keeps none.
+        """
+        return self if name == "auto" else replace(self, header=cached_in(self.header, name))
 
     def blocks(self) -> Iterator[Bytes]:
         """The data in order."""

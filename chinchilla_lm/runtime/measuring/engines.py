@@ -34,6 +34,7 @@ class EngineSpec:
 
     path: a model as `checkpoint.load` takes it, or a packed one. dtype: float32, bfloat16 or auto; a packed model has
     its own. task: None for the head that was saved. threads: of the engine, None for one a core; torch has its own.
+    cache: of the engine's keys and values, as `load` takes it.
     """
 
     engine: str
@@ -42,12 +43,15 @@ class EngineSpec:
     device: str
     task: str | None = None
     threads: int | None = None
+    cache: str = "auto"
 
 
 class Engine(Protocol):
-    """A loaded model that can be timed. Ids are int64 [B, T], below `demand.vocabulary`. form: of its weights."""
+    """A loaded model that can be timed. Ids are int64 [B, T], below `demand.vocabulary`. form: of weights; cache: of
+    keys and values."""
 
     form: str
+    cache: str
 
     @property
     def demand(self) -> Demand:
@@ -76,9 +80,11 @@ class NativeEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         program, card = _program(spec)
+        program = program.with_cache(spec.cache)
         self.model = NativeModel(program, spec.threads)
         try:  # what the engine has no use for may be damaged still
             self.demand, self.form = ProgramDemand(program, card), str(program.header["format"])
+            self.cache = str(program.header["cache"])
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"the program in {spec.path} does not say how large its parts are ({error!r}); "

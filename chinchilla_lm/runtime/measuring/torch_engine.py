@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
@@ -27,13 +28,15 @@ class TorchEngine:
     is accepted."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        if spec.cache != "auto":
+            raise InputError(f"cache {spec.cache} is the native engine's; leave --cache away on torch")
         device = resolve_device(spec.device)
         load = unpack_checkpoint if is_packed(spec.path) else checkpoints.load
         self.backend = TorchBackend.prepared(
             load(spec.path, task=spec.task).model, device, dtype_of(spec.dtype, device)
         )
         self.demand = ModelDemand(self.backend.model)
-        self.form = str(self.backend.dtype).removeprefix("torch.")
+        self.form = self.cache = str(self.backend.dtype).removeprefix("torch.")
 
     def generate(self, ids: Ids, new_tokens: int) -> tuple[float, float]:
         """See Engine."""
