@@ -15,7 +15,7 @@ from chinchilla_lm.pipeline.recovery import Standing
 from chinchilla_lm.pipeline.timing import AgainstOriginal
 from chinchilla_lm.pipeline.workbench import Workbench
 from chinchilla_lm.plan import CostTable, Plan, chain
-from chinchilla_lm.score.contract import Search, Target, Try, fulfil
+from chinchilla_lm.score.contract import NEIGHBOURS, Search, Target, Try, fulfil
 from chinchilla_lm.search import MEASURED, METHODS, Memo
 from chinchilla_lm.shorten.surgery import shorten
 
@@ -40,7 +40,15 @@ class Planner:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
 
-    def plan_for(self, table: CostTable, target: Target, memo: Memo, tried: list[Try], methods: Sequence[str]) -> Plan:
+    def plan_for(
+        self,
+        table: CostTable,
+        target: Target,
+        memo: Memo,
+        tried: list[Try],
+        methods: Sequence[str],
+        neighbours: int = NEIGHBOURS,
+    ) -> Plan:
         """The best plan that keeps the promise; all that were timed are added to `tried`.
 
         Raises ContractError where no method has one.
@@ -51,7 +59,7 @@ class Planner:
             for method in methods:
                 search = self.searcher(method, memo, lambda note: progress.advance(1, note))
                 try:
-                    best, tries = self.fulfil(table, target, search, memo)
+                    best, tries = self.fulfil(table, target, search, memo, neighbours)
                 except ContractError as error:
                     refused = error
                     continue
@@ -72,17 +80,19 @@ class Planner:
 
         def attempt(speed: float) -> Trial | None:
             try:
-                plan = self.plan_for(table, Target(speedup=speed), memo, tried, methods)
+                # No neighbours: the speed itself is what is tried.
+                plan = self.plan_for(table, Target(speedup=speed), memo, tried, methods, neighbours=0)
             except ContractError as error:
                 self.bench.console.say(f"trial: {error}")
                 return None
             methods[:] = [plan.method]  # the first trial's race has chosen
             standing = self._briefly(plan)
-            measured = next(one.speedup.value for one in reversed(tried) if one.plan.dropped == plan.dropped)
+            # What can be promised of it, not the middle of what was timed.
+            measured = next(one.speedup.low for one in reversed(tried) if one.plan.dropped == plan.dropped)
             trial = Trial(self.signed(plan), measured, standing)
             held = "holds" if trial.holds(self.bench.recipe.margin) else "does not hold"
             self.bench.console.say(
-                f"trial: {measured:.2f}× with {len(plan.kept)} links, loss on dev {standing.loss:.2f} "
+                f"trial: at least {measured:.2f}× with {len(plan.kept)} links, loss on dev {standing.loss:.2f} "
                 f"[{standing.low:.2f}, {standing.high:.2f}], {held} the margin of {self.bench.recipe.margin:g}"
             )
             return trial
@@ -158,9 +168,15 @@ class Planner:
 
         return search
 
-    def fulfil(self, table: CostTable, target: Target, search: Search, memo: Memo) -> tuple[Try, list[Try]]:
+    def fulfil(
+        self, table: CostTable, target: Target, search: Search, memo: Memo, neighbours: int = NEIGHBOURS
+    ) -> tuple[Try, list[Try]]:
         """The contract, with true costs."""
-        return fulfil(table, target, search, self.race, self.bench.console, lambda plan: memo(frozenset(plan.dropped)))
+
+        def cost(plan: Plan) -> float:
+            return memo(frozenset(plan.dropped))
+
+        return fulfil(table, target, search, self.race, self.bench.console, cost=cost, neighbours=neighbours)
 
     def race(self, plan: Plan) -> AgainstOriginal:
         """The assembled model against the original, in turn."""

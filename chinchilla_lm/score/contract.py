@@ -138,15 +138,23 @@ class Try:
 
 
 def fulfil(
-    table: CostTable, target: Target, search: Search, start: StartRace, console: Console, cost: CostOf | None = None
+    table: CostTable,
+    target: Target,
+    search: Search,
+    start: StartRace,
+    console: Console,
+    *,
+    cost: CostOf | None = None,
+    neighbours: int = NEIGHBOURS,
 ) -> tuple[Try, list[Try]]:
     """The plan that costs least of those that keep the promise when timed, and all that were timed.
 
-    start: gives the race of a plan's model. cost: true cost of a plan; without it, what the table adds up.
+    start: gives the race of a plan's model. cost: true cost of a plan; without it, what the table adds up. neighbours:
+    searches beyond the plan that holds, at most; with 0 the first that holds is taken.
     Raises ContractError, with what can be had, when no plan keeps it.
     """
     contract = _Contract(table, target, search, start, console, cost or (lambda plan: table.cost_of(plan.dropped)))
-    best = contract.climb(contract.descend())
+    best = contract.climb(contract.descend(), neighbours)
     origin = {**best.plan.origin, "measured": [one.facts() for one in contract.tries]}
     return replace(best, plan=replace(best.plan, origin=origin)), contract.tries
 
@@ -197,11 +205,11 @@ class _Contract:
             budget = min(budget, one.predicted_us) * min(kept, 1 - EXTRA) * (1 - EXTRA)
         raise ContractError(self.what_can_be_had())
 
-    def climb(self, best: Try) -> Try:
+    def climb(self, best: Try, neighbours: int) -> Try:
         """Time plans with a larger budget than the one that holds, and keep the best that holds."""
         asked: list[float] = []
         last = best
-        while len(asked) < NEIGHBOURS:
+        while len(asked) < neighbours:
             budget = self._rung(best, self._line(last), asked)
             if budget is None:
                 break

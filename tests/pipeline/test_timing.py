@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,13 +58,16 @@ def test_a_request_fits_the_models_positions(job, capsys, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_cost_table_adds_up_to_about_what_a_request_takes(job, backend: str):
-    """Within a factor that any machine keeps: one pass, or one step, is off by many times that."""
+    """Within a factor of two, where nothing else ran meanwhile: one pass, or one step, is off by many times that."""
     timed = job(backend=backend, tokens=16, new_tokens=24)
     served = timed.served()
-    predicted = link_times(timed, served, seconds=0.0)
-    assert set(predicted.link_us) == set(timed.checkpoint.model.link_names)
-    taken_us = 1e6 * statistics.median(race(timed, {"it": served}).run(rounds=9)["it"].seconds)
-    assert predicted.total_us == pytest.approx(taken_us, rel=0.75)
+    off = []
+    for _ in range(6):  # a busy machine disturbs one of the two, but not every time
+        predicted = link_times(timed, served, seconds=0.0)
+        assert set(predicted.link_us) == set(timed.checkpoint.model.link_names)
+        taken_us = 1e6 * statistics.median(race(timed, {"it": served}).run(rounds=9)["it"].seconds)
+        off.append(abs(math.log(predicted.total_us / taken_us)))
+    assert min(off) < math.log(2), off
 
 
 class Recorded:

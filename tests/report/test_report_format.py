@@ -35,6 +35,9 @@ def test_the_target_is_missed_just_below_it() -> None:
     assert target_words({"value": 2.1, "low": 1.9999, "target": 2.0}) == ", target 2.00× missed", "at the bad end"
     assert target_words({"value": 2.1, "low": 2.0, "target": 2.0}) == ", target 2.00× reached"
     assert target_words({"value": 2.0, "target": None}) == ""
+    latency = {"value": 19.0, "low": 18.0, "high": 20.1, "target": 20.0}
+    assert target_words({"target": None, "latency": latency}) == ", target 20.0 ms missed"
+    assert target_words({"target": None, "latency": latency | {"high": 20.0}}) == ", target 20.0 ms reached"
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,12 @@ def test_what_was_predicted_just_under_the_line_is_timed():
     assert len(best.plan.kept) == 9
 
 
+def test_without_neighbours_the_first_that_holds_is_taken():
+    best, tries = fulfil(table(), Target(speedup=2.0), cheapest, Machine(0.9), CONSOLE, neighbours=0)
+    assert len(tries) == 1
+    assert best.plan.dropped == tries[0].plan.dropped
+
+
 def test_of_plans_that_hold_the_one_that_truly_costs_least_is_kept():
     """The table's sum prefers the plan with more links; measured together it is worse."""
     best, tries = fulfil(
