@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.engine.native import NativeBackend
 from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.runtime.packing import write_packed
+from chinchilla_lm.runtime.session import Session
 
 IDS = list(range(5, 69))
+
+
+def program_of(session: Session) -> dict[str, Any]:
+    runner = session.runner
+    assert isinstance(runner, NativeBackend)
+    return runner.model.program.header
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -23,7 +32,7 @@ def test_the_cache_is_switched_and_named(model_folder, tmp_path: Path, packed: b
     logits = {}
     for cache in ("auto", "bf16", "int8"):
         session = load(source, backend="native", threads=1, cache=cache)
-        header = session.backend.model.program.header
+        header = program_of(session)
         assert header["cache"] == (("int8" if packed else "bf16") if cache == "auto" else cache)
         logits[cache] = session.logits(IDS)
     same, other = ("int8", "bf16") if packed else ("bf16", "int8")
@@ -34,7 +43,7 @@ def test_the_cache_is_switched_and_named(model_folder, tmp_path: Path, packed: b
 def test_a_packed_model_keeps_the_cache_that_it_was_packed_with(model_folder, tmp_path: Path):
     write_packed(model_folder("llama-gqa"), "int8", tmp_path / "packed", cache="bf16")
     session = load(tmp_path / "packed", threads=1)
-    assert session.backend.model.program.header["cache"] == "bf16"
+    assert program_of(session)["cache"] == "bf16"
 
 
 def test_what_cannot_be_is_refused(model_folder, tmp_path: Path):

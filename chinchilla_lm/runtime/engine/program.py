@@ -52,7 +52,7 @@ def cached_in(header: Header, name: str) -> Header:
     """A program's header with another format of keys and values. Raises InputError as `Program.with_cache` does."""
     if name not in CACHES:
         raise InputError(f"cache {name!r} is not one of auto, {', '.join(CACHES)}; pass --cache auto")
-    if not header["causal"] or header["head"]["kind"] != "language-modeling":
+    if not header["causal"]:
         raise InputError(f"cache {name} is of the keys and values of a model that writes; leave --cache away")
     return header | {"cache": name}
 
