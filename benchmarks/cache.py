@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     program, card = compile_file(packaged_model("SmolLM2-135M-Instruct"), "bf16")
     tokens = min(args.tokens, card.max_positions)
-    records = load_dataset(data_folder("wikitext-2"), "language-modeling").records("test")
+    records = load_dataset(data_folder("wikitext2"), "language-modeling").records("test")
     ids = np.array(card.tokenizer("\n\n".join(record.text for record in records))["input_ids"], np.int32)
     stretches = [ids[i * tokens : (i + 1) * tokens] for i in range(args.documents)]
     nats, best = {}, {}

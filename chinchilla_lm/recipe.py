@@ -163,6 +163,11 @@ class Recipe(_Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     """how a pretrained model learns the task"""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the data's own answers take part in recovery, so that it is more than a copy of the original."""
+        return self.recover.epochs > 0 and self.recover.weights.task > 0
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
         """The recipe in a YAML file. Raises InputError when it is missing, damaged or wrong."""

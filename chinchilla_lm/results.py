@@ -121,11 +121,22 @@ class Verdict(Decision):
     more_examples: int | None
 
 
+class AgreementFound(TypedDict):
+    """How many answers changed: the shares that are the same and that flipped from right to wrong or back, and the mean
+    KL in nats; `evaluate.agreement` says more."""
+
+    answers: int
+    same: Interval
+    flipped: Interval
+    kl: Interval
+
+
 class EvaluateResult(TypedDict):
     """A model's quality: `chinchilla evaluate --json`.
 
-    n: sentences, texts or windows of the split. certificate and issued: where there was a model to compare with; issued
-    is the path of the certificate that was written, None where none was.
+    n: sentences, texts or windows of the split. certificate, agreement and issued: where there was a model to compare
+    with; agreement is None where the two do not read the same tokens, or a number is no answer to agree on; issued is
+    the path of the certificate that was written, None where none was.
     """
 
     task: str
@@ -134,6 +145,7 @@ class EvaluateResult(TypedDict):
     metrics: dict[str, Interval]
     tables: dict[str, list[ClassRow]]
     certificate: NotRequired[Verdict]
+    agreement: NotRequired[AgreementFound | None]
     issued: NotRequired[str | None]
 
 
@@ -170,16 +182,6 @@ class CompressRow(TypedDict):
     parameters: int
     bytes: int
     links: int
-
-
-class AgreementFound(TypedDict):
-    """How many answers changed: the shares that are the same and that flipped from right to wrong or back, and the mean
-    KL in nats; `evaluate.agreement` says more."""
-
-    answers: int
-    same: Interval
-    flipped: Interval
-    kl: Interval
 
 
 class ComparisonResult(Verdict):

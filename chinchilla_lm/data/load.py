@@ -180,6 +180,7 @@ def _assemble(
     if WHOLE in records:
         records["train"] = records.pop(WHOLE)
     missing = [split for split in ("dev", "test") if split not in records]
+    split_made: list[str] = []
     if "train" not in records or not missing:
         if asked:
             notes.append(
@@ -193,13 +194,14 @@ def _assemble(
         notes += too_few
         skipped += without_place
         records.update(made)
+        split_made = missing
         sizes = ", ".join(f"{split} {len(made[split])}" for split in made)
         if missing:
             notes.append(f"{' and '.join(missing)} made from train by {how}: {sizes} records")
     records = {split: records[split] for split in SPLITS if split in records}
     notes += _shared(records) + label_notes(task, records)
     labels = sorted_labels(task, _seen(records.values()))
-    return Dataset(name, task, records, labels, skipped, has_documents, notes)
+    return Dataset(name, task, records, labels, skipped, has_documents, notes, tuple(split_made))
 
 
 def _made(

@@ -107,6 +107,8 @@ class Dataset:
     skipped: list[Skipped]
     has_documents: bool
     notes: list[str] = field(default_factory=list)
+    made: tuple[str, ...] = ()
+    """The splits that no file was, but were made of another."""
 
     def records(self, split: str) -> list[Any]:
         """The records of one split.

@@ -19,6 +19,7 @@ from chinchilla_lm.errors import InputError
 R = TypeVar("R", bound=Record)
 SplitBy = Literal["hash", "group", "time"]
 SHARE = 0.1  # of the documents go to test and as many to dev, the usual 80/10/10
+LEAST_PASSAGE = 40  # characters of a line; shorter ones stand everywhere
 UNDATED = 0.05  # at most this share of records may lack a time where the split goes by time
 
 
@@ -46,6 +47,20 @@ def disjoint(records: Sequence[R], test_records: Sequence[Record]) -> tuple[list
 def shared_texts(records: Iterable[Record], others: Iterable[Record]) -> int:
     """How many distinct texts stand on both sides."""
     return len({record_text(record) for record in records} & {record_text(record) for record in others})
+
+
+def shared_passages(records: Sequence[Record], others: Sequence[Record]) -> float:
+    """The share of the records' passages that stand in `others` too, however both are cut into records: lines of a
+    text, sentences with tags, whole short texts. 0 where no record has one of LEAST_PASSAGE characters."""
+    passages = [passage for record in records for passage in _passages(record)]
+    known = {passage for record in others for passage in _passages(record)}
+    return sum(passage in known for passage in passages) / max(1, len(passages))
+
+
+def _passages(record: Record) -> list[str]:
+    lines = record.text.split("\n") if isinstance(record, Text) else [record_text(record)]
+    found = [" ".join(line.split()) for line in lines]
+    return [line for line in found if len(line) >= LEAST_PASSAGE]
 
 
 def make_splits(

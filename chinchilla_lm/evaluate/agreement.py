@@ -46,6 +46,13 @@ class Agreement:
     flipped: Estimate
     kl: Estimate
 
+    def words(self) -> str:
+        """In one line, for a person."""
+        return (
+            f"{self.same.value:.2%} of {self.answers:,} answers are the same, {self.flipped.value:.2%} flipped from "
+            f"right to wrong or back; mean KL {self.kl.value:.4f} nats"
+        )
+
     def to_dict(self) -> AgreementFound:
         same, flipped, kl = (estimate.to_dict() for estimate in (self.same, self.flipped, self.kl))
         return {"answers": self.answers, "same": same, "flipped": flipped, "kl": kl}

@@ -11,12 +11,14 @@ root of the number of examples, which says how many more it would take if the es
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.sums import Difference, Sums, Unit, finite_or_none, paired
+from chinchilla_lm.resampling import LEVEL, Floats
 from chinchilla_lm.results import Decision, Verdict
 
 MAX_MARGIN = 50.0
@@ -61,21 +63,25 @@ class Certificate:
         }
 
 
-def certify(original: Sums, changed: Sums, margin: float, n: int) -> Certificate:
+def certify(original: Sums, changed: Sums, margin: float, n: int, *, identical: bool = False) -> Certificate:
     """Non-inferior within `margin` (points or percent, as the metric's unit says) at 95 %, from `n` examples.
 
-    Higher is better: passes if low > -margin. Lower is better: passes if high < margin. Equal sums on every document
-    pass, however few they are; otherwise fewer than MIN_DOCUMENTS documents decide nothing.
-    Raises InputError for a margin outside (0, 50], n below 1, or sums that cannot be compared.
+    Higher is better: passes if low > -margin. Lower is better: passes if high < margin. identical: the models' outputs
+    are the same to the last bit, which passes however few documents there are; otherwise fewer than MIN_DOCUMENTS
+    decide nothing. Raises InputError for a margin outside (0, 50], n below 1, or sums that cannot be compared.
     """
     check_margin(margin, original.name, original.unit)
     if n < 1:
         raise InputError(f"n = {n} examples; a certificate needs at least 1; pass a split that is not empty")
     difference = paired(original, changed)
-    if np.array_equal(original.per_document, changed.per_document):
+    equal = np.array_equal(original.per_document, changed.per_document)
+    # Equal likelihoods come from equal models; equal counts of right answers say little where there are few.
+    if equal and (identical or original.unit == "percent"):
         difference = Difference(0.0, 0.0, 0.0, original.documents)
         more = None
     else:
+        if original.unit == "points" and original.higher_is_better:
+            difference = _with_unseen_losses(original, changed, difference, n)
         more = _more_examples(difference, original.higher_is_better, margin, n)
     passed = more is None and _loss(difference, original.higher_is_better)[1] < margin
     return Certificate(
@@ -91,6 +97,33 @@ def certify(original: Sums, changed: Sums, margin: float, n: int) -> Certificate
         more_examples=more,
         verdict=_verdict(original, difference, margin, n, passed, more),
     )
+
+
+def _with_unseen_losses(original: Sums, changed: Sums, difference: Difference, n: int) -> Difference:
+    """The interval, made to hold the losses and gains that so few examples need not show.
+
+    A bootstrap of a sample without a loss knows of none. Where documents got worse, their number is a count, whose
+    upper bound at 97.5 % is `most_of`(count): 3.7 where none did. Each is taken to weigh what those that changed weigh,
+    or, where none did, what one of n examples does.
+    """
+    without = 100 * (changed.statistic(_less_each(changed)) - original.statistic(_less_each(original)))
+    touched = np.any(original.per_document != changed.per_document, axis=1)
+    effects = (difference.value - without)[touched]  # of each document on the difference, in points
+    weight = float(np.abs(effects).mean()) if np.any(effects) else 100 / n
+    worse, better = (int((sign * effects > weight / 1000).sum()) for sign in (-1, 1))
+    low = difference.value - (most_of(worse) - worse) * weight
+    high = difference.value + (most_of(better) - better) * weight
+    return replace(difference, low=min(difference.low, low), high=max(difference.high, high))
+
+
+def most_of(count: int) -> float:
+    """The upper bound at 97.5 % of what is expected where so many were counted (Poisson; Wilson & Hilferty 1931)."""
+    k = count + 1
+    return float(k * (1 - 1 / (9 * k) + NormalDist().inv_cdf((1 + LEVEL) / 2) / (3 * math.sqrt(k))) ** 3)
+
+
+def _less_each(sums: Sums) -> Floats:
+    return sums.per_document.sum(axis=0) - sums.per_document
 
 
 def check_margin(margin: float, metric: str, unit: Unit) -> None:
@@ -115,6 +148,8 @@ def _more_examples(difference: Difference, higher: bool, margin: float, n: int) 
     loss, worst = _loss(difference, higher)
     if loss >= margin or worst < margin:
         return None
+    if not math.isfinite(worst):
+        return n
     needed = n * ((worst - loss) / (margin - loss)) ** 2
     return max(1, math.ceil(needed) - n)
 

@@ -16,6 +16,7 @@ from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.data.tag_path import TagPath
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.agreement import Agreement
+from chinchilla_lm.evaluate.blocks import shortest_block
 from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.evaluate.nats import Forward
 from chinchilla_lm.evaluate.tasks import TASKS, Split
@@ -50,6 +51,17 @@ class Judge:
         """Run the whole split through a model and measure its answers."""
         with torch.inference_mode():
             return self.task.judge(self.split, forward)
+
+    def same_windows(self, other: Judge) -> bool:
+        """Whether another judge gives its models the same tokens, so that answers can be compared one by one."""
+        mine, theirs = ([window.ids for window in judge.split.encoded] for judge in (self, other))
+        return mine == theirs
+
+    def units(self) -> int:
+        """How many documents, or blocks of running text, there are at most to draw from."""
+        records = self.split.records
+        owners = {records[owner].document for window in self.split.encoded for owner, _ in window.owners}
+        return len(owners) // shortest_block(len(owners)) if self.split.consecutive else len(owners)
 
     def compare(self, original: Forward, changed: Forward, before: Judged, after: Judged) -> Agreement | None:
         """How far the answers of two models agree, of which this judge made `before` and `after`; of running text, on

@@ -8,6 +8,8 @@ from typing import Any
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_json
 
+# Key of chinchilla.json: the model learnt from the answers of some data, beyond what the one before it knew.
+ADAPTED = "adapted"
 META = "chinchilla.json"
 VERSION = 1  # of its layout
 # Where certificates stood before they had a file of their own: no copy of a model takes them along.

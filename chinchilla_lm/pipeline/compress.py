@@ -9,7 +9,6 @@ import time
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.blocks import shortest_block
 from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
 from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.models.checkpoint import Checkpoint
@@ -48,11 +47,14 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
     _ = stages.job.labels
     _ = stages.job.guard
     table = stages.score()
+    control = stages.control() if recipe.adapts else None
+    if control is not None:
+        stages.recovery.base = stages.job.ready(control.model)
     plan = stages.search(table)
     plan, unrecovered, recovered = _carry_out(stages, plan)
     models = {ORIGINAL: stages.job.checkpoint.model}
-    if recipe.recover.epochs > 0 and recipe.recover.weights.task > 0:
-        models[CONTROL] = stages.control().model
+    if control is not None:
+        models[CONTROL] = control.model
     models |= {"shortened": unrecovered, RESULT: recovered.model}
     return finish(stages, table, plan, models, begun)
 
@@ -62,7 +64,8 @@ def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoin
     whose interval on dev lies within the margin, or of the last."""
     trials = stages.trials()
     known = [trial.plan.dropped for trial in trials]
-    plans = [trial.plan for trial in trials[known.index(plan.dropped) :]] if plan.dropped in known else [plan]
+    slower = trials[known.index(plan.dropped) + 1 :] if plan.dropped in known else []
+    plans = [plan, *(trial.plan for trial in slower)]
     for plan in plans:
         plan.save(stages.folder.file("plan.json"))
         short = stages.shorten(plan)
@@ -82,19 +85,13 @@ def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoin
 
 def _warn_of_few_documents(stages: Stages) -> None:
     """Say at once what the certificate would say at the end."""
-    records = stages.job.dataset.records("test")
-    what = "documents"
-    if stages.job.task.whole_passes:  # those count that a window predicts tokens of
-        owners = [owner for window in stages.job.encode(records) for owner, _ in window.owners]
-        records = [records[owner] for owner in owners]
-    units = len({record.document for record in records})
-    if any(getattr(record, "follows", False) for record in records):
-        what, units = "blocks of running text", units // shortest_block(units)
-    if units < MIN_DOCUMENTS:
-        stages.console.warn(
-            f"{units} {what} to test on decide nothing unless both models answer alike; a certificate needs "
-            f"{MIN_DOCUMENTS}; pass more test data"
-        )
+    judges = {"test on": stages.job.test, "guard with": stages.job.guard}
+    for what, judge in judges.items():
+        if judge is not None and (units := judge.units()) < MIN_DOCUMENTS:
+            stages.console.warn(
+                f"{units} documents, or blocks of running text, to {what} decide nothing unless both models answer "
+                f"alike; a certificate needs {MIN_DOCUMENTS}; pass more data"
+            )
 
 
 def finish(
@@ -103,18 +100,19 @@ def finish(
     """Judge and time all models, certify the last, write the report, print the verdict."""
     recipe, job, console = stages.recipe, stages.job, stages.console
     served = {name: job.serve(model) for name, model in models.items()}
-    judgement = judge_models(served, job.judge("test"), job.guard, recipe.metric, recipe.margin, console)
+    files = hashes(stages.folder.file("model"))
+    judgement = judge_models(served, job.test, job.guard, recipe.metric, recipe.margin, console)
     last = LastTiming(job, served, stages.target, RESULT, FINAL_CLOCK_SECONDS)
     timings, ratio = last.timings, last.timed.speedup
     rows = [row_of(name, models[name], judgement.judged[name], timings[name], stages) for name in models]
     report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
     for note in last.note(report):
         console.warn(note)
-    if not judgement.passed and "dev" in job.dataset.splits and ratio.value > 1:
-        report["notes"].append(advice_words(stages.advice(table, ratio.value), recipe))
+    if not judgement.passed and "dev" in job.dataset.splits and ratio.low > 1:
+        report["notes"].append(advice_words(stages.advice(table, ratio.low), recipe))
     report["samples"] = samples(stages, models)
     write_report(report, stages.folder.path)
-    _note_certificate(stages, judgement, ratio)
+    _note_certificate(stages, judgement, ratio, files, report["verdict"] == "passed")
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
     job.show(judgement.judged[RESULT], "recovered, test")
     show(console, report, stages)
@@ -129,9 +127,12 @@ def finish(
     }
 
 
-def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio) -> None:
-    """Put the certificate beside the weights that it is about."""
+def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files: dict[str, str], passed: bool) -> None:
+    """Put the certificate beside the weights that it is about. files: their hashes before they were judged. passed: in
+    every comparison, and as fast as asked."""
     job, folder = stages.job, stages.folder.file("model")
+    if hashes(folder) != files:
+        raise InputError(f"the files in {folder} changed while they were judged; run the same command again")
     shape = job.shape
     low, high = (float(bound) if math.isfinite(bound) else None for bound in (ratio.low, ratio.high))
     cpu = printable(machine.cpu_model())
@@ -147,8 +148,8 @@ def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio) -> Non
     )
     issue(
         folder,
-        judgement.certificate.to_dict(),
-        artifact=artifact_of(job, hashes(folder)),
+        judgement.certificate.to_dict() | {"passed": passed},
+        artifact=artifact_of(job, files),
         original=original_of(job),
         data=data_of(job, "test", judgement.judged[ORIGINAL]),
         speed=speed,

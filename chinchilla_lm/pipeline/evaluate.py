@@ -33,7 +33,8 @@ def evaluate(
         console.say(line)
     issuer = None if against is None else _issuer(job, split, console)
     judge = job.judge(split)
-    judged = judge(job.served())
+    ours = job.served()
+    judged = judge(ours)
     result: EvaluateResult = {
         "task": recipe.task,
         "split": split,
@@ -50,14 +51,26 @@ def evaluate(
                 f"{against} takes {other.window} tokens, less than the windows of {job.window}; "
                 f"pass --max-tokens {other.window}"
             )
-        original = other.judge(split)(other.served())
+        served, their_judge = other.served(), other.judge(split)
+        original = their_judge(served)
         metric = recipe.metric or original.primary.name
         if metric not in original.measurement.sums:
             known = ", ".join(original.measurement.sums)
             raise InputError(f"metric {metric!r} is not one of {known}; pass --metric {original.primary.name}")
+        agreement = None
+        if other.labels == job.labels and judge.same_windows(their_judge):
+            agreement = judge.compare(served, ours, original, judged)
+        identical = agreement is not None and agreement.kl.value == 0 and agreement.same.value == 1
         certificate = certify(
-            original.measurement.sums[metric], judged.measurement.sums[metric], recipe.margin, original.measurement.n
+            original.measurement.sums[metric],
+            judged.measurement.sums[metric],
+            recipe.margin,
+            original.measurement.n,
+            identical=identical,
         )
+        if agreement is not None:
+            console.show(agreement.words())
+        result["agreement"] = None if agreement is None else agreement.to_dict()
         console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
         result["certificate"] = certificate.to_dict()
         result["issued"] = None if issuer is None else _issued(issuer, certificate, other, judged, split, console)

@@ -44,7 +44,7 @@ class Trial:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trial:
-        return cls(Plan.from_dict(values["plan"]), float(values["speedup"]), Standing(**values["standing"]))
+        return cls(Plan.from_dict(values["plan"]), float(values["speedup"]), Standing.from_dict(values["standing"]))
 
 
 def bisect(most: float, margin: float, attempt: Callable[[float], Trial | None], trials: int = TRIALS) -> list[Trial]:

@@ -23,6 +23,7 @@ from chinchilla_lm.files import json_text, read_text, sha256_of, sha256_text, us
 from chinchilla_lm.recipe import Recipe
 
 T = TypeVar("T")
+Outputs = Sequence[str] | Callable[[], Sequence[str]]
 
 
 class _Stopped(BaseModel):
@@ -83,9 +84,17 @@ class RunFolder:
         return path
 
     def stage(
-        self, name: str, inputs: Mapping[str, Any], outputs: Sequence[str], work: Callable[[], T], read: Callable[[], T]
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Outputs,
+        work: Callable[[], T],
+        read: Callable[[], T],
     ) -> T:
-        """Do `work` and note it, or, where nothing that decides it has changed, `read` what it wrote."""
+        """Do `work` and note it, or, where nothing that decides it has changed, `read` what it wrote.
+
+        outputs: the files that it writes, or what lists them.
+        """
         key = sha256_text(json_text(dict(inputs)))
         if self.recipe is not None:
             self.recipe.save(self.path / "recipe.yaml")
@@ -115,9 +124,9 @@ class RunFolder:
         }
         write_atomic(self.path / "stages.json", json_text(stages, indent=1) + "\n")
 
-    def _hashes(self, outputs: Sequence[str]) -> dict[str, str] | None:
+    def _hashes(self, outputs: Outputs) -> dict[str, str] | None:
         """Hashes of what a stage wrote, None where something is missing."""
-        paths = {output: self.path / output for output in outputs}
+        paths = {name: self.path / name for name in (outputs() if callable(outputs) else outputs)}
         return (
             {name: sha256_of(path) for name, path in paths.items()} if all(map(Path.exists, paths.values())) else None
         )

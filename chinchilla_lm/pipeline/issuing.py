@@ -10,10 +10,20 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import Certificate
 from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.models.checkpoint import sha256_of_model
+from chinchilla_lm.models.meta import ADAPTED
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.judgement import Comparison
 from chinchilla_lm.runtime.artifact import hashes, local_folder
-from chinchilla_lm.runtime.certified import CERTIFICATE, Also, Artifact, Data, Original, issue, printable
+from chinchilla_lm.runtime.certified import (
+    CERTIFICATE,
+    Also,
+    Artifact,
+    Data,
+    Original,
+    issue,
+    printable,
+    read_certificate,
+)
 from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
 
 
@@ -49,6 +59,11 @@ def issuing(job: Job, split: str) -> Issuing:
     of test data, within a margin that somebody chose, and lies in the model's own folder."""
     if "margin" not in job.recipe.model_fields_set:
         raise InputError("no margin was chosen; pass --margin to have one")
+    if job.card.meta.get(ADAPTED):
+        raise InputError(
+            "it learnt from the answers of data, which a comparison with the original as it was counts as quality; "
+            "compress certifies it against a control"
+        )
     if split != "test":
         raise InputError(f"split {split} is not test; leave --split away to have one")
     folder = local_folder(job.source)
@@ -56,6 +71,12 @@ def issuing(job: Job, split: str) -> Issuing:
         raise InputError(f"{job.source} is no folder here that it could lie in; pass one to have one")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} may not be written to; pass a copy of it to have one")
+    try:
+        known = read_certificate(folder)
+    except InputError:  # what cannot be read may be replaced
+        known = None
+    if known is not None and known.also:
+        raise InputError(f"{folder} has one that speaks of more than this data; delete it to have another")
     return Issuing(job, folder)
 
 

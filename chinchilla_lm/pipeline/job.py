@@ -14,7 +14,7 @@ from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
 from chinchilla_lm.data.encode import DataWarning, Encoded
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import SPLITS, Dataset
-from chinchilla_lm.data.splits import disjoint, document_hashes
+from chinchilla_lm.data.splits import disjoint, document_hashes, shared_passages
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.judged import Judged
@@ -43,6 +43,8 @@ from chinchilla_lm.runtime.session import Session
 DEFAULT_WINDOW = 512
 # What a user of a language model waits for: the tokens of a prompt, and those to write, one request at a time.
 DEFAULT_REQUEST = (128, 64)
+# Share of a guard's passages that may stand in the data as well: quotations, licences.
+MOST_SHARED = 0.2
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
 
@@ -256,6 +258,11 @@ class Job:
         """What judges models on a split; of running text, on its first `max_text_tokens`."""
         return self._judge_of(self.dataset.records(split), split, max_text_tokens)
 
+    @cached_property
+    def test(self) -> Judge:
+        """What judges models on the test data."""
+        return self.judge("test")
+
     def _judge_of(self, records: Sequence[Any], title: str, max_text_tokens: int | None = None) -> Judge:
         encoded = self.encode(records)
         if max_text_tokens is not None and self.task.whole_passes:
@@ -276,14 +283,16 @@ class Job:
         unknown = [label for label in guard.labels if label not in self.labels]
         if self.task.labelled and unknown:
             raise InputError(f"label {unknown[0]!r} of the guard is not one of the model's; pass other data by --guard")
-        records = guard.splits.get("test") or [record for split in guard.splits.values() for record in split]
+        records = guard.splits.get("test", [])
+        if not records or "test" in guard.made:
+            records = [record for split in guard.splits.values() for record in split]
         ours = [record for split in self.dataset.splits.values() for record in split]
         if self.recipe.calibration is not None:
             ours += self.calibration_records
         kept, removed = disjoint(records, ours)
-        if not kept:
+        if not kept or shared_passages(kept, ours) > MOST_SHARED:
             raise InputError(
-                f"guard {self.recipe.guard} holds nothing but documents of the data that it is to guard against; "
+                f"guard {self.recipe.guard} is text of the data that it is to guard against; "
                 "pass text of another kind by --guard"
             )
         if removed:

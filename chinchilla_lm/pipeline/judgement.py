@@ -107,6 +107,8 @@ def compare(
     sums = before.measurement.sums
     if name not in sums:
         raise InputError(f"metric {name!r} is not one of {', '.join(sums)}; pass --metric {before.primary.name}")
-    certificate = certify(sums[name], after.measurement.sums[name], margin, before.measurement.n)
     agreement = judge.compare(served[base], served[RESULT], before, after)
+    identical = agreement is not None and agreement.kl.value == 0 and agreement.same.value == 1
+    measured = after.measurement.sums[name]
+    certificate = certify(sums[name], measured, margin, before.measurement.n, identical=identical)
     return Comparison(data, base, certificate, agreement, sums[name].higher_is_better)

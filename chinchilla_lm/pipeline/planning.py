@@ -142,7 +142,7 @@ class Planner:
                 )
             write_atomic(done, json_text(asdict(self.bench.recovery.standing(short))) + "\n")
             state.unlink(missing_ok=True)
-        standing = Standing(**read_json(done, "race"))
+        standing = Standing.from_dict(read_json(done, "race"))
         self.bench.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {standing.dev:.4f}")
         return standing
 

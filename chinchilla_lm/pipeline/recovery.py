@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.errors import InputError
@@ -30,12 +33,19 @@ class Standing:
     low: float
     high: float
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Standing:
+        """As it was written; a bound that is not known, null in JSON, is NaN."""
+        return cls(*(math.nan if values[name] is None else float(values[name]) for name in cls.__slots__))
+
 
 class Recovery:
     """Trains short models of one job on the outputs of `original`, which is prepared to run."""
 
     def __init__(self, job: Job, original: Transformer) -> None:
         self.job, self.teacher = job, Teacher(original)
+        self.base = original
+        """What short models are held against on dev: the original, or the control, prepared to run."""
 
     @cached_property
     def encoded(self) -> list[Encoded]:
@@ -47,21 +57,21 @@ class Recovery:
         return self.job.judge("dev", MAX_DEV_TOKENS)
 
     @cached_property
-    def _original_dev(self) -> Measurement:
-        return self._judge(self.teacher.model).measurement
+    def _base_dev(self) -> Measurement:
+        return self._judge(self.base).measurement
 
     def dev(self, short: Transformer) -> float:
         """The dev metric with the sign that makes more of it better."""
         return self.job.higher_is_better(self._judge(self.job.ready(short)).primary)
 
     def standing(self, short: Transformer) -> Standing:
-        """The same, and how far from the original on dev, in the metric that is certified.
+        """The same, and how far from `base` on dev, in the metric that is certified.
 
         Raises InputError for a metric that the task does not have.
         """
         judged = self._judge(self.job.ready(short))
         name = self.job.recipe.metric or judged.primary.name
-        known = self._original_dev.sums
+        known = self._base_dev.sums
         if name not in known:
             raise InputError(f"metric {name!r} is not one of {', '.join(known)}; pass --metric {judged.primary.name}")
         difference = paired(known[name], judged.measurement.sums[name])

@@ -16,11 +16,13 @@ from chinchilla_lm import __version__
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
+from chinchilla_lm.models.meta import ADAPTED
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
 from chinchilla_lm.pipeline.planning import Planner
 from chinchilla_lm.pipeline.timing import link_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
 from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.runtime.artifact import deciding_files
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.score.contract import Try
 from chinchilla_lm.score.table import Circumstances, score
@@ -74,6 +76,7 @@ class Stages(Workbench):
         def work() -> Plan:
             self.measure.norms = dict(table.norms or {})
             memo, tried = Memo(self.measure), list[Try]()
+            self._forget_reports()
             target = self.target
             trials: list[Trial] = []
             if target.given:
@@ -159,8 +162,7 @@ class Stages(Workbench):
             if self.recipe.recover.epochs > 0:
                 identity = sha256_text(json_text(inputs))
                 self.recovery.train(short.model, "recover", state=state, identity=identity)
-            for name in ("report.json", "report.md", "report.html"):  # they speak of the model that is replaced
-                self.folder.file(name).unlink(missing_ok=True)
+            self._forget_reports()
             save(short, path, self._meta(plan))
             state.unlink(missing_ok=True)
             return short
@@ -168,7 +170,17 @@ class Stages(Workbench):
         def read() -> Checkpoint:
             return load(str(path), task=self.recipe.task, device=str(self.job.device))
 
-        return self.folder.stage("recover", inputs, ["model/model.safetensors"], work, read)
+        return self.folder.stage("recover", inputs, self._product, work, read)
+
+    def _forget_reports(self) -> None:
+        """They speak of the plan or model that is replaced."""
+        for name in ("report.json", "report.md", "report.html", "advice.json"):
+            self.folder.file(name).unlink(missing_ok=True)
+
+    def _product(self) -> list[str]:
+        """The files of `model/` that decide what it says."""
+        folder = self.folder.file("model")
+        return [f"model/{name}" for name in deciding_files(folder)] if folder.exists() else ["model/model.safetensors"]
 
     def control(self) -> Checkpoint:
         """The original, trained on the same data by the same schedule as the short model; in `control/`."""
@@ -191,7 +203,9 @@ class Stages(Workbench):
 
     def _meta(self, plan: Plan) -> dict[str, Any]:
         window = {"context": self.job.context, "max_tokens": self.job.window}
-        tags = {"tags": "BIO"} if self.job.checkpoint.legal_tags else {}
+        tags: dict[str, Any] = {"tags": "BIO"} if self.job.checkpoint.legal_tags else {}
+        if self.recipe.adapts:
+            tags[ADAPTED] = True
         return {"plan": plan.to_dict(), "window": window, "original": self.job.checkpoint.sha256, **tags}
 
     def frontier(self) -> list[dict[str, Any]]:

@@ -141,20 +141,20 @@ def test_a_packed_model_is_inspected(printed: Answer, plain: Path, tmp_path: Pat
 
 
 def test_doctor(printed: Answer):
-    aside = ("machine", "bandwidth_gb_s", "gemm_gflops", "checks")
+    aside = ("machine", "bandwidth_gb_s", "reads", "gemm_gflops", "checks")
     same(api.doctor(0.05, quiet=True), printed("doctor", "--seconds", 0.05), *aside)
     with pytest.raises(InputError, match="seconds 0"):
         api.doctor(0.0)
 
 
 def test_bench(printed: Answer, plain: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_bandwidth", lambda: 10.0)
-    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_gemm", lambda dtype: 100.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_bandwidth", lambda size: 10.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_products", lambda kind: 100.0)
     shape = {"batch": 2, "tokens": 8, "seconds": 0.05, "threads": 1}
     found = api.bench(str(plain), against=str(plain), memory=False, backend="torch", quiet=True, **shape)  # type: ignore[arg-type]
     words = [word for key, value in shape.items() for word in (f"--{key}", value)]
     other = printed("bench", plain, "--against", plain, "--no-memory", "--backend", "torch", *words)
-    same(found, other, "rounds", "rows", "ratios", "machine")
+    same(found, other, "rounds", "rows", "ratios", "machine", "roofline")
     assert [row.keys() for row in found["rows"]] == [row.keys() for row in other["rows"]]
     assert [ratio.keys() for ratio in found["ratios"]] == [ratio.keys() for ratio in other["ratios"]]
 

@@ -205,8 +205,8 @@ def test_evaluate_issues_one_for_the_program(model: Path, tagger: Path, tags: Pa
     assert content["original"]["sha256"] == checkpoints.load(tagger).sha256
     assert (content["data"], content["speed"]) == (content_of(model)["data"], None)
     assert shows(packed, chinchilla) == content
-    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_bandwidth", lambda: 10.0)
-    monkeypatch.setattr("chinchilla_lm.runtime.measuring.machine.measure_gemm", lambda dtype: 100.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_bandwidth", lambda size: 10.0)
+    monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_products", lambda kind: 100.0)
     raced = chinchilla("bench", packed, "--no-memory", "--seconds", 0.1, "--tokens", 8, "--batch", 1)
     assert f"{packed}: certificate passed: entity_f1 " in raced.out
     other = pack(model, "int4")

@@ -53,7 +53,7 @@ def test_a_guard_that_the_result_fails_fails_the_job(tagger: Path, tags: Path, t
 
 def test_the_guard_is_no_part_of_the_data(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
     words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run"]
-    chinchilla(*words, "--guard", tags).refused("--guard", "holds nothing but documents of the data")
+    chinchilla(*words, "--guard", tags).refused("--guard", "is text of the data that it is to guard against")
 
 
 def test_without_a_target_the_fastest_within_the_margin(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
@@ -78,7 +78,8 @@ def test_a_margin_that_nothing_holds_is_said(tagger: Path, tags: Path, tmp_path:
     shortening = without(SHORTENING, "--speedup", "--margin", "--recover-epochs")
     words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "--recover-epochs", 0, "--margin", 1e-6]
     done = chinchilla(*words, "-o", tmp_path / "run")
-    if done.status:  # on this tiny model some link may cost nothing
+    assert done.status in (0, 1, 3)  # on this tiny model some link may cost nothing on dev
+    if done.status == 1:
         done.refused("no shortened model holds the margin", "--margin", status=1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS, Certificate, certify
+from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS, Certificate, certify, most_of
 from chinchilla_lm.evaluate.sums import Floats, Sums, ratio
 
 
@@ -35,7 +35,7 @@ def noisy(documents: int, loss: float, spread: float, margin: float, seed: int =
 
 def test_identical_model_passes_with_exactly_nothing_lost():
     tp = np.random.default_rng(0).integers(5, 11, 40).astype(np.float64)
-    certificate = certify(entity_f1(tp), entity_f1(tp.copy()), 0.1, 400)
+    certificate = certify(entity_f1(tp), entity_f1(tp.copy()), 0.1, 400, identical=True)
     assert certificate.passed
     assert certificate.decided
     assert (certificate.difference, certificate.low, certificate.high) == (0.0, 0.0, 0.0)
@@ -119,7 +119,7 @@ def test_few_documents_prove_nothing_unless_nothing_changed():
     assert not better.decided
     assert better.more_examples == 10
     assert "at least 6 documents" in better.verdict
-    assert certify(entity_f1(old), entity_f1(old), 1.0, 50).passed
+    assert certify(entity_f1(old), entity_f1(old), 1.0, 50, identical=True).passed
     more = np.full(MIN_DOCUMENTS, 5.0)
     assert certify(entity_f1(more), entity_f1(more + 1), 1.0, 60).passed
 
@@ -165,3 +165,34 @@ def test_model_beyond_all_bounds_fails_in_valid_json():
     assert not certificate.passed
     assert certificate.decided
     assert json.loads(json.dumps(certificate.to_dict(), allow_nan=False))["difference"] is None
+
+
+def test_equal_counts_of_right_answers_are_not_equal_models():
+    """Of 40 texts whose answers did not change in sum, a loss of 4 in 100 could still be true."""
+    right = np.ones((40, 1)) * [1.0, 1.0]
+    accuracy = Sums("accuracy", "points", True, right, lambda sums: ratio(sums[..., 0], sums[..., 1]))
+    certificate = certify(accuracy, accuracy, 1.0, 40)
+    assert (certificate.passed, certificate.decided, certificate.difference) == (False, False, 0.0)
+    assert certificate.low == pytest.approx(-100 * most_of(0) / 40)
+    assert certify(accuracy, accuracy, 1.0, 40, identical=True).passed
+
+
+def test_the_upper_bound_of_a_count():
+    from scipy.stats import chi2
+
+    for count in (0, 1, 5, 30):
+        assert most_of(count) == pytest.approx(chi2.ppf(0.975, 2 * count + 2) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("texts", [100, 300])
+def test_losses_that_a_small_sample_need_not_show_do_not_pass(texts: int):
+    """One text in 100 is lost and none found: the true loss is the margin."""
+    rng = np.random.default_rng(texts)
+    trials, passed = 400, 0
+    for _ in range(trials):
+        was = rng.random(texts) < 0.9
+        now = was & (rng.random(texts) >= 0.01 / 0.9)
+        rows = [np.column_stack([right, np.ones(texts)]).astype(float) for right in (was, now)]
+        old, new = (Sums("accuracy", "points", True, one, lambda s: ratio(s[..., 0], s[..., 1])) for one in rows)
+        passed += certify(old, new, 1.0, texts).passed
+    assert passed / trials <= 0.03
