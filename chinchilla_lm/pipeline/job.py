@@ -240,7 +240,8 @@ class Job:
     def encode(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows of token ids with their targets; says what had to be cut."""
         with self.console.warned(DataWarning):
-            windows = self.task.encode(records, self.card.tokenizer, self.labels, self.window, self.context)
+            labels = self.labels if self.task.labelled else ()
+            windows = self.task.encode(records, self.card.tokenizer, labels, self.window, self.context)
         highest, known = max((max(one.ids) for one in windows), default=0), self.card.vocabulary
         if highest >= known:
             raise InputError(

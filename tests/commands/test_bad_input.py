@@ -149,7 +149,7 @@ def test_a_value_that_makes_no_sense(compress, flags: list[str], line: str):
 
 
 def test_no_target_at_all(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
-    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, "-o", tmp_path / "run")
+    done = chinchilla("search", tagger, *TAGGING, "--data", tags, "-o", tmp_path / "run")
     done.refused("no target is given; pass --speedup 1.5 or --latency 20")
     assert not (tmp_path / "run").exists()
 
@@ -243,7 +243,9 @@ def test_a_command_that_is_refused_leaves_the_recipe_of_the_run_as_it_was(run_fo
 
 def test_few_documents_are_told_before_any_work(compress, broken: Path, tmp_path: Path):
     few = write_conll(tmp_path / "few", {"train": 8, "dev": 4, "test": 4})
-    assert "4 documents to test on decide nothing" in compress("--speedup", 19, data=few).err
+    assert (
+        "4 documents, or blocks of running text, to test on decide nothing" in compress("--speedup", 19, data=few).err
+    )
 
 
 def test_splits_by_name(compress, tagger: Path, tags: Path, chinchilla):
