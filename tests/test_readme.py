@@ -31,7 +31,7 @@ def verb_commands() -> list[str]:
 
 def test_there_are_exactly_two_setup_commands():
     assert len(setup_commands()) == 2
-    assert setup_commands()[0].endswith("chinchilla demo")
+    assert setup_commands()[0].endswith("chinchilla demo --fast")
 
 
 def test_ci_runs_the_second_setup_command():
