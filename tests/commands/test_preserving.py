@@ -92,3 +92,44 @@ def test_a_guard_for_running_text(model_folder, texts: Path, tmp_path: Path, chi
     assert (first["data"], second["data"]) == ("test", "guard")
     assert 0 <= second["agreement"]["same"]["value"] <= 1
     assert second["agreement"]["kl"]["value"] > 0
+
+
+def test_what_learnt_from_answers_is_certified_by_compress_alone(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run"]
+    chinchilla(*words, "--recover-weights-task", 1.0)
+    written = (tmp_path / "run" / "model" / "certificate.json").read_text()
+    against = ["--against", tagger, *TAGGING, "--data", tags, "--margin", 50]
+    done = chinchilla("evaluate", tmp_path / "run", *against, "--json")
+    assert done.result["issued"] is None
+    assert "it learnt from the answers of data" in done.err
+    assert (tmp_path / "run" / "model" / "certificate.json").read_text() == written
+
+
+def test_a_certificate_that_speaks_of_a_guard_is_not_replaced(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+    guard = write_conll(tmp_path / "guard", {"test": 60}, seed=7)
+    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run", "--guard", guard]
+    assert chinchilla(*words).status in (0, 3)
+    against = ["--against", tagger, *TAGGING, "--data", tags, "--margin", 50]
+    done = chinchilla("evaluate", tmp_path / "run", *against, "--json")
+    assert done.result["issued"] is None
+    assert "speaks of more than this data" in done.err
+
+
+def test_a_product_that_was_edited_is_made_again(run_folder: Path, tagger: Path, tags: Path, chinchilla):
+    path = run_folder / "model" / "tokenizer_config.json"
+    before = path.read_text()
+    path.write_text(before.rstrip().removesuffix("}") + ', "edited": true}')
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", run_folder)
+    assert done.status == 0
+    assert "recover: unchanged, not run again" not in done.out
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", "[{}]"])
+def test_damaged_trials_are_one_line(tagger: Path, tags: Path, tmp_path: Path, chinchilla, damage: str):
+    words = ["compress", tagger, *TAGGING, "--data", tags, *without(SHORTENING, "--speedup"), "-o", tmp_path / "run"]
+    assert chinchilla(*words).status == 0
+    (tmp_path / "run" / "trials.json").write_text(damage)
+    done = chinchilla(*words)
+    assert done.status in (0, 2), "searched again, or refused in one line"
+    assert "Traceback" not in done.err

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from chinchilla_lm.data.records import Labelled, Tagged, Text
-from chinchilla_lm.data.splits import disjoint, document_hashes, make_splits
+from chinchilla_lm.data.splits import disjoint, document_hashes, make_splits, shared_passages
 from chinchilla_lm.errors import InputError
 
 
@@ -138,3 +138,13 @@ def test_pieces_of_short_runs_stay_together():
     homes = {record.id.partition("#")[0]: split for split, part in made.items() for record in part}
     assert all(homes[r.id.partition("#")[0]] == split for split, part in made.items() for r in part)
     assert set(homes.values()) == {"train", "dev", "test"}
+
+
+def test_passages_are_the_same_however_they_are_cut_into_records():
+    lines = [f"line {i} of a text that is long enough to be a passage of its own" for i in range(20)]
+    whole, cut = [Text("a", "a", "\n".join(lines))], [Text(f"b{i}", f"b{i}", line) for i, line in enumerate(lines)]
+    assert shared_passages(cut, whole) == shared_passages(whole, cut) == 1.0
+    other = [Text("c", "c", "\n".join(["short", *(line[::-1] for line in lines)]))]
+    assert shared_passages(other, whole) == 0.0
+    assert shared_passages([Text("d", "d", "short")], whole) == 0.0
+    assert shared_passages([Text("e", "e", "\n".join([*lines[:5], *(line[::-1] for line in lines[5:])]))], cut) == 0.25
