@@ -47,6 +47,21 @@ class Split:
         return any(getattr(record, "follows", False) for record in self.records)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a model reads records: its tokenizer and labels, its longest window in tokens, and what it sees at a time."""
+
+    tokenizer: Any
+    labels: Sequence[str]
+    window: int
+    context: Literal["sentence", "document"]
+
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """The place of each label among the model's outputs."""
+        return {label: index for index, label in enumerate(self.labels)}
+
+
 class Task(ABC):
     """One task. All methods are pure: they keep nothing."""
 
@@ -60,15 +75,8 @@ class Task(ABC):
     """Sequences a timed batch where none is asked for: a small batch of short texts."""
 
     @abstractmethod
-    def encode(
-        self,
-        records: Sequence[Any],
-        tokenizer: Any,
-        labels: Sequence[str],
-        window: int,
-        context: Literal["sentence", "document"],
-    ) -> list[Encoded]:
-        """Windows of at most `window` tokens with their targets. Raises InputError for what cannot be encoded."""
+    def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
+        """Windows of the records with their targets. Raises InputError for what cannot be encoded."""
 
     @abstractmethod
     def judge(self, split: Split, forward: Forward) -> Judged:
@@ -93,15 +101,8 @@ class Tagging(Task):
     }
     labelled = True
 
-    def encode(
-        self,
-        records: Sequence[Any],
-        tokenizer: Any,
-        labels: Sequence[str],
-        window: int,
-        context: Literal["sentence", "document"],
-    ) -> list[Encoded]:
-        return encode_tagged(records, tokenizer, _ids(labels), window, context)
+    def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
+        return encode_tagged(records, reading.tokenizer, reading.label_ids, reading.window, reading.context)
 
     def judge(self, split: Split, forward: Forward) -> Judged:
         records: Sequence[Tagged] = split.records
@@ -146,15 +147,8 @@ class Classification(_Sequences):
     metrics: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
     labelled = True
 
-    def encode(
-        self,
-        records: Sequence[Any],
-        tokenizer: Any,
-        labels: Sequence[str],
-        window: int,
-        context: Literal["sentence", "document"],
-    ) -> list[Encoded]:
-        return encode_labelled(records, tokenizer, _ids(labels), window)
+    def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
+        return encode_labelled(records, reading.tokenizer, reading.label_ids, reading.window)
 
     def judge(self, split: Split, forward: Forward) -> Judged:
         records: Sequence[Labelled] = split.records
@@ -173,15 +167,8 @@ class Ranking(_Sequences):
 
     metrics: Mapping[str, str] = {"mean_squared_error": "mean squared error"}
 
-    def encode(
-        self,
-        records: Sequence[Any],
-        tokenizer: Any,
-        labels: Sequence[str],
-        window: int,
-        context: Literal["sentence", "document"],
-    ) -> list[Encoded]:
-        windows = encode_labelled(records, tokenizer, None, window)
+    def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
+        windows = encode_labelled(records, reading.tokenizer, None, reading.window)
         scored = zip(windows, records, strict=True)
         return [replace(window, targets=float(record.label)) for window, record in scored]
 
@@ -206,15 +193,8 @@ class LanguageModelling(Task):
     whole_passes = True
     batch = 1  # one prompt
 
-    def encode(
-        self,
-        records: Sequence[Any],
-        tokenizer: Any,
-        labels: Sequence[str],
-        window: int,
-        context: Literal["sentence", "document"],
-    ) -> list[Encoded]:
-        windows = encode_text(records, tokenizer, window, bos=begins_with_bos(tokenizer))
+    def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
+        windows = encode_text(records, reading.tokenizer, reading.window, bos=begins_with_bos(reading.tokenizer))
         return [replace(window, targets=[*window.ids[1:], IGNORED]) for window in windows]
 
     def judge(self, split: Split, forward: Forward) -> Judged:
@@ -262,7 +242,3 @@ TASKS: Mapping[str, Task] = {
 def metric_label(name: str) -> str:
     """What people call a metric of any task."""
     return next((task.metrics[name] for task in TASKS.values() if name in task.metrics), name)
-
-
-def _ids(labels: Sequence[str]) -> dict[str, int]:
-    return {label: index for index, label in enumerate(labels)}

@@ -19,7 +19,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.evaluate.sums import Sums
-from chinchilla_lm.evaluate.tasks import TASKS
+from chinchilla_lm.evaluate.tasks import TASKS, Reading
 from chinchilla_lm.files import sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
@@ -241,7 +241,7 @@ class Job:
         """Windows of token ids with their targets; says what had to be cut."""
         with self.console.warned(DataWarning):
             labels = self.labels if self.task.labelled else ()
-            windows = self.task.encode(records, self.card.tokenizer, labels, self.window, self.context)
+            windows = self.task.encode(records, Reading(self.card.tokenizer, labels, self.window, self.context))
         highest, known = max((max(one.ids) for one in windows), default=0), self.card.vocabulary
         if highest >= known:
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from chinchilla_lm import __version__
 from chinchilla_lm.console import duration
-from chinchilla_lm.errors import ContractError
+from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, read_json, sha256_text, write_atomic
 from chinchilla_lm.pipeline.fastest import Trial, bisect
 from chinchilla_lm.pipeline.recovery import Standing
@@ -142,7 +142,12 @@ class Planner:
                 )
             write_atomic(done, json_text(asdict(self.bench.recovery.standing(short))) + "\n")
             state.unlink(missing_ok=True)
-        standing = Standing.from_dict(read_json(done, "race"))
+        try:
+            standing = Standing.from_dict(read_json(done, "race"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{done} does not say where a model stands; delete it to recover that model anew"
+            ) from error
         self.bench.console.say(f"race: {plan.method}, {len(plan.kept)} links, dev {standing.dev:.4f}")
         return standing
 
