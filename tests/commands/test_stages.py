@@ -19,7 +19,7 @@ from chinchilla_lm.pipeline.recovery import Recovery
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.plan.links import Norm
-from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.recipe import make_recipe, read_yaml
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.shorten.surgery import without
 from tests.commands.conftest import SHORTENING, TAGGING, leftovers
@@ -149,7 +149,7 @@ def test_a_race_that_was_stopped_does_not_train_a_finished_contender_again(
     names = ("2.attn", "2.mlp")
     norms: dict[str, Norm] = dict.fromkeys(names, "lose")
     plans = [Plan.from_dropped(3, [name], norms, method) for name, method in zip(names, ("refine", "top"), strict=True)]
-    recipe = Recipe.load(run_folder / "recipe.yaml").model_copy(update={"output": str(run_folder)})
+    recipe = make_recipe(read_yaml(run_folder / "recipe.yaml")).model_copy(update={"output": str(run_folder)})
     with pytest.raises(KeyboardInterrupt):
         Stages(recipe, Console(quiet=True)).planner._race(plans)
     winner = Stages(recipe, Console(quiet=True)).planner._race(plans)
