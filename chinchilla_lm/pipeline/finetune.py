@@ -11,6 +11,7 @@ from chinchilla_lm.files import json_text, sha256_text
 from chinchilla_lm.models.checkpoint import save
 from chinchilla_lm.pipeline.folder import RunFolder
 from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.pipeline.teachers import Teachers
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.results import FinetuneResult
 from chinchilla_lm.train.loop import FitSettings, fit
@@ -31,12 +32,17 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
     folder = RunFolder.of(recipe, console)
     job = Job(recipe, console, new_head=True)
     require_classes(job.dataset)
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": job.checkpoint.sha256,
         "data": job.data_sha256,
         "recipe": recipe.model_dump(include=set(DECIDES)),
     }
-    folder.stage("finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs), lambda: None)
+    teachers = Teachers(job) if recipe.finetune.teachers else None
+    if teachers is not None:
+        inputs["teachers"] = teachers.sha256
+    folder.stage(
+        "finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs, teachers), lambda: None
+    )
     trained = Job(recipe, console, model=str(folder.file("model")))
     result: FinetuneResult = {"model": str(folder.file("model")), "task": recipe.task, "splits": {}, "seconds": 0.0}
     for split in ("dev", "test"):
@@ -49,18 +55,18 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
     return result
 
 
-def _train(job: Job, folder: RunFolder, inputs: dict[str, Any]) -> None:
-
+def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teachers | None) -> None:
     settings = job.recipe.finetune
     model = job.checkpoint.model
     model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
     encoded = job.encode(job.dataset.records("train"))
     judge = job.judge("dev")
+    answers = None if teachers is None else teachers.answers(encoded)
     state = folder.file("finetune.state")
     fit(
         model,
         lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
-        fine_tuning_loss(settings.label_smoothing),
+        fine_tuning_loss(settings.label_smoothing, answers),
         FitSettings(
             epochs=settings.epochs,
             learning_rate=settings.learning_rate,

@@ -7,7 +7,7 @@ boundary is shared where both models have the link in front of it: links keep th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,15 +33,39 @@ class Weights:
     temperature: float = 1.0
 
 
-def fine_tuning_loss(smoothing: float) -> Callable[[Transformer, EncodedBatch], Tensor]:
-    """The task's own loss at the positions that have a target."""
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What others answer where a model is fine-tuned, to learn beside the gold labels.
+
+    windows: log-probabilities of each training window's targets, float32 [targets, labels], in the windows' order.
+    weight: their share of the loss. temperature: as in `logit_kl`.
+    """
+
+    windows: Sequence[Tensor]
+    weight: float
+    temperature: float
+
+    def of(self, batch: EncodedBatch) -> Tensor:
+        """Those of a batch, [N, labels], on its device."""
+        return torch.cat([self.windows[row] for row in batch.rows]).to(batch.batch.ids.device)
+
+
+def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callable[[Transformer, EncodedBatch], Tensor]:
+    """The task's own loss at the positions that have a target, mixed with the divergence from others' answers there."""
 
     def loss(model: Transformer, batch: EncodedBatch) -> Tensor:
         targets = _targets(batch)
+        theirs = None if answers is None else answers.of(batch)
         hidden, _ = _walk(model, batch, ())
-        return mean_over_positions(
-            model.head, _picked(model, batch, hidden), lambda logits, part: task_loss(logits, targets[part], smoothing)
-        )
+
+        def compare(logits: Tensor, part: slice) -> Tensor:
+            gold = task_loss(logits, targets[part], smoothing)
+            if answers is None or theirs is None:
+                return gold
+            taught = logit_kl(logits, theirs[part], answers.temperature)
+            return (1 - answers.weight) * gold + answers.weight * taught
+
+        return mean_over_positions(model.head, _picked(model, batch, hidden), compare)
 
     return loss
 

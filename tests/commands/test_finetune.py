@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 
 from chinchilla_lm.models.batch import Batch
@@ -181,3 +184,40 @@ def test_one_class_is_refused_before_anything_is_trained(task, row, said, tmp_pa
     words = ["finetune", model_folder("bert"), "--task", task, "--data", made, "-o", tmp_path / "out"]
     chinchilla(*words).refused(said, "two different")
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_model_learns_what_its_teachers_answer(tagger: Path, tags: Path, model_folder, tmp_path: Path, chinchilla):
+    """The training data's own tags are wrong throughout, so that what is right can only come from the teachers. They
+    read words with another tokenizer than their pupil."""
+    data = tmp_path / "data"
+    shutil.copytree(tags, data)
+    turned = {"LOC": "PER", "PER": "ORG", "ORG": "LOC"}
+    wrong = re.sub("-(LOC|PER|ORG)", lambda match: f"-{turned[match[1]]}", (data / "train.txt").read_text())
+    (data / "train.txt").write_text(wrong)
+    teaching = ["--finetune-teachers", tagger / "model", tagger, "--finetune-teacher-weight", 1]
+    words = ["finetune", model_folder(), *TAGGING, "--data", data, *TUNING, *teaching, "-o", tmp_path / "run"]
+    done = chinchilla(*words, "--json")
+    assert done.status == 0, done.err
+    assert done.result["splits"]["test"]["entity_f1"]["value"] > 0.9
+    assert "on the training data" in done.err
+    assert "finetune: unchanged, not run again" in chinchilla(*words, "--json").err
+    asked = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["finetune"]
+    assert asked["teachers"] == [str(tagger / "model"), str(tagger)]
+
+
+def test_what_cannot_teach_is_refused(tagger: Path, tags: Path, texts: Path, model_folder, tmp_path: Path, chinchilla):
+    words = ["finetune", model_folder(), "-o", tmp_path / "run"]
+    teaching = ["--finetune-teachers", tagger / "model"]
+    text = ["--task", "language-modeling", "--data", texts]
+    chinchilla(*words, *text, *teaching).refused("is for tasks with labels, not language-modeling", "leave out")
+    data = tmp_path / "data"
+    shutil.copytree(tags, data)
+    for file in data.iterdir():
+        file.write_text(file.read_text().replace("ORG", "FIRM"))
+    chinchilla(*words, *TAGGING, "--data", data, *teaching).refused("B-ORG", "B-FIRM", "pass teachers that were")
+    absent = tmp_path / "absent"
+    chinchilla(*words, *TAGGING, "--data", tags, "--finetune-teachers", absent).refused(str(absent))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("finetune: {teachers: one}")
+    chinchilla(*words, *TAGGING, "--data", tags, "--recipe", recipe).refused("finetune.teachers one is not a list")
+    assert not (tmp_path / "run" / "model").exists()

@@ -18,7 +18,7 @@ from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.shorten.surgery import without
 from chinchilla_lm.train.loop import FitSettings, fit
-from chinchilla_lm.train.recover import Teacher, Weights, fine_tuning_loss, recovery_loss
+from chinchilla_lm.train.recover import Answers, Teacher, Weights, fine_tuning_loss, recovery_loss
 from tests.train.toy import epochs
 
 POST = {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False}
@@ -177,3 +177,21 @@ def test_a_teacher_in_bfloat16_is_heard_where_norms_give_float32(teacher):
     original.finish = lambda x: Transformer.finish(original, x).float()
     said = Teacher(original).look(batch("tags"), ())[0](slice(None))
     assert said.dtype is torch.float32
+
+
+@pytest.mark.parametrize("task", ["tags", "classes"])
+def test_answers_of_others_take_their_share_of_the_loss(teacher, task):
+    model, given = teacher(task), batch(task)
+    assert given.targets is not None
+    counts = [1] * 3 if given.targets.ndim == 1 else [int(n) for n in (given.targets != IGNORED).sum(1)]
+    random = torch.Generator().manual_seed(5)
+    windows = [torch.randn(n, 3, generator=random).log_softmax(-1) for n in counts]
+    ours, theirs = logits_at_targets(model, given), torch.cat(windows)
+    gold = -ours.log_softmax(-1).gather(1, given.targets[given.targets != IGNORED][:, None]).mean()
+    q, p = (ours / 2).log_softmax(-1), (theirs / 2).log_softmax(-1)
+    kl = 4 * (p.exp() * (p - q)).sum(-1).mean()
+    loss = fine_tuning_loss(0.0, Answers(windows, weight=0.3, temperature=2.0))(model, given)
+    assert loss.item() == pytest.approx((0.7 * gold + 0.3 * kl).item(), rel=1e-4)
+    shuffled = EncodedBatch(given.batch, given.targets, [1, 0, 2])
+    turned = Answers([windows[1], windows[0], windows[2]], weight=0.3, temperature=2.0)
+    assert fine_tuning_loss(0.0, turned)(model, shuffled).item() == pytest.approx(loss.item(), rel=1e-6)
