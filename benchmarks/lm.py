@@ -144,6 +144,7 @@ def _print(dense: float, runs: dict[tuple[str, float], list[dict[str, Any]]]) ->
         )
     columns = ["asked", "method", "measured", "links kept", "perplexity, median (range) of seeds", "after recovery"]
     print(markdown(columns, rows))
+    print("Every plan was looked at on the test set: a comparison of methods, exploratory, and no certificate.")
 
 
 if __name__ == "__main__":

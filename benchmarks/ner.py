@@ -87,6 +87,8 @@ def main() -> None:
     columns = ["asked", "measured", "links", "entity F1", "difference", "micro", "macro", "weighted", "s"]
     print(describe_machine())
     print(markdown([*columns, *(f"margin {margin:g}" for margin in MARGINS)], rows))
+    if len(rows) > 1:
+        print(f"{len(rows)} models were looked at on one test set: the rows are exploratory, and the best is flattered")
     summary = {"model": args.model, "finetune": first, "compress": results}
     write_result(args.out, name, summary)
     print(json.dumps({"model": args.model, "test": first["splits"]["test"], "seconds": first["seconds"]}))
