@@ -17,7 +17,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job, Served
 from chinchilla_lm.runtime.engine.served import NativeForward
-from chinchilla_lm.runtime.measuring.clock import Interleaved, Ratio, Timing, speedup
+from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Interleaved, Ratio, Timing, speedup
 from chinchilla_lm.runtime.measuring.engines import write_native
 from chinchilla_lm.runtime.measuring.shape import Ids, prompt
 from chinchilla_lm.runtime.measuring.torch_engine import write_torch
@@ -47,9 +47,10 @@ def link_times(job: Job, served: Served, seconds: float) -> LinkTimes:
 
 
 def race(job: Job, served: Mapping[str, Served]) -> Interleaved:
-    """The timed work by each model, in turn."""
-    calls = {name: timed_work(job, one) for name, one in served.items()}
-    return Interleaved(calls, warmup=WARM_UP_REQUESTS if job.shape.new_tokens else WARM_UP, device=job.device)
+    """The timed work by each model, in turn; rounds enough to decide a promise."""
+    calls = {name: timed_work(job, model) for name, model in served.items()}
+    warmup = WARM_UP_REQUESTS if job.shape.new_tokens else WARM_UP
+    return Interleaved(calls, warmup=warmup, device=job.device, least_rounds=DECIDING_ROUNDS)
 
 
 def timed_work(job: Job, served: Served) -> Callable[[], object]:

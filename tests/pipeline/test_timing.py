@@ -17,7 +17,7 @@ from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.timing import AGAIN, LastTiming, link_times, race
 from chinchilla_lm.recipe import make_recipe
 from chinchilla_lm.runtime.engine.native import engine_module
-from chinchilla_lm.runtime.measuring.clock import Timing
+from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Timing
 from chinchilla_lm.runtime.measuring.shape import Shape
 from chinchilla_lm.score.contract import LONGEST, Target
 
@@ -68,6 +68,12 @@ def test_the_cost_table_adds_up_to_about_what_a_request_takes(job, backend: str)
         taken_us = 1e6 * statistics.median(race(timed, {"it": served}).run(rounds=9)["it"].seconds)
         off.append(abs(math.log(predicted.total_us / taken_us)))
     assert min(off) < math.log(2), off
+
+
+def test_a_race_that_decides_has_rounds_enough_however_long_one_takes(job):
+    timed = job(tokens=4, new_tokens=1)
+    rounds = race(timed, {"it": timed.served()}).run(seconds=1e-6)["it"].seconds
+    assert len(rounds) == DECIDING_ROUNDS
 
 
 class Recorded:
