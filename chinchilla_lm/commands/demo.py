@@ -44,7 +44,7 @@ GUARD_MODULES = (
     "ipaddress", "linecache", "mailbox", "mimetypes", "netrc", "numbers", "optparse", "pdb", "plistlib", "pprint",
 )  # fmt: skip
 # Characters of each held-out topic: many documents of like length make a narrow interval of what is quickly judged.
-HELD_OUT_CHARACTERS = {False: 4000, True: 1200}
+TOPIC_CHARACTERS, FAST_TOPIC_CHARACTERS = 4000, 1200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +66,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     recipe = _recipe(Path(args.output), args.fast)
     folder = RunFolder.of(recipe, console)
-    _write_text(Path(str(recipe.data)), HELD_OUT_CHARACTERS[args.fast])
-    _write_guard(Path(str(recipe.guard)), HELD_OUT_CHARACTERS[args.fast])
+    characters = FAST_TOPIC_CHARACTERS if args.fast else TOPIC_CHARACTERS
+    _write_text(Path(str(recipe.data)), characters)
+    _write_guard(Path(str(recipe.guard)), characters)
     show(inspect(recipe.model, console, shape=None), console)
     result = compress(recipe, console)
     for sample in read_json(folder.file("report.json"), "report").get("samples", []):

@@ -109,18 +109,18 @@ def _read_path(
     if not path.is_dir():
         return {split_of(path.name) or WHOLE: read_file(path, task, columns, encoding)}, []
     parts, notes = find_files(path, task)
-    found: dict[str, Reading | InputError] = {}
+    outcomes: dict[str, Reading | InputError] = {}
     for split, paths in parts.items():
         try:
-            found[split] = read_files(paths, task, columns, encoding)
+            outcomes[split] = read_files(paths, task, columns, encoding)
         except Unlabelled as error:
-            found[split] = error
-    readings, aside = _with_labels(found, task)
+            outcomes[split] = error
+    readings, aside = _with_labels(outcomes, task)
     return readings, notes + aside
 
 
 def _with_labels(
-    found: Mapping[str, Reading | InputError], task: Task, *, named: bool = False
+    outcomes: Mapping[str, Reading | InputError], task: Task, *, named: bool = False
 ) -> tuple[dict[str, Reading], list[str]]:
     """The splits less dev and test where their labels are kept secret, and notes on these.
 
@@ -129,8 +129,8 @@ def _with_labels(
     """
     readings: dict[str, Reading] = {}
     notes = []
-    train = found.get("train")
-    for split, reading in found.items():
+    train = outcomes.get("train")
+    for split, reading in outcomes.items():
         if isinstance(reading, Unlabelled) and split != "train" and isinstance(train, Reading) and not named:
             why = str(reading)
         elif isinstance(reading, InputError):
@@ -150,19 +150,20 @@ def _read_name(
     name: str, task: Task, splits: Mapping[str, str] | None, columns: Columns
 ) -> tuple[dict[str, Reading], list[str]]:
     """Readings by split of a hub data set."""
-    found = read_hub(name, task, columns)
+    offered = read_hub(name, task, columns)
     theirs = dict(splits) if splits else {}
     if not splits:
-        for split in found:
+        for split in offered:
             theirs.setdefault(split_of(split) or split, split)
-    unknown = [split for split in theirs.values() if split not in found]
+    unknown = [split for split in theirs.values() if split not in offered]
     if unknown:
-        have = ", ".join(found)
+        have = ", ".join(offered)
         raise InputError(f"split {unknown[0]!r} is not in {name!r}, which has {have}; mend --train, --dev or --test")
-    wanted = {split: found[theirs[split]] for split in SPLITS if split in theirs}
+    wanted = {split: offered[theirs[split]] for split in SPLITS if split in theirs}
     if not wanted:
-        raise InputError(f"{name!r} has the splits {', '.join(found)}; say which is which by --train, --dev and --test")
-    aside = [split for split in found if split not in {theirs[ours] for ours in wanted}]
+        have = ", ".join(offered)
+        raise InputError(f"{name!r} has the splits {have}; say which is which by --train, --dev and --test")
+    aside = [split for split in offered if split not in {theirs[ours] for ours in wanted}]
     notes = [f"left aside in {name}: {', '.join(aside)}"] if aside else []
     readings, hidden = _with_labels(wanted, task, named=bool(splits))
     return {split: require_usable(reading) for split, reading in readings.items()}, notes + hidden
@@ -181,6 +182,7 @@ def _assemble(
         records["train"] = records.pop(WHOLE)
     missing = [split for split in ("dev", "test") if split not in records]
     split_made: list[str] = []
+    not_made = ""
     if "train" not in records or not missing:
         if asked:
             notes.append(
@@ -189,9 +191,10 @@ def _assemble(
     else:
         if by == "group" and not has_documents:
             raise InputError(f"{name!r} names no groups; pass --group-column, or split by hash")
-        made, without_place, missing, too_few = _made(records["train"], missing, by)
+        made, without_place, missing, not_made = _made(records["train"], missing, by)
         how = by if by != "hash" or not is_running(records["train"], len(missing)) else "contiguous stretches of text"
-        notes += too_few
+        if not_made:
+            notes += [not_made, f"made from train: {missing[0] if missing else 'no other split'}"]
         skipped += without_place
         records.update(made)
         split_made = missing
@@ -201,28 +204,28 @@ def _assemble(
     records = {split: records[split] for split in SPLITS if split in records}
     notes += _shared(records) + label_notes(task, records)
     labels = sorted_labels(task, _seen(records.values()))
-    return Dataset(name, task, records, labels, skipped, has_documents, notes, tuple(split_made))
+    return Dataset(name, task, records, labels, skipped, has_documents, notes, tuple(split_made), not_made)
 
 
 def _made(
     records: list[Any], missing: list[str], by: SplitBy
-) -> tuple[dict[str, list[Any]], list[Skipped], list[str], list[str]]:
-    """`make_splits`; which splits were made, less than `missing` where one text must not be on two sides; notes."""
-    notes: list[str] = []
+) -> tuple[dict[str, list[Any]], list[Skipped], list[str], str]:
+    """`make_splits`; which splits were made, less than `missing` where one text must not be on two sides; why then."""
+    too_few = ""
     while True:
         try:
             made, without_place = make_splits(records, missing, by)
-            return made, without_place, missing, notes
+            return made, without_place, missing, too_few
         except TooFewDocuments as error:
             missing = missing[:-1]
-            notes = [str(error), f"made from train: {missing[0] if missing else 'no other split'}"]
+            too_few = too_few or str(error)
 
 
 def _shared(records: Mapping[str, list[Any]]) -> list[str]:
     notes = []
-    for one, other in combinations(records, 2):
-        if count := shared_texts(records[one], records[other]):
-            notes.append(f"{count} texts stand in both {one} and {other}")
+    for first, second in combinations(records, 2):
+        if count := shared_texts(records[first], records[second]):
+            notes.append(f"{count} texts stand in both {first} and {second}")
     return notes
 
 

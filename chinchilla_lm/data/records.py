@@ -109,6 +109,8 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     made: tuple[str, ...] = ()
     """The splits that no file was, but were made of another."""
+    not_made: str = ""
+    """Why not all that were missing could be made."""
 
     def records(self, split: str) -> list[Any]:
         """The records of one split.
@@ -117,6 +119,8 @@ class Dataset:
             InputError: the data set has no such split.
         """
         if split not in self.splits:
+            if self.not_made:
+                raise InputError(f"split {split!r} could not be made of {self.name!r}: {self.not_made}")
             have = ", ".join(self.splits) or "none"
             raise InputError(
                 f"split {split!r} is not in {self.name!r} (it has {have}); name one of these, or a file by --{split}"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from chinchilla_lm.data.records import Record, Skipped, Tagged, Text, record_text, text_hash
+from chinchilla_lm.data.text import PIECE_CHARACTERS
 from chinchilla_lm.errors import InputError
 
 R = TypeVar("R", bound=Record)
@@ -24,7 +25,7 @@ UNDATED = 0.05  # at most this share of records may lack a time where the split 
 
 
 class TooFewDocuments(InputError):
-    """There are fewer different documents than splits to make of them."""
+    """There are fewer different documents, or pieces of running text, than splits have to be made of."""
 
 
 def document_hashes(records: Sequence[Record]) -> list[str]:
@@ -59,8 +60,8 @@ def shared_passages(records: Sequence[Record], others: Sequence[Record]) -> floa
 
 def _passages(record: Record) -> list[str]:
     lines = record.text.split("\n") if isinstance(record, Text) else [record_text(record)]
-    found = [" ".join(line.split()) for line in lines]
-    return [line for line in found if len(line) >= LEAST_PASSAGE]
+    single_spaced = [" ".join(line.split()) for line in lines]
+    return [line for line in single_spaced if len(line) >= LEAST_PASSAGE]
 
 
 def make_splits(
@@ -74,7 +75,7 @@ def make_splits(
     stretches in place of hashes; what lies between two stretches is in neither.
 
     Raises:
-        TooFewDocuments: fewer different documents than splits.
+        TooFewDocuments: fewer different documents than splits, and no running text that is long enough.
         InputError: too many records without a time, or too few different times.
     """
     if by == "hash" and is_running(records, len(missing)):
@@ -84,6 +85,7 @@ def make_splits(
     if by == "time":
         places, skipped = _by_time(records, units, missing)
     else:
+        _require_enough(records, len(set(units)), missing, by)
         places = _by_hash(units, missing, seed)
     made: dict[str, list[R]] = {split: [] for split in ("train", *missing)}
     for record, unit in zip(records, units, strict=True):
@@ -112,6 +114,28 @@ def _runs(records: Sequence[R]) -> list[list[R]]:
         else:
             runs.append([record])
     return runs
+
+
+def _require_enough(records: Sequence[Record], documents: int, missing: Sequence[str], by: SplitBy) -> None:
+    """Raises TooFewDocuments where there are fewer different documents than splits. Text may be one that marks none."""
+    if documents > len(missing):
+        return
+    need = f"{len(missing) + 1} are needed for {_listed(['train', *missing])}"
+    remedy = f"name files by {_listed(['--train', *(f'--{split}' for split in missing)])}"
+    if by != "hash" or not all(isinstance(record, Text) for record in records):
+        raise TooFewDocuments(f"{documents} different documents cannot be split, {need}; {remedy}")
+    pieces, shortest = max(map(len, _runs(records)), default=0), _shortest_run(len(missing))
+    raise TooFewDocuments(
+        f"{documents} different documents cannot be split, {need}, or running text of {shortest} pieces, for one is "
+        f"left out between two splits, and the longest here has {pieces} (a piece is whole paragraphs of "
+        f"{PIECE_CHARACTERS:,} characters or more, so about {shortest * PIECE_CHARACTERS:,} are needed); "
+        f"pass a longer text, or {remedy}"
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _by_stretch(runs: Sequence[list[Any]], missing: Sequence[str]) -> dict[str, list[Any]]:
@@ -166,11 +190,6 @@ def _units(records: Sequence[Record]) -> list[str]:
 def _by_hash(units: Sequence[str], missing: Sequence[str], seed: int) -> dict[str, str]:
     """Unit to split. Below SHARE on the unit interval is test, below twice SHARE dev; each gets at least one unit."""
     position = {unit: int(text_hash(f"{seed}:{unit}")[:16], 16) / 2**64 for unit in units}
-    if len(position) <= len(missing):
-        need = f"{len(missing) + 1} are needed for train, {' and '.join(missing)}"
-        raise TooFewDocuments(
-            f"{len(position)} different documents cannot be split, {need}; name files by --train, --dev and --test"
-        )
     order = sorted(position, key=lambda unit: position[unit])
     places = dict.fromkeys(order, "train")
     next_unit = 0

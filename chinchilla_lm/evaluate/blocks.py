@@ -23,8 +23,9 @@ SHORTEST_SERIES = 8
 """Rows below which no likeness can be estimated; the cube root alone decides then."""
 
 
-def block_length(series: Floats) -> int:
-    """Rows a block, at least 1 and at most a third of them, for the mean of a stationary series float64 [rows]."""
+def mean_block_length(series: Floats) -> int:
+    """Rows a block, at least 1 and at most a third of them, for the mean of a stationary series float64 [rows], or of
+    what behaves like one. A median over rounds of a clock has a rule of its own, `runtime.measuring.blocks`."""
     rows = len(series)
     longest = max(1, math.ceil(min(3 * math.sqrt(rows), rows / 3)))
     return min(
@@ -33,7 +34,7 @@ def block_length(series: Floats) -> int:
 
 
 def shortest_block(rows: int) -> int:
-    """The least length that `block_length` gives for so many rows, up to a third of them."""
+    """The least length that `mean_block_length` gives for so many rows, up to a third of them."""
     return math.ceil(LONGER * rows ** (1 / 3) - 1e-9)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.blocks import block_draws, block_length
+from chinchilla_lm.evaluate.blocks import block_draws, mean_block_length
 from chinchilla_lm.resampling import Floats, expanded_tail, students_t
 from chinchilla_lm.results import Interval
 
@@ -174,7 +174,7 @@ def _less_each(rows: Floats) -> Floats:
 
 def _block_length(sums: Sums, without_each: Floats) -> int:
     """Documents a block, from what leaving out each of them does to a statistic: float64 [documents]."""
-    return block_length(without_each) if sums.consecutive else 1
+    return mean_block_length(without_each) if sums.consecutive else 1
 
 
 def _draws(documents: int, length: int, resamples: int, seed: int) -> Iterator[Floats]:

@@ -27,7 +27,8 @@ from chinchilla_lm.runtime.certified import Speed, issue, printable
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio
 
-# Seconds that the original, twice, the shortened and the recovered model are timed, in turn, before it is looked at.
+# Seconds that the original, a copy or the control, the shortened and the recovered model are timed, in turn, before it
+# is looked at.
 FINAL_CLOCK_SECONDS = 8.0
 
 

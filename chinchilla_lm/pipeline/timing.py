@@ -16,8 +16,9 @@ import torch
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job, Served
+from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL
 from chinchilla_lm.runtime.engine.served import NativeForward
-from chinchilla_lm.runtime.measuring.clock import Interleaved, Ratio, Timing, speedup
+from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Interleaved, Ratio, Timing, speedup
 from chinchilla_lm.runtime.measuring.engines import write_native
 from chinchilla_lm.runtime.measuring.shape import Ids, prompt
 from chinchilla_lm.runtime.measuring.torch_engine import write_torch
@@ -47,9 +48,10 @@ def link_times(job: Job, served: Served, seconds: float) -> LinkTimes:
 
 
 def race(job: Job, served: Mapping[str, Served]) -> Interleaved:
-    """The timed work by each model, in turn."""
-    calls = {name: timed_work(job, one) for name, one in served.items()}
-    return Interleaved(calls, warmup=WARM_UP_REQUESTS if job.shape.new_tokens else WARM_UP, device=job.device)
+    """The timed work by each model, in turn; rounds enough to decide a promise."""
+    calls = {name: timed_work(job, model) for name, model in served.items()}
+    warmup = WARM_UP_REQUESTS if job.shape.new_tokens else WARM_UP
+    return Interleaved(calls, warmup=warmup, device=job.device, least_rounds=DECIDING_ROUNDS)
 
 
 def timed_work(job: Job, served: Served) -> Callable[[], object]:
@@ -71,7 +73,7 @@ class AgainstOriginal:
     """A model in a race with the original: what the contract decides on."""
 
     def __init__(self, job: Job, served: Mapping[str, Served], changed: str, seconds: float) -> None:
-        """served: with `original` and `changed` among them. seconds: of the first stretch."""
+        """served: with ORIGINAL and `changed` among them. seconds: of the first stretch."""
         self._race, self._changed, self._seconds = race(job, served), changed, seconds
         self._rounds: int | None = None  # of the first stretch
         self.timings: dict[str, Timing] = {}
@@ -80,7 +82,7 @@ class AgainstOriginal:
         """See score.contract.Race."""
         if self._rounds is None:
             self.timings = self._race.run(seconds=self._seconds)
-            self._rounds = len(self.timings["original"].seconds)
+            self._rounds = len(self.timings[ORIGINAL].seconds)
             stretches -= 1
         if stretches:
             self.timings = self._race.run(rounds=self._rounds * stretches)
@@ -93,31 +95,39 @@ class AgainstOriginal:
 
     def ratio(self, changed: str) -> Ratio:
         """How many times as fast one of the race is as the original."""
-        return speedup(self.timings["original"], self.timings[changed])
+        return speedup(self.timings[ORIGINAL], self.timings[changed])
+
+
+def _served_again(job: Job, original: Served) -> Served:
+    model = job.checkpoint.model
+    small = sum(parameter.numel() for parameter in model.parameters()) * job.dtype.itemsize <= COPY_BYTES
+    return job.serve(model) if small else original
 
 
 class LastTiming:
-    """All models of a finished job in one race, with the original in it twice, timed until the target is decided."""
+    """All models of a finished job in one race, timed until the target is decided. The original is in it twice; where
+    there is a control, the original trained further, that is the second: other weights in as many and as large matrices
+    take as long, and a race of fewer models has more rounds."""
 
     def __init__(self, job: Job, served: Mapping[str, Served], target: Target, changed: str, seconds: float) -> None:
         self.target = target
-        model = job.checkpoint.model
-        small = sum(parameter.numel() for parameter in model.parameters()) * job.dtype.itemsize <= COPY_BYTES
-        again = job.serve(model) if small else served["original"]
-        self._race = AgainstOriginal(job, {**served, AGAIN: again}, changed, seconds)
+        self._copy = CONTROL if CONTROL in served else AGAIN
+        copied = {} if self._copy in served else {AGAIN: _served_again(job, served[ORIGINAL])}
+        self._race = AgainstOriginal(job, {**served, **copied}, changed, seconds)
         self.timed = target.settle(self._race)
         self.timings = self._race.timings
 
     @cached_property
     def aa(self) -> Ratio:
-        """The original against itself: 1, but for what this machine does to a timing."""
-        return self._race.ratio(AGAIN)
+        """The original against itself, or against the control, which is built alike: 1, but for what this machine does
+        to a timing."""
+        return self._race.ratio(self._copy)
 
     def note(self, report: dict[str, Any]) -> list[str]:
         """Put the A/A ratio and the latency into the report, and hold it to the promise: a speed that the interval does
         not reach at its bad end fails the verdict. Returns what was added to its notes, to be said."""
         ratio, latency = self.timed.speedup, self.timed.latency_ms
-        report["speedup"]["aa"] = self.aa.to_dict()
+        report["speedup"]["aa"] = {**self.aa.to_dict(), **({"against": CONTROL} if self._copy == CONTROL else {})}
         report["speedup"]["latency"] = {**latency.to_dict(), "target": self.target.latency_ms}
         notes: list[str] = []
         if not self.target.holds(self.timed):
@@ -128,8 +138,9 @@ class LastTiming:
             report["verdict"], report["headline"] = "failed", f"{line}. {report['headline']}"
             notes.append(line)
         if not self.aa.low <= 1 <= self.aa.high or self.aa.high - self.aa.low > AA_WIDTH:
+            itself = "the control, which is built alike," if self._copy == CONTROL else "itself"
             notes.append(
-                f"against itself the original was timed as {self.aa.value:.2f}× [{self.aa.low:.2f}, "
+                f"against {itself} the original was timed as {self.aa.value:.2f}× [{self.aa.low:.2f}, "
                 f"{self.aa.high:.2f}] as fast (A/A): other ratios here are no surer; time again on a quieter machine"
             )
         report["notes"] += notes

@@ -265,12 +265,14 @@ def target_words(speedup: Mapping[str, Any]) -> str:
 
 
 def aa_words(report: Report) -> str:
-    """What the clock makes of the original against itself, or nothing where it was not timed so."""
+    """What the clock makes of the original against itself, or against a model that is built alike; nothing where
+    neither was timed."""
     again = report["speedup"].get("aa") or {}
     if finite(again.get("value")) is None:
         return ""
     limits = interval(fixed(again.get("low"), 2), fixed(again.get("high"), 2))
-    return f"The original against itself (A/A), in the same rounds: {times(again['value'])} {limits}".strip() + "."
+    itself = f"the {again['against']}, which is built alike" if again.get("against") else "itself"
+    return f"The original against {itself} (A/A), in the same rounds: {times(again['value'])} {limits}".strip() + "."
 
 
 # ---- the chain ------------------------------------------------------------------------------------------------------

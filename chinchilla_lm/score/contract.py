@@ -7,7 +7,9 @@ Where the interval straddles the target, more rounds are timed before it is deci
 
 A plan that holds need not be the best that does: predictions are wrong in both directions, and the plan with one link
 more was never timed. So the neighbours on the other side of the predicted boundary are timed too, nearest first to
-where the target lies by the clock, and the plan that costs least of those that hold is kept.
+where the target lies by the clock, and the plan that costs least of those that hold is kept. On a noisy machine many
+straddle, so that they are timed longer only while they could change the choice, out of one account for all of them;
+what stays undecided is said.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from chinchilla_lm.console import Console
@@ -37,6 +40,9 @@ LONGEST = 4
 # the whole is still off by so much for a single plan (assumption).
 NEIGHBOURS = 4
 SCATTER = 0.05
+# What neighbours that straddle the target may take beyond one stretch each, all together: as much as one of them, the
+# nearest, takes for its longest. On a quiet machine one straddles at most.
+SHARED_STRETCHES = LONGEST - 1
 # What is proposed instead of the impossible: this share of the way to a model without links (assumption).
 PROPOSED = 0.6
 
@@ -59,6 +65,7 @@ class Race(Protocol):
 Search = Callable[[CostTable, float], Plan]
 StartRace = Callable[[Plan], Race]
 CostOf = Callable[[Plan], float]
+Allow = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +100,17 @@ class Target:
         """Whether the bad end of the interval reaches the target, where there is one."""
         return not self.given or self.reached(timed).low >= 1 + headroom
 
-    def settle(self, race: Race, headroom: float = 0.0) -> Timed:
+    def straddled(self, timed: Timed, headroom: float = 0.0) -> bool:
+        """Whether the interval has the target in it, so that more rounds could decide either way."""
+        return self.reached(timed).low < 1 + headroom <= self.reached(timed).high
+
+    def settle(self, race: Race, headroom: float = 0.0, allow: Allow | None = None) -> Timed:
         """Time until the interval lies on one side of the target, or for as long as it may take; twice the shortest
-        where there is no target."""
+        where there is no target. allow: asked before so many stretches more."""
         if not self.given:
             return race.run(2)
         timed, stretches = race.run(1), 1
-        while stretches < LONGEST and self.reached(timed).low < 1 + headroom <= self.reached(timed).high:
+        while stretches < LONGEST and self.straddled(timed, headroom) and (allow is None or allow(stretches)):
             timed, stretches = race.run(stretches), 2 * stretches
         return timed
 
@@ -155,7 +166,7 @@ def fulfil(
     """
     contract = _Contract(table, target, search, start, console, cost or (lambda plan: table.cost_of(plan.dropped)))
     best = contract.climb(contract.descend(), neighbours)
-    origin = {**best.plan.origin, "measured": [one.facts() for one in contract.tries]}
+    origin = {**best.plan.origin, "measured": [attempt.facts() for attempt in contract.tries]}
     return replace(best, plan=replace(best.plan, origin=origin)), contract.tries
 
 
@@ -170,15 +181,16 @@ class _Contract:
     console: Console
     cost: CostOf
     tries: list[Try] = field(default_factory=list)
+    shared_stretches: int = SHARED_STRETCHES
 
-    def time(self, plan: Plan, budget_us: float) -> Try:
-        """Time a plan until it is decided, and tell it."""
-        timed = self.target.settle(self.start(plan), HEADROOM)
+    def time(self, plan: Plan, budget_us: float, allow: Allow | None = None) -> Try:
+        """Time a plan until it is decided, for as long as is allowed, and tell it."""
+        timed = self.target.settle(self.start(plan), HEADROOM, allow)
         holds = self.target.holds(timed, HEADROOM)
         predicted_us = self.table.predict_us(plan.dropped)
         self.tries.append(Try(plan, budget_us, predicted_us, timed.speedup, timed.latency_ms, holds))
         ratio, latency = timed.speedup, timed.latency_ms
-        straddles = not holds and self.target.reached(timed).high >= 1 + HEADROOM
+        straddles = self.target.straddled(timed, HEADROOM)
         self.console.say(
             f"contract: {len(plan.kept)} of {2 * plan.num_blocks} links kept: "
             f"predicted {self.table.total_us / max(predicted_us, 1e-9):.2f}× and {predicted_us / 1000:.2f} ms, "
@@ -196,13 +208,13 @@ class _Contract:
                 plan = self.search(self.table, budget)
             except ContractError as error:
                 raise ContractError(self.what_can_be_had()) from error
-            one = self.time(plan, budget)
-            if one.holds:
-                return one
-            reached = self.target.reached(one.timed)
+            attempt = self.time(plan, budget)
+            if attempt.holds:
+                return attempt
+            reached = self.target.reached(attempt.timed)
             kept = _known(reached.low, reached.value) / (1 + HEADROOM)
             # The next plan must differ: at least one more link has to go.
-            budget = min(budget, one.predicted_us) * min(kept, 1 - EXTRA) * (1 - EXTRA)
+            budget = min(budget, attempt.predicted_us) * min(kept, 1 - EXTRA) * (1 - EXTRA)
         raise ContractError(self.what_can_be_had())
 
     def climb(self, best: Try, neighbours: int) -> Try:
@@ -215,20 +227,46 @@ class _Contract:
                 break
             asked.append(budget)
             plan = self.search(self.table, budget)
-            if any(plan.dropped == one.plan.dropped for one in self.tries):
+            if any(plan.dropped == attempt.plan.dropped for attempt in self.tries):
                 continue
-            last = self.time(plan, budget)
+            last = self.time(plan, budget, partial(self._allow, plan, best))
             if last.holds and self._rank(last) < self._rank(best):
                 best = last
         if asked:
-            links = f"{len(best.plan.kept)} of {2 * best.plan.num_blocks} links"
-            self.console.say(f"contract: {links} are the best of {len(self.tries)} plans timed around the target")
+            self._say_what_is_kept(best)
         return best
 
-    def _line(self, one: Try) -> float:
+    def _allow(self, plan: Plan, best: Try, stretches: int) -> bool:
+        """Whether a neighbour that straddles the target is timed longer: while it would be kept if it held, and out of
+        what is left for all neighbours."""
+        if not self._preferred(plan, best) or stretches > self.shared_stretches:
+            return False
+        self.shared_stretches -= stretches
+        return True
+
+    def _preferred(self, plan: Plan, best: Try) -> bool:
+        """Whether a plan would be kept in place of the best so far, if it held."""
+        return (self.cost(plan), -len(plan.kept)) <= (self.cost(best.plan), -len(best.plan.kept))
+
+    def _say_what_is_kept(self, best: Try) -> None:
+        links = f"{len(best.plan.kept)} of {2 * best.plan.num_blocks} links"
+        self.console.say(f"contract: {links} are the best of {len(self.tries)} plans timed around the target")
+        undecided = [
+            f"{len(attempt.plan.kept)} links at {attempt.speedup.value:.2f}× [{attempt.speedup.low:.2f}, "
+            f"{attempt.speedup.high:.2f}]"
+            for attempt in self.tries
+            if self.target.straddled(attempt.timed, HEADROOM) and self._preferred(attempt.plan, best)
+        ]
+        if undecided:
+            self.console.say(
+                f"contract: {', '.join(undecided)} would be kept instead, but the timing leaves undecided whether "
+                f"{self.target.words()} holds; search again on a quieter machine"
+            )
+
+    def _line(self, attempt: Try) -> float:
         """The predicted time at which the promise would just hold, were all plans as fast as this one is."""
-        reached = self.target.reached(one.timed)
-        return one.predicted_us * _known(reached.low, reached.value) / (1 + HEADROOM)
+        reached = self.target.reached(attempt.timed)
+        return attempt.predicted_us * _known(reached.low, reached.value) / (1 + HEADROOM)
 
     def _rung(self, best: Try, line: float, asked: list[float]) -> float | None:
         """The budget nearest to the line that was not asked for, of those that give the best plan links back."""
@@ -242,9 +280,9 @@ class _Contract:
         new = [rung for rung in rungs if all(abs(rung - earlier) > step / 2 for earlier in asked)]
         return min(new, key=lambda rung: abs(rung - step / 2 - line), default=None)
 
-    def _rank(self, one: Try) -> tuple[float, int, float]:
+    def _rank(self, attempt: Try) -> tuple[float, int, float]:
         """Least cost first; of equal ones most links, then least time."""
-        return self.cost(one.plan), -len(one.plan.kept), one.latency_ms.value
+        return self.cost(attempt.plan), -len(attempt.plan.kept), attempt.latency_ms.value
 
     def what_can_be_had(self) -> str:
         """The limit, measured: with every link dropped, nothing of the chain is left to drop. And a target within it,
@@ -257,11 +295,11 @@ class _Contract:
         proposed = 1 + PROPOSED * (min(ratio.value, table.total_us / table.predict_us(names)) - 1)
         spare = (1 + HEADROOM) ** 2
         if self.target.speedup is not None:
-            bounds = [_known(one.speedup.low, one.speedup.value) / spare for one in self.tries]
+            bounds = [_known(tried.speedup.low, tried.speedup.value) / spare for tried in self.tries]
             # Below 1 the clock was disturbed.
             less = f"--speedup {max(1.01, min(proposed, max(bounds, default=proposed))):.2f}"
         else:
-            bounds = [_known(one.latency_ms.high, one.latency_ms.value) * spare for one in self.tries]
+            bounds = [_known(tried.latency_ms.high, tried.latency_ms.value) * spare for tried in self.tries]
             less = f"--latency {max(latency.value * ratio.value / proposed, min(bounds, default=0.0)):.3g}"
         return f"{self.target.words()} cannot be had: {most}; ask for less, such as {less}"
 

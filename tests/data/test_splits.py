@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import Labelled, Tagged, Text
 from chinchilla_lm.data.splits import disjoint, document_hashes, make_splits, shared_passages
 from chinchilla_lm.errors import InputError
@@ -138,6 +139,42 @@ def test_pieces_of_short_runs_stay_together():
     homes = {record.id.partition("#")[0]: split for split, part in made.items() for record in part}
     assert all(homes[r.id.partition("#")[0]] == split for split, part in made.items() for r in part)
     assert set(homes.values()) == {"train", "dev", "test"}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4, 5, 6, 10])
+def test_running_text_gets_all_splits_or_one_line_that_says_how_long_it_must_be(pieces: int, tmp_path):
+    paragraph = "Word after word of a text that marks no documents. " * 40  # 2,040 characters: a piece of its own
+    file = tmp_path / "novel.txt"
+    file.write_text("\n\n".join(f"{number} {paragraph}" for number in range(pieces)))
+    dataset = load_dataset(file, "language-modeling")
+    if pieces >= 5:
+        first = {split: int(dataset.records(split)[0].text.split()[0]) for split in ("train", "dev", "test")}
+        assert first == {"train": 0, "dev": pieces - 3, "test": pieces - 1}
+        assert sum(map(len, dataset.splits.values())) == pieces - 2, "a piece is left out between two splits"
+        return
+    with pytest.raises(InputError) as caught:
+        dataset.records("test")
+    message = str(caught.value)
+    assert "\n" not in message
+    told = ("'test'", "'novel'", f"the longest here has {pieces} ", "5 pieces", "10,000", "--train, --dev and --test")
+    for part in told:
+        assert part in message
+
+
+def test_what_has_a_dev_file_needs_a_shorter_text():
+    made, _ = make_splits(running("novel", 3), ("test",), "hash")
+    assert [len(made[split]) for split in ("train", "test")] == [1, 1]
+    with pytest.raises(InputError, match=r"running text of 3 pieces.*longest here has 2 .*--train and --test"):
+        make_splits(running("novel", 2), ("test",), "hash")
+
+
+def test_too_few_of_other_records_are_told_nothing_of_running_text():
+    with pytest.raises(InputError) as caught:
+        make_splits([labelled(0), labelled(1)], ("dev", "test"), "hash")
+    assert str(caught.value) == (
+        "2 different documents cannot be split, 3 are needed for train, dev and test; "
+        "name files by --train, --dev and --test"
+    )
 
 
 def test_passages_are_the_same_however_they_are_cut_into_records():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chinchilla_lm.evaluate.blocks import block_draws, block_length
+from chinchilla_lm.evaluate.blocks import block_draws, mean_block_length
 from chinchilla_lm.evaluate.certificate import certify
 from chinchilla_lm.evaluate.sums import Sums, bootstrap
 
@@ -39,13 +39,13 @@ def test_draws_are_blocks_of_consecutive_rows_around_the_end():
 def test_blocks_are_as_long_as_the_likeness_asks():
     rng = np.random.default_rng(0)
     lengths = {
-        likeness: np.median([block_length(autoregressive(rng, 400, likeness)) for _ in range(50)])
+        likeness: np.median([mean_block_length(autoregressive(rng, 400, likeness)) for _ in range(50)])
         for likeness in (0.0, 0.5, 0.9)
     }
     assert lengths[0.0] == 12  # 1.5 times the cube root of 400, rounded up
     assert lengths[0.0] <= lengths[0.5] < lengths[0.9] <= 60
-    assert block_length(np.ones(30)) == 5
-    assert [block_length(np.arange(rows, dtype=float)) for rows in (1, 2, 6)] == [1, 1, 2]
+    assert mean_block_length(np.ones(30)) == 5
+    assert [mean_block_length(np.arange(rows, dtype=float)) for rows in (1, 2, 6)] == [1, 1, 2]
 
 
 @pytest.mark.parametrize(("likeness", "least"), [(0.0, 0.92), (0.5, 0.9)])

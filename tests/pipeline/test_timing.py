@@ -16,8 +16,9 @@ from chinchilla_lm.pipeline import timing
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.timing import AGAIN, LastTiming, link_times, race
 from chinchilla_lm.recipe import make_recipe
+from chinchilla_lm.report.words import aa_words
 from chinchilla_lm.runtime.engine.native import engine_module
-from chinchilla_lm.runtime.measuring.clock import Timing
+from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Timing
 from chinchilla_lm.runtime.measuring.shape import Shape
 from chinchilla_lm.score.contract import LONGEST, Target
 
@@ -70,6 +71,12 @@ def test_the_cost_table_adds_up_to_about_what_a_request_takes(job, backend: str)
     assert min(off) < math.log(2), off
 
 
+def test_a_race_that_decides_has_rounds_enough_however_long_one_takes(job):
+    timed = job(tokens=4, new_tokens=1)
+    rounds = race(timed, {"it": timed.served()}).run(seconds=1e-6)["it"].seconds
+    assert len(rounds) == DECIDING_ROUNDS
+
+
 class Recorded:
     """A race whose rounds were timed elsewhere."""
 
@@ -83,10 +90,10 @@ class Recorded:
 
 def last(monkeypatch: pytest.MonkeyPatch, target: Target, **seconds: np.ndarray) -> tuple[LastTiming, dict[str, Any]]:
     recorded = Recorded({name.replace("again", AGAIN): values for name, values in seconds.items()})
-    monkeypatch.setattr(timing, "race", lambda job, served: recorded)
+    monkeypatch.setattr(timing, "race", lambda job, served: recorded if set(served) == set(recorded.seconds) else None)
     model = SimpleNamespace(parameters=lambda: [])
     fake: Any = SimpleNamespace(checkpoint=SimpleNamespace(model=model), dtype=SimpleNamespace(itemsize=4), serve=id)
-    served: Any = {"original": None, "recovered": None}
+    served: Any = {name: None for name in seconds if name != "again"}
     report: dict[str, Any] = {"verdict": "passed", "headline": "as good as it was", "notes": [], "speedup": {}}
     return LastTiming(fake, served, target, "recovered", seconds=1.0), report
 
@@ -123,3 +130,15 @@ def test_a_clock_that_tells_the_original_from_itself_is_noted(monkeypatch: pytes
     (note,) = done.note(report)
     assert "(A/A)" in note
     assert report["verdict"] == "passed"
+
+
+def test_the_control_is_the_originals_second_turn(monkeypatch: pytest.MonkeyPatch):
+    """It is built alike, so that nothing else has to be timed."""
+    slow = np.full(40, 0.96)
+    original, recovered = np.ones(40), np.full(40, 0.4)
+    done, report = last(monkeypatch, Target(2.0), original=original, control=slow, recovered=recovered)
+    assert set(done.timings) == {"original", "control", "recovered"}
+    (note,) = done.note(report)
+    assert note.startswith("against the control, which is built alike, the original was timed as 1.04×")
+    assert report["speedup"]["aa"]["against"] == "control"
+    assert "The original against the control, which is built alike (A/A)" in aa_words(report)

@@ -94,6 +94,8 @@ def test_a_time_limit_still_gives_rounds():
     assert len(timings["a"].seconds) == MIN_ROUNDS
     timings = interleave({"a": lambda: time.sleep(0.001)}, seconds=0.1, warmup=0)
     assert MIN_ROUNDS < len(timings["a"].seconds) <= 100
+    deciding = Interleaved({"a": lambda: time.sleep(0.001)}, warmup=0, least_rounds=17)
+    assert len(deciding.run(seconds=0.001)["a"].seconds) == 17
 
 
 def test_a_timing_goes_on_where_it_stopped():

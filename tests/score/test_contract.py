@@ -13,7 +13,17 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.plan import CostEntry, CostTable, Plan, chain
 from chinchilla_lm.runtime.measuring.clock import Median, Ratio
-from chinchilla_lm.score.contract import HEADROOM, LONGEST, MAX_ROUNDS, NEIGHBOURS, StartRace, Target, Timed, fulfil
+from chinchilla_lm.score.contract import (
+    HEADROOM,
+    LONGEST,
+    MAX_ROUNDS,
+    NEIGHBOURS,
+    SHARED_STRETCHES,
+    StartRace,
+    Target,
+    Timed,
+    fulfil,
+)
 from chinchilla_lm.search import METHODS
 
 BLOCKS = 10
@@ -143,6 +153,28 @@ def test_the_lower_bound_decides_and_a_straddling_interval_is_timed_longer():
     clear = Machine(1.0, error=0.001)
     fulfil(table(), Target(speedup=2.0), cheapest, clear, CONSOLE)
     assert {race.stretches for race in clear.races} == {1}, "what is clear is not timed longer"
+
+
+def test_neighbours_on_a_noisy_machine_share_what_they_may_take_and_what_is_undecided_is_said(capsys):
+    machine = Machine(0.7, error=0.2)
+    best, tries = fulfil(table(), Target(speedup=2.0), cheapest, machine, Console())
+    assert [len(one.plan.kept) for one in tries] == [8, 9, 10, 11]
+    assert len(best.plan.kept) == 10
+    neighbours = [race.stretches for race in machine.races[1:]]
+    assert sum(neighbours) <= len(neighbours) + SHARED_STRETCHES
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("contract: 11 links at 2.24× [")
+    assert "undecided whether speed-up 2 holds" in last
+
+
+def test_a_neighbour_that_would_not_be_kept_is_not_timed_longer(capsys):
+    """Here fewer links cost less, whatever the table says."""
+    machine = Machine(0.8, error=0.2)
+    best, tries = fulfil(table(), Target(speedup=2.0), cheapest, machine, Console(), cost=lambda plan: len(plan.kept))
+    assert len(best.plan.kept) == min(len(one.plan.kept) for one in tries)
+    assert [len(one.plan.kept) for one in tries if not one.holds] == [9], "which straddles"
+    assert {race.stretches for race in machine.races} == {1}
+    assert "undecided" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", [Target(speedup=2.0), Target(latency_ms=5.0)])

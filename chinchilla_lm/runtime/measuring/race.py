@@ -31,13 +31,13 @@ def race(engines: Mapping[str, Engine], shape: Shape, *, seconds: float) -> dict
         {f"{name}/{measure}": run for (name, measure), run in runs.items()}, seconds=seconds, warmup=WARMUP
     )
     rounds = len(next(iter(timed.values())).seconds)
-    found: dict[str, dict[str, Timing]] = {name: {} for name in engines}
+    timings: dict[str, dict[str, Timing]] = {name: {} for name in engines}
     for (name, measure), run in runs.items():
         phases = np.array(run.phases[-rounds:])  # what the engines timed: the prompt's making is not theirs
         if measure == "request":
-            found[name] |= {"prefill": Timing(phases[:, 0]), "decode": Timing(phases[:, 1])}
-        found[name][measure] = Timing(phases.sum(1))
-    return {name: {measure: parts[measure] for measure in shape.measures} for name, parts in found.items()}
+            timings[name] |= {"prefill": Timing(phases[:, 0]), "decode": Timing(phases[:, 1])}
+        timings[name][measure] = Timing(phases.sum(1))
+    return {name: {measure: parts[measure] for measure in shape.measures} for name, parts in timings.items()}
 
 
 class _Run:

@@ -115,7 +115,7 @@ def share_text(shares: Mapping[str, object], name: str) -> str:
 
 def roof_note(measured: BenchRoof) -> str:
     """What `Roof.to_dict` gives, for people."""
-    reads = ", ".join(f"{one['gb_s']:.1f} GB/s of {one['bytes'] / 1e6:,.0f} MB" for one in measured["reads"])
+    reads = ", ".join(f"{read['gb_s']:.1f} GB/s of {read['bytes'] / 1e6:,.0f} MB" for read in measured["reads"])
     products = ", ".join(f"{rate:,.0f} GFLOP/s in {kind}" for kind, rate in measured["products"].items())
     return "roof, measured on all cores: " + "; ".join(
         [*([f"reads {reads}"] if reads else []), *([f"products {products}"] if products else [])]
@@ -166,14 +166,14 @@ def measure_products(kind: str, seconds: float = 1.5) -> float:
 
 def _ways(kind: str) -> list[Callable[[int], Work]]:
     """What multiplies two squares of n here: torch, our kernels. Bytes that nobody multiplies count as floats."""
-    found: list[Callable[[int], Work]] = []
+    ways: list[Callable[[int], Work]] = []
     if kind in DTYPES:
-        found.append(lambda n: _floats(n, DTYPES[kind]))
+        ways.append(lambda n: _floats(n, DTYPES[kind]))
     elif _works(_bytes):
-        found.append(_bytes)
+        ways.append(_bytes)
     if engine_module() is not None:
-        found.append(lambda n: _our_product(n, OURS[kind]))
-    return found or _ways("float32")
+        ways.append(lambda n: _our_product(n, OURS[kind]))
+    return ways or _ways("float32")
 
 
 def _works(way: Callable[[int], Work]) -> bool:
@@ -226,8 +226,8 @@ def _largest(way: Callable[[int], Work], seconds: float) -> int:
     """
     n, *larger = _SIZES
     for next_n in larger:
-        one = min(_times(way(n), seconds / 20))
-        if _LEAST_REPEATS * one * (next_n / n) ** 3 > seconds:
+        fastest = min(_times(way(n), seconds / 20))
+        if _LEAST_REPEATS * fastest * (next_n / n) ** 3 > seconds:
             break
         n = next_n
     return n
