@@ -13,7 +13,7 @@ from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
 from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.pipeline.issuing import also_of, artifact_of, data_of, original_of
+from chinchilla_lm.pipeline.issuing import agreed, also_of, artifact_of, data_of, original_of, read_as
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, Judgement, judge_models
 from chinchilla_lm.pipeline.outcome import advice_words, report_of, row_of, samples, show
 from chinchilla_lm.pipeline.stages import Stages
@@ -150,9 +150,11 @@ def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files:
         folder,
         judgement.certificate.to_dict() | {"passed": passed},
         artifact=artifact_of(job, files),
+        read=read_as(job),
         original=original_of(job),
         data=data_of(job, "test", judgement.judged[ORIGINAL]),
+        agreement=agreed(judgement.comparisons[0].agreement),
         speed=speed,
         control=judgement.comparisons[0].against == CONTROL,
-        also=[also_of(comparison) for comparison in judgement.comparisons[1:]],
+        also=[also_of(job, comparison) for comparison in judgement.comparisons[1:]],
     )

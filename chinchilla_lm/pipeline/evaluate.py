@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.evaluate.agreement import Agreement
 from chinchilla_lm.evaluate.certificate import Certificate, certify
 from chinchilla_lm.evaluate.judge import Judged
 from chinchilla_lm.evaluate.predictions import write_predictions
@@ -73,7 +74,9 @@ def evaluate(
         result["agreement"] = None if agreement is None else agreement.to_dict()
         console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
         result["certificate"] = certificate.to_dict()
-        result["issued"] = None if issuer is None else _issued(issuer, certificate, other, judged, split, console)
+        result["issued"] = (
+            None if issuer is None else _issued(issuer, certificate, agreement, other, judged, split, console)
+        )
     return result
 
 
@@ -87,11 +90,17 @@ def _issuer(job: Job, split: str, console: Console) -> Issuing | None:
 
 
 def _issued(
-    issuer: Issuing, certificate: Certificate, original: Job, judged: Judged, split: str, console: Console
+    issuer: Issuing,
+    certificate: Certificate,
+    agreement: Agreement | None,
+    original: Job,
+    judged: Judged,
+    split: str,
+    console: Console,
 ) -> str | None:
     """The path of the certificate; None, with a warning, where there can be none after all."""
     try:
-        path = str(issuer.issue(certificate, original, judged, split))
+        path = str(issuer.issue(certificate, agreement, original, judged, split))
     except InputError as error:
         console.warn(f"no certificate is issued: {error}")
         return None

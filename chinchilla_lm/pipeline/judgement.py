@@ -30,6 +30,7 @@ class Comparison:
 
     data: str
     against: str
+    documents: int
     certificate: Certificate
     agreement: Agreement | None
     higher_is_better: bool
@@ -111,4 +112,4 @@ def compare(
     identical = agreement is not None and agreement.kl.value == 0 and agreement.same.value == 1
     measured = after.measurement.sums[name]
     certificate = certify(sums[name], measured, margin, before.measurement.n, identical=identical)
-    return Comparison(data, base, certificate, agreement, sums[name].higher_is_better)
+    return Comparison(data, base, measured.documents, certificate, agreement, sums[name].higher_is_better)

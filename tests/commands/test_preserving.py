@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chinchilla_lm.data.load import load_dataset
 from tests.commands.conftest import SHORTENING, TAGGING, running_text, write_conll, write_jsonl
 
 
@@ -18,6 +21,10 @@ def without(words: tuple[object, ...], *flags: str) -> list[object]:
             kept.append(word)
         skip = word in flags
     return kept
+
+
+def records_of(folder: Path, split: str) -> list[Any]:
+    return load_dataset(folder, "token-classification").records(split)
 
 
 def test_where_the_answers_teach_the_result_is_held_against_a_control(
@@ -49,6 +56,20 @@ def test_a_guard_that_the_result_fails_fails_the_job(tagger: Path, tags: Path, t
     for written in (page, text):
         assert "guard" in written
         assert "flipped" in written
+    content = json.loads((tmp_path / "run" / "model" / "certificate.json").read_text())
+    (also,) = content["also"]
+    ours = {record.words for split in ("train", "dev", "test") for record in records_of(tags, split)}
+    judged = [record for record in records_of(guard, "test") if record.words not in ours]
+    assert 0 < len(judged) < 60
+    sha256 = hashlib.sha256("\n".join(map(repr, judged)).encode()).hexdigest()
+    count = {"examples": len(judged), "documents": len(judged)}
+    assert also["data"] == {"name": str(guard), "sha256": sha256, "split": "test", **count}
+    for found, told in ((content, report["comparisons"][0]), (also, report["comparisons"][1])):
+        for key in ("difference", "passed", "agreement"):
+            assert found[key] == told[key]
+    assert f"also guard, against the original ({guard}, {len(judged)} examples), failed: " in " ".join(
+        chinchilla("inspect", tmp_path / "run", "--no-time").out.split()
+    )
 
 
 def test_the_guard_is_no_part_of_the_data(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
