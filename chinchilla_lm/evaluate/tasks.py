@@ -71,6 +71,8 @@ class Task(ABC):
     """Whether its data have labels from a closed set, which the model has to know."""
     whole_passes = False
     """Whether it reads running text, so that a pass is counted in tokens and a test in windows."""
+    per_token: Mapping[str, str] = {}
+    """Metrics that count tokens, which models of other tokenizers do not share → in what these can be compared."""
     batch = 32
     """Sequences a timed batch where none is asked for: a small batch of short texts."""
 
@@ -190,6 +192,7 @@ class LanguageModelling(Task):
     """The next token of running text."""
 
     metrics: Mapping[str, str] = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
+    per_token: Mapping[str, str] = {"perplexity": "bits_per_byte"}
     whole_passes = True
     batch = 1  # one prompt
 

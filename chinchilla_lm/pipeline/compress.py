@@ -10,6 +10,7 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
+from chinchilla_lm.evaluate.tables import metric_among
 from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
@@ -34,10 +35,7 @@ FINAL_CLOCK_SECONDS = 8.0
 def compress(recipe: Recipe, console: Console) -> CompressResult:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
     require_one_target(recipe)
-    known = list(TASKS[recipe.task].metrics)
-    if recipe.metric is not None and recipe.metric not in known:
-        raise InputError(f"metric {recipe.metric!r} is not one of {', '.join(known)}; pass --metric {known[0]}")
-
+    metric_among(TASKS[recipe.task].metrics, recipe.metric)
     begun = time.monotonic()
     stages = Stages(recipe, console)
     _warn_of_few_documents(stages)
@@ -152,7 +150,7 @@ def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files:
         artifact=artifact_of(job, files),
         read=read_as(job),
         original=original_of(job),
-        data=data_of(job, "test", judgement.judged[ORIGINAL]),
+        data=data_of(job, judgement.comparisons[0]),
         agreement=agreed(judgement.comparisons[0].agreement),
         speed=speed,
         control=judgement.comparisons[0].against == CONTROL,

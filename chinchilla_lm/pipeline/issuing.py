@@ -9,8 +9,6 @@ from pathlib import Path
 from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.agreement import Agreement
-from chinchilla_lm.evaluate.certificate import Certificate
-from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.models.checkpoint import sha256_of_model
 from chinchilla_lm.models.meta import ADAPTED
 from chinchilla_lm.pipeline.job import Job
@@ -39,9 +37,7 @@ class Issuing:
         self.job, self.folder = job, folder
         self.files = hashes(folder)
 
-    def issue(
-        self, certificate: Certificate, agreement: Agreement | None, original: Job, judged: Judged, split: str
-    ) -> Path:
+    def issue(self, comparison: Comparison, original: Job) -> Path:
         """Write it beside the model. Raises InputError where there is none to give, or it cannot be written."""
         if is_packed(original.source):
             raise InputError(f"{original.source} is packed, no original; pass --against the model that it came from")
@@ -52,12 +48,12 @@ class Issuing:
             raise InputError(f"the files in {self.folder} changed while they were judged; evaluate it again")
         issue(
             self.folder,
-            certificate.to_dict(),
+            comparison.certificate.to_dict(),
             artifact=artifact_of(self.job, self.files),
             read=read_as(self.job),
             original=original_of(original),
-            data=data_of(self.job, split, judged),
-            agreement=agreed(agreement),
+            data=data_of(self.job, comparison),
+            agreement=agreed(comparison.agreement),
         )
         return self.folder / CERTIFICATE
 
@@ -138,13 +134,12 @@ def original_of(job: Job) -> Original:
     )
 
 
-def data_of(job: Job, split: str, judged: Judged) -> Data:
-    """What was judged on."""
-    measured = judged.measurement
+def data_of(job: Job, comparison: Comparison) -> Data:
+    """The split of the job's data that was judged on."""
     return Data(
         name=printable(str(job.recipe.data)),
-        sha256=job.split_sha256(split),
-        split=split,
-        examples=int(measured.n),
-        documents=int(judged.primary.documents),
+        sha256=job.split_sha256(comparison.data),
+        split=comparison.data,
+        examples=comparison.certificate.n,
+        documents=comparison.documents,
     )

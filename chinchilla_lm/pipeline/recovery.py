@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.data.encode import Encoded
-from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.sums import paired
-from chinchilla_lm.evaluate.tables import Measurement
+from chinchilla_lm.evaluate.tables import Measurement, metric_among
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.train.loop import FitSettings, fit
@@ -70,10 +69,8 @@ class Recovery:
         Raises InputError for a metric that the task does not have.
         """
         judged = self._judge(self.job.ready(short))
-        name = self.job.recipe.metric or judged.primary.name
         known = self._base_dev.sums
-        if name not in known:
-            raise InputError(f"metric {name!r} is not one of {', '.join(known)}; pass --metric {judged.primary.name}")
+        name = metric_among(known, self.job.recipe.metric)
         difference = paired(known[name], judged.measurement.sums[name])
         sign = 1.0 if known[name].higher_is_better else -1.0
         losses = sorted(-sign * bound for bound in (difference.low, difference.high))

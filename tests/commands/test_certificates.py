@@ -286,9 +286,8 @@ def test_files_that_change_meanwhile(model: Path, tagger: Path, tags: Path):
     session = load(model)
     zero_a_link(model)
     original = Job(make_recipe({"model": str(tagger), **fields}), Console(quiet=True), only_served=True)
-    judged = job.judge("test")(job.served())
     with pytest.raises(ValueError, match="changed while they were judged"):
-        issuer.issue(None, None, original, judged, "test")  # type: ignore[arg-type]
+        issuer.issue(None, original)  # type: ignore[arg-type]
     assert isinstance(issuer, Issuing)
     with pytest.warns(CertificateWarning):
         assert session.certificate is None
