@@ -73,6 +73,8 @@ class Task(ABC):
     """Whether it reads running text, so that a pass is counted in tokens and a test in windows."""
     per_token: Mapping[str, str] = {}
     """Metrics that count tokens, which models of other tokenizers do not share → in what these can be compared."""
+    sentences = False
+    """Whether its records are sentences, read each alone or with their document."""
     batch = 32
     """Sequences a timed batch where none is asked for: a small batch of short texts."""
 
@@ -102,6 +104,7 @@ class Tagging(Task):
         "token_weighted": "token weighted F1",
     }
     labelled = True
+    sentences = True
 
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         return encode_tagged(records, reading.tokenizer, reading.label_ids, reading.window, reading.context)

@@ -107,7 +107,7 @@ def agreed(agreement: Agreement | None) -> Agreed | None:
 
 def read_as(job: Job) -> ReadAs:
     """How the job's model reads its data."""
-    return ReadAs(window=job.window, context=job.context)
+    return ReadAs(window=job.window, context=job.context if job.task.sentences else None)
 
 
 def artifact_of(job: Job, files: dict[str, str]) -> Artifact:

@@ -113,8 +113,12 @@ class ReadAs(_Strict):
 
     window: Annotated[Count, Field(ge=1)]
     """most tokens at a time"""
-    context: Literal["sentence", "document"]
-    """what a tagger saw of a document at a time"""
+    context: Literal["sentence", "document"] | None
+    """what a tagger saw of a document at a time; None for other tasks"""
+
+    def words(self) -> str:
+        """In a few words."""
+        return f"windows of {self.window} tokens" + (f" (context {self.context})" if self.context else "")
 
 
 class Data(_Strict):
@@ -214,8 +218,7 @@ class IssuedCertificate(Verdict):
         trained = ", trained on the same data," if self.control else ""
         first = (
             f"certificate {said}; {data.examples:,} examples in {data.documents:,} documents of {data.split}; "
-            f"judged as {one.kind} in {one.format} on {one.backend} ({one.device}) in windows of {self.read.window} "
-            f"tokens (context {self.read.context}), "
+            f"judged as {one.kind} in {one.format} on {one.backend} ({one.device}) in {self.read.words()}, "
             f"against {self.original.name}{trained}{lacking}, {self.created[:10]}"
         )
         changed = [] if self.agreement is None else [self.agreement.words()]

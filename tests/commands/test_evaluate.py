@@ -172,6 +172,7 @@ def test_language_models_with_other_tokens_are_compared_byte_by_byte(
     issued = json.loads((fewer_merges / "certificate.json").read_text())
     assert (issued["data"]["documents"], issued["agreement"]) == (len(both), None)
     assert issued["data"]["examples"] == certificate["n"] == done.result["n"]
+    assert issued["read"] == issued["original"]["read"] == {"window": 64, "context": None}
     assert chinchilla(*words, "--json", "--metric", "bits_per_byte").result["certificate"] == certificate
     done = chinchilla(*words, "--metric", "perplexity")
     done.refused("perplexity counts tokens", "have different ones; pass --metric bits_per_byte")

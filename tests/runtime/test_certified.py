@@ -31,7 +31,7 @@ SHARE = {"value": 0.975, "low": 0.95, "high": 1.0}
 AGREEMENT = {"answers": 40, "same": SHARE, "flipped": {"value": 0.025, "low": None, "high": None}, "kl": SHARE}
 GUARD = {"name": "other/text", "sha256": "2" * 64, "split": "all", "examples": 7, "documents": 6}
 ALSO: dict[str, Any] = {"what": "the guard text", "data": GUARD, "agreement": AGREEMENT, **VERDICT}
-FACTS = {
+FACTS: dict[str, Any] = {
     "read": ReadAs.model_validate(READ),
     "original": Original(name="the original", sha256="0" * 64, dropped=2, read=ReadAs.model_validate(READ)),
     "data": Data(name="the data", sha256="1" * 64, split="test", examples=40, documents=12),
