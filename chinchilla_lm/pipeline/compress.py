@@ -106,8 +106,9 @@ def finish(
     report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
     for note in last.note(report):
         console.warn(note)
-    if not judgement.passed and "dev" in job.dataset.splits and ratio.low > 1:
-        report["notes"].append(advice_words(stages.advice(table, ratio.low), recipe))
+    predicted = table.total_us / table.predict_us(plan.dropped)
+    if not judgement.passed and "dev" in job.dataset.splits and predicted > 1:
+        report["notes"].append(advice_words(stages.advice(table, plan, predicted), recipe))
     report["samples"] = samples(stages, models)
     write_report(report, stages.folder.path)
     _note_certificate(stages, judgement, ratio, files, report["verdict"] == "passed")

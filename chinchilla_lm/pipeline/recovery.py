@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,8 +57,37 @@ class Recovery:
         return self.job.judge("dev", MAX_DEV_TOKENS)
 
     @cached_property
+    def _base_judged(self) -> tuple[Measurement, float]:
+        """What `base` does on dev, and the seconds that it takes."""
+        judge, begun = self._judge, time.monotonic()
+        return judge(self.base).measurement, time.monotonic() - begun
+
+    @property
     def _base_dev(self) -> Measurement:
-        return self._judge(self.base).measurement
+        return self._base_judged[0]
+
+    @property
+    def dev_tokens(self) -> int:
+        """How many tokens a model is judged on."""
+        return sum(len(window.ids) for window in self._judge.split.encoded)
+
+    @property
+    def token_seconds(self) -> float:
+        """How long one of these takes."""
+        return self._base_judged[1] / self.dev_tokens
+
+    def tokens(self, most: int | None = None) -> int:
+        """How many tokens `train` learns from, of `most`."""
+        return round(self._epochs(most) * self._available) if self.job.recipe.recover.epochs > 0 else 0
+
+    @cached_property
+    def _available(self) -> int:
+        return max(1, sum(len(one.ids) for one in self.encoded))
+
+    def _epochs(self, tokens: int | None) -> float:
+        settings = self.job.recipe.recover
+        limit = settings.tokens if tokens is None else min(tokens, settings.tokens or tokens)
+        return settings.epochs if limit is None else min(settings.epochs, limit / self._available)
 
     def dev(self, short: Transformer) -> float:
         """The dev metric with the sign that makes more of it better."""
@@ -87,9 +117,6 @@ class Recovery:
     ) -> None:
         """Train in place, for `tokens` at most where given, else as the recipe says with the best dev weights kept."""
         job, settings = self.job, self.job.recipe.recover
-        limit = settings.tokens if tokens is None else min(tokens, settings.tokens or tokens)
-        available = max(1, sum(len(one.ids) for one in self.encoded))
-        epochs = settings.epochs if limit is None else min(settings.epochs, limit / available)
         weights = settings.weights
         # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
         # model's gradient, and the dear one of a tied head, need not be computed.
@@ -102,7 +129,7 @@ class Recovery:
                 Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
             ),
             FitSettings(
-                epochs=epochs,
+                epochs=self._epochs(tokens),
                 learning_rate=settings.learning_rate,
                 head_learning_rate=settings.learning_rate,
                 warmup=settings.warmup,

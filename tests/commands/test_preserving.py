@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from chinchilla_lm.data.load import load_dataset
-from tests.commands.conftest import SHORTENING, TAGGING, running_text, write_conll, write_jsonl
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline import timing
+from chinchilla_lm.pipeline.recovery import Recovery, Standing
+from chinchilla_lm.plan import Plan
+from chinchilla_lm.runtime.measuring.clock import Timing
+from tests.commands.conftest import SHORTENING, TAGGING, SteadyRace, running_text, write_conll, write_jsonl
 
 
 def without(words: tuple[object, ...], *flags: str) -> list[object]:
@@ -72,6 +77,38 @@ def test_a_guard_that_the_result_fails_fails_the_job(tagger: Path, tags: Path, t
     )
 
 
+def test_advice_is_not_searched_again_where_the_clock_alone_differs(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+):
+    class Slower(SteadyRace):
+        """The same models on another day."""
+
+        def run(self, **many: Any) -> dict[str, Timing]:
+            return {name: Timing(one.seconds + 1e-5) for name, one in super().run(**many).items()}
+
+    shortening = without(SHORTENING, "--speedup", "--margin", "--recover-epochs")
+    words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "--speedup", 2.0, "--recover-epochs", 0]
+    words += ["--margin", 0.01, "-o", tmp_path / "run"]
+
+    def run(*more: object) -> tuple[str, float, list[str]]:
+        done = chinchilla(*words, *more)
+        assert done.status == 3
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        notes = [note for note in report["notes"] if note.startswith("what would pass")]
+        return done.out, report["speedup"]["value"], notes
+
+    out, ratio, notes = run()
+    assert "3 speeds are tried on dev: up to 3 models are judged without recovery, about " in out
+    monkeypatch.setattr(timing, "race", Slower)
+    again, other, same = run()
+    assert other != ratio
+    assert same == notes
+    assert "advice: unchanged, not run again" in again
+    assert "speeds are tried" not in again
+    asked_anew, _, _ = run("--margin", 0.02)
+    assert "3 speeds are tried on dev" in asked_anew
+
+
 def test_the_guard_is_no_part_of_the_data(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
     words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run"]
     chinchilla(*words, "--guard", tags).refused("--guard", "is text of the data that it is to guard against")
@@ -82,7 +119,7 @@ def test_without_a_target_the_fastest_within_the_margin(tagger: Path, tags: Path
     words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "-o", tmp_path / "run"]
     done = chinchilla(*words)
     assert done.status == 0
-    assert "5 speeds are tried on dev" in done.out
+    assert "5 speeds are tried on dev: up to 5 models are recovered on " in done.out
     assert done.out.count("test: 40 windows") == 1, "the test data are looked at once"
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["speedup"]["target"] is None
@@ -93,6 +130,28 @@ def test_without_a_target_the_fastest_within_the_margin(tagger: Path, tags: Path
     again = chinchilla(*words)
     assert again.status == 0
     assert "search: unchanged, not run again" in again.out
+
+
+def test_after_a_fallback_the_report_marks_the_plan_that_was_taken(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+):
+    """Every speed holds on dev; once trials.json is there, the fastest model, recovered in full, does not."""
+    recovered = []
+
+    def standing(recovery: Recovery, short: Transformer) -> Standing:
+        if (tmp_path / "run" / "trials.json").exists():
+            recovered.append(short)
+        return Standing(0.9, 0.0, 0.0, 99.0 if len(recovered) == 1 else 0.5)
+
+    monkeypatch.setattr(Recovery, "standing", standing)
+    words = ["compress", tagger, *TAGGING, "--data", tags, *without(SHORTENING, "--speedup"), "-o", tmp_path / "run"]
+    assert "the next slower model is tried" in chinchilla(*words).out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    first, second, *_ = json.loads((tmp_path / "run" / "trials.json").read_text())
+    assert first["plan"]["choices"] != second["plan"]["choices"] == report["plan"]["choices"]
+    (chosen,) = (point for point in report["frontier"] if point["chosen"])
+    assert chosen["links"] == len(Plan.from_dict(second["plan"]).kept)
+    assert chosen["links"] == report["rows"][-1]["links"]
 
 
 def test_a_margin_that_nothing_holds_is_said(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
