@@ -7,6 +7,7 @@ duplicates. Where a file knows none, every record is its own document.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -126,6 +127,15 @@ class Dataset:
                 f"split {split!r} is not in {self.name!r} (it has {have}); name one of these, or a file by --{split}"
             )
         return self.splits[split]
+
+    def all_records(self) -> list[Any]:
+        """The records of every split."""
+        return [record for split in self.splits.values() for record in split]
+
+
+def records_sha256(records: Iterable[Record]) -> str:
+    """SHA-256 of records with all that they hold, in their order."""
+    return text_hash("\n".join(repr(record) for record in records))
 
 
 def record_text(record: Record) -> str:

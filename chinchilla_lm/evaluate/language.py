@@ -7,7 +7,8 @@ Both weigh every token (byte) alike over the whole set: sums are divided once, a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,13 +49,31 @@ def measure_text(
             "tokens or more"
         )
     rows, number = document_rows(documents)
+    ids = tuple(dict.fromkeys(documents))
     per_document = np.zeros((number, 3))
     np.add.at(per_document, rows, np.column_stack([nats, predicted_tokens, text_bytes]).astype(np.float64))
     sums = {
-        "perplexity": Sums("perplexity", "percent", False, per_document, _perplexity, consecutive),
-        "bits_per_byte": Sums("bits_per_byte", "percent", False, per_document, _bits_per_byte, consecutive),
+        "perplexity": Sums("perplexity", "percent", False, per_document, _perplexity, consecutive, ids),
+        "bits_per_byte": Sums("bits_per_byte", "percent", False, per_document, _bits_per_byte, consecutive, ids),
     }
     return Measurement(len(nats) if windows is None else windows, sums, {})
+
+
+def on_same_text(original: Sums, changed: Sums) -> tuple[Sums, Sums]:
+    """A metric of two models with different tokens, on the documents that both read to their end, in the text's order.
+
+    Windows of as many tokens end at different places of the text, so its last documents have been read by one model
+    alone, or in part; neither counts, but where there is only one at all.
+    """
+    whole = set(original.ids[:-1]) & set(changed.ids[:-1]) or set(original.ids) & set(changed.ids)
+    if not whole:
+        raise InputError("the two models read no document in common; pass more text, or a smaller --max-tokens")
+    return _only(original, whole), _only(changed, whole)
+
+
+def _only(sums: Sums, kept: Collection[str]) -> Sums:
+    rows = [row for row, name in enumerate(sums.ids) if name in kept]
+    return replace(sums, per_document=sums.per_document[rows], ids=tuple(sums.ids[row] for row in rows))
 
 
 def _perplexity(sums: Floats) -> Floats:

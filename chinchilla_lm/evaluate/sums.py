@@ -61,6 +61,8 @@ class Sums:
     """float64 [..., columns] -> float64 [...]"""
     consecutive: bool = False
     """Whether the documents are pieces of running text in its order, so that neighbours are alike."""
+    ids: tuple[str, ...] = ()
+    """Which document each row is, where not every model need be measured on all."""
 
     def __post_init__(self) -> None:
         assert self.per_document.ndim == 2, self.per_document.shape
@@ -223,6 +225,11 @@ def _check_comparable(original: Sums, changed: Sums) -> None:
         raise InputError(
             f"{changed.documents} documents are compared with {original.documents}; a paired comparison needs the same "
             "ones; evaluate both models on one split"
+        )
+    if original.ids != changed.ids:
+        raise InputError(
+            f"{changed.name} was measured on other documents than {original.name} of the original; a paired comparison "
+            "needs the same ones; evaluate both models on one split"
         )
     if original.unit == "percent" and original.value <= 0:
         raise InputError(

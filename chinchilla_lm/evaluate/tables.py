@@ -5,12 +5,13 @@ F1 of a class, and their micro, macro and weighted averages, are all functions o
 Labels are sorted, as scikit-learn and conlleval sort them. Divisions by zero give 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.sums import Estimate, Floats, Sums, bootstrap, ratio
 from chinchilla_lm.results import ClassRow
 
@@ -50,6 +51,14 @@ class Measurement:
     def estimates(self) -> dict[str, Estimate]:
         """Every metric with its interval."""
         return {name: bootstrap(sums) for name, sums in self.sums.items()}
+
+
+def metric_among(known: Iterable[str], asked: str | None) -> str:
+    """The metric to certify: what was asked for, else the first that is known. Raises InputError for an unknown one."""
+    names = list(known)
+    if asked is not None and asked not in names:
+        raise InputError(f"metric {asked!r} is not one of {', '.join(names)}; pass --metric {names[0]}")
+    return asked or names[0]
 
 
 def class_counts(

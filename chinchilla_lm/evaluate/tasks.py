@@ -71,6 +71,10 @@ class Task(ABC):
     """Whether its data have labels from a closed set, which the model has to know."""
     whole_passes = False
     """Whether it reads running text, so that a pass is counted in tokens and a test in windows."""
+    per_token: Mapping[str, str] = {}
+    """Metrics that count tokens, which models of other tokenizers do not share → in what these can be compared."""
+    sentences = False
+    """Whether its records are sentences, read each alone or with their document."""
     batch = 32
     """Sequences a timed batch where none is asked for: a small batch of short texts."""
 
@@ -100,6 +104,7 @@ class Tagging(Task):
         "token_weighted": "token weighted F1",
     }
     labelled = True
+    sentences = True
 
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         return encode_tagged(records, reading.tokenizer, reading.label_ids, reading.window, reading.context)
@@ -190,6 +195,7 @@ class LanguageModelling(Task):
     """The next token of running text."""
 
     metrics: Mapping[str, str] = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
+    per_token: Mapping[str, str] = {"perplexity": "bits_per_byte"}
     whole_passes = True
     batch = 1  # one prompt
 

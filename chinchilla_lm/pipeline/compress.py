@@ -10,10 +10,11 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
+from chinchilla_lm.evaluate.tables import metric_among
 from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.pipeline.issuing import also_of, artifact_of, data_of, original_of
+from chinchilla_lm.pipeline.issuing import agreed, also_of, artifact_of, data_of, original_of, read_as
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, Judgement, judge_models
 from chinchilla_lm.pipeline.outcome import advice_words, report_of, row_of, samples, show
 from chinchilla_lm.pipeline.stages import Stages
@@ -35,10 +36,7 @@ FINAL_CLOCK_SECONDS = 8.0
 def compress(recipe: Recipe, console: Console) -> CompressResult:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
     require_one_target(recipe)
-    known = list(TASKS[recipe.task].metrics)
-    if recipe.metric is not None and recipe.metric not in known:
-        raise InputError(f"metric {recipe.metric!r} is not one of {', '.join(known)}; pass --metric {known[0]}")
-
+    metric_among(TASKS[recipe.task].metrics, recipe.metric)
     begun = time.monotonic()
     stages = Stages(recipe, console)
     _warn_of_few_documents(stages)
@@ -109,8 +107,9 @@ def finish(
     report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
     for note in last.note(report):
         console.warn(note)
-    if not judgement.passed and "dev" in job.dataset.splits and ratio.low > 1:
-        report["notes"].append(advice_words(stages.advice(table, ratio.low), recipe))
+    predicted = table.total_us / table.predict_us(plan.dropped)
+    if not judgement.passed and "dev" in job.dataset.splits and predicted > 1:
+        report["notes"].append(advice_words(stages.advice(table, plan, predicted), recipe))
     report["samples"] = samples(stages, models)
     write_report(report, stages.folder.path)
     _note_certificate(stages, judgement, ratio, files, report["verdict"] == "passed")
@@ -151,9 +150,11 @@ def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files:
         folder,
         judgement.certificate.to_dict() | {"passed": passed},
         artifact=artifact_of(job, files),
+        read=read_as(job),
         original=original_of(job),
-        data=data_of(job, "test", judgement.judged[ORIGINAL]),
+        data=data_of(job, judgement.comparisons[0]),
+        agreement=agreed(judgement.comparisons[0].agreement),
         speed=speed,
         control=judgement.comparisons[0].against == CONTROL,
-        also=[also_of(comparison) for comparison in judgement.comparisons[1:]],
+        also=[also_of(job, comparison) for comparison in judgement.comparisons[1:]],
     )

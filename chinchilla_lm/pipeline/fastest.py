@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from chinchilla_lm.console import duration
 from chinchilla_lm.errors import ContractError
 from chinchilla_lm.pipeline.recovery import Standing
 from chinchilla_lm.plan import Plan
@@ -21,6 +22,8 @@ from chinchilla_lm.plan import Plan
 TRIALS = 5
 # The first is twice as fast as the original, or the middle of what can be had, whichever is less.
 FIRST = 2.0
+# Forward passes that a token of recovery takes as long as: the teacher's, the student's, and twice that backwards.
+TRAINING_PASSES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,49 @@ class Trial:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trial:
         return cls(Plan.from_dict(values["plan"]), float(values["speedup"]), Standing.from_dict(values["standing"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What trials take, at most, from how long the original takes for a token of dev."""
+
+    speeds: int
+    models: int
+    """that are recovered and judged: one a speed, and of the first speed one a method"""
+    tokens: int
+    """that each is recovered on; 0 without recovery"""
+    dev_tokens: int
+    """that each is judged on"""
+    measures: int
+    """that a search may make; 0 where they have no limit, or there are none"""
+    calibration_tokens: int
+    """that are read for each"""
+    token_seconds: float
+
+    @property
+    def model_seconds(self) -> float:
+        """For one model."""
+        return (TRAINING_PASSES * self.tokens + self.dev_tokens) * self.token_seconds
+
+    @property
+    def search_seconds(self) -> float:
+        """For the measurements of one search, were none of them made before."""
+        return self.measures * self.calibration_tokens * self.token_seconds
+
+    def words(self) -> str:
+        """What is done, how long it takes, and what is not counted."""
+        how = f"recovered on {self.tokens:,} tokens and judged" if self.tokens else "judged without recovery"
+        each, whole = duration(self.model_seconds), duration(self.models * self.model_seconds)
+        searches = "not counted are the searches and the timing of what they find"
+        if self.measures:
+            searches = (
+                f"on top come the searches, of {self.measures} measurements or {duration(self.search_seconds)} each at "
+                "most, and, not counted, the timing of what they find"
+            )
+        return (
+            f"{self.speeds} speeds are tried on dev: up to {self.models} models are {how}, about {each} each, {whole} "
+            f"in all, by how fast the original reads dev; {searches}; the test data are looked at once, at the end"
+        )
 
 
 def bisect(most: float, margin: float, attempt: Callable[[float], Trial | None], trials: int = TRIALS) -> list[Trial]:

@@ -1,14 +1,14 @@
-"""What a certificate has to say beside the verdict: which files were judged by what, against which model, on which
-data; and which models get one."""
+"""What a certificate has to say beside the verdict: which files were judged by what and read how, against which model,
+on which data, and how many answers changed; and which models get one."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.evaluate.certificate import Certificate
-from chinchilla_lm.evaluate.judged import Judged
+from chinchilla_lm.evaluate.agreement import Agreement
 from chinchilla_lm.models.checkpoint import sha256_of_model
 from chinchilla_lm.models.meta import ADAPTED
 from chinchilla_lm.pipeline.job import Job
@@ -16,10 +16,12 @@ from chinchilla_lm.pipeline.judgement import Comparison
 from chinchilla_lm.runtime.artifact import hashes, local_folder
 from chinchilla_lm.runtime.certified import (
     CERTIFICATE,
+    Agreed,
     Also,
     Artifact,
     Data,
     Original,
+    ReadAs,
     issue,
     printable,
     read_certificate,
@@ -35,7 +37,7 @@ class Issuing:
         self.job, self.folder = job, folder
         self.files = hashes(folder)
 
-    def issue(self, certificate: Certificate, original: Job, judged: Judged, split: str) -> Path:
+    def issue(self, comparison: Comparison, original: Job) -> Path:
         """Write it beside the model. Raises InputError where there is none to give, or it cannot be written."""
         if is_packed(original.source):
             raise InputError(f"{original.source} is packed, no original; pass --against the model that it came from")
@@ -46,10 +48,12 @@ class Issuing:
             raise InputError(f"the files in {self.folder} changed while they were judged; evaluate it again")
         issue(
             self.folder,
-            certificate.to_dict(),
+            comparison.certificate.to_dict(),
             artifact=artifact_of(self.job, self.files),
+            read=read_as(self.job),
             original=original_of(original),
-            data=data_of(self.job, split, judged),
+            data=data_of(self.job, comparison),
+            agreement=agreed(comparison.agreement),
         )
         return self.folder / CERTIFICATE
 
@@ -80,10 +84,30 @@ def issuing(job: Job, split: str) -> Issuing:
     return Issuing(job, folder)
 
 
-def also_of(comparison: Comparison) -> Also:
-    """A further verdict on the same model."""
+def also_of(job: Job, comparison: Comparison) -> Also:
+    """The verdict on the job's guard data."""
+    guard = job.guard_data
+    assert guard is not None, comparison.data
+    data = Data(
+        name=printable(guard.name),
+        sha256=records_sha256(guard.records),
+        split=guard.split,
+        examples=comparison.certificate.n,
+        documents=comparison.documents,
+    )
     what = f"{comparison.data}, against the {comparison.against}"
-    return Also.model_validate({"what": what, **comparison.certificate.to_dict()})
+    verdict = comparison.certificate.to_dict()
+    return Also.model_validate({"what": what, "data": data, "agreement": agreed(comparison.agreement), **verdict})
+
+
+def agreed(agreement: Agreement | None) -> Agreed | None:
+    """How many answers changed, as a certificate has it."""
+    return None if agreement is None else Agreed.model_validate(agreement.to_dict())
+
+
+def read_as(job: Job) -> ReadAs:
+    """How the job's model reads its data."""
+    return ReadAs(window=job.window, context=job.context if job.task.sentences else None)
 
 
 def artifact_of(job: Job, files: dict[str, str]) -> Artifact:
@@ -103,16 +127,19 @@ def original_of(job: Job) -> Original:
     if source is None:
         raise InputError(f"{job.source} lies in no files; pass a folder or a file")
     return Original(
-        name=printable(job.source), sha256=sha256_of_model(source), dropped=len(job.card.meta.get("dropped", {}))
+        name=printable(job.source),
+        sha256=sha256_of_model(source),
+        dropped=len(job.card.meta.get("dropped", {})),
+        read=read_as(job),
     )
 
 
-def data_of(job: Job, split: str, judged: Judged) -> Data:
-    """What was judged on."""
-    measured = judged.measurement
+def data_of(job: Job, comparison: Comparison) -> Data:
+    """The split of the job's data that was judged on."""
     return Data(
-        sha256=job.split_sha256(split),
-        split=split,
-        examples=int(measured.n),
-        documents=int(judged.primary.documents),
+        name=printable(str(job.recipe.data)),
+        sha256=job.split_sha256(comparison.data),
+        split=comparison.data,
+        examples=comparison.certificate.n,
+        documents=comparison.documents,
     )

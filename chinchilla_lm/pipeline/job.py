@@ -13,8 +13,8 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
 from chinchilla_lm.data.encode import DataWarning, Encoded
 from chinchilla_lm.data.load import load_dataset
-from chinchilla_lm.data.records import SPLITS, Dataset
-from chinchilla_lm.data.splits import disjoint, document_hashes, shared_passages
+from chinchilla_lm.data.records import SPLITS, Dataset, records_sha256
+from chinchilla_lm.data.splits import disjoint, document_hashes
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.judged import Judged
@@ -23,6 +23,7 @@ from chinchilla_lm.evaluate.tasks import TASKS, Reading
 from chinchilla_lm.files import sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.guarding import GuardData, guard_of
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.results import Interval
 from chinchilla_lm.runtime.card import Card
@@ -43,8 +44,6 @@ from chinchilla_lm.runtime.session import Session
 DEFAULT_WINDOW = 512
 # What a user of a language model waits for: the tokens of a prompt, and those to write, one request at a time.
 DEFAULT_REQUEST = (128, 64)
-# Share of a guard's passages that may stand in the data as well: quotations, licences.
-MOST_SHARED = 0.2
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
 
@@ -117,14 +116,14 @@ class Job:
     @cached_property
     def data_sha256(self) -> str:
         """Hash of every record of every split, and of the calibration data where it is named."""
-        records = [record for split in self.dataset.splits.values() for record in split]
+        records = self.dataset.all_records()
         if self.recipe.calibration is not None:
             records += self.calibration_records
-        return sha256_text("\n".join(repr(record) for record in records))
+        return records_sha256(records)
 
     def split_sha256(self, split: str) -> str:
         """Hash of every record of one split."""
-        return sha256_text("\n".join(repr(record) for record in self.dataset.records(split)))
+        return records_sha256(self.dataset.records(split))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -273,32 +272,29 @@ class Job:
         return Judge(self.recipe.task, records, encoded, made, self.labels, legal_tags=self.legal_tags)
 
     @cached_property
-    def guard(self) -> Judge | None:
-        """What judges models on the guard data, less what stands in the recipe's data too; None where there are none.
+    def guard_data(self) -> GuardData | None:
+        """The guard data, less what stands in the recipe's data too; None where there are none.
 
         Raises InputError for guard data that are the recipe's data, or have labels that the model lacks.
         """
         if self.recipe.guard is None:
             return None
-        guard = self._read(self.recipe.guard)
-        unknown = [label for label in guard.labels if label not in self.labels]
+        read = self._read(self.recipe.guard)
+        unknown = [label for label in read.labels if label not in self.labels]
         if self.task.labelled and unknown:
             raise InputError(f"label {unknown[0]!r} of the guard is not one of the model's; pass other data by --guard")
-        records = guard.splits.get("test", [])
-        if not records or "test" in guard.made:
-            records = [record for split in guard.splits.values() for record in split]
-        ours = [record for split in self.dataset.splits.values() for record in split]
+        ours = self.dataset.all_records()
         if self.recipe.calibration is not None:
             ours += self.calibration_records
-        kept, removed = disjoint(records, ours)
-        if not kept or shared_passages(kept, ours) > MOST_SHARED:
-            raise InputError(
-                f"guard {self.recipe.guard} is text of the data that it is to guard against; "
-                "pass text of another kind by --guard"
-            )
+        guard, removed = guard_of(self.recipe.guard, read, ours)
         if removed:
             self.console.warn(f"{removed} guard records stand in the data too and were left out")
-        return self._judge_of(kept, "guard")
+        return guard
+
+    @cached_property
+    def guard(self) -> Judge | None:
+        """What judges models on the guard data; None where there are none. Raises InputError as these do."""
+        return None if self.guard_data is None else self._judge_of(self.guard_data.records, "guard")
 
     @cached_property
     def training_records(self) -> list[Any]:
@@ -314,7 +310,7 @@ class Job:
         if self.recipe.calibration is None:
             return self.training_records
         named = self._read(self.recipe.calibration)
-        return self._not_held_out([record for split in named.splits.values() for record in split])
+        return self._not_held_out(named.all_records())
 
     def _not_held_out(self, records: Sequence[Any]) -> list[Any]:
         held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]

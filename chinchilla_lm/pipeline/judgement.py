@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chinchilla_lm.console import Console
-from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.agreement import Agreement
 from chinchilla_lm.evaluate.certificate import Certificate, certify
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.judged import Judged
+from chinchilla_lm.evaluate.tables import metric_among
 from chinchilla_lm.pipeline.job import Served
 from chinchilla_lm.results import ComparisonResult
 
@@ -30,6 +30,7 @@ class Comparison:
 
     data: str
     against: str
+    documents: int
     certificate: Certificate
     agreement: Agreement | None
     higher_is_better: bool
@@ -103,12 +104,10 @@ def compare(
 ) -> Comparison:
     """RESULT against `base`. Raises InputError for a metric that the task does not have."""
     before, after = judged[base], judged[RESULT]
-    name = metric or before.primary.name
     sums = before.measurement.sums
-    if name not in sums:
-        raise InputError(f"metric {name!r} is not one of {', '.join(sums)}; pass --metric {before.primary.name}")
+    name = metric_among(sums, metric)
     agreement = judge.compare(served[base], served[RESULT], before, after)
     identical = agreement is not None and agreement.kl.value == 0 and agreement.same.value == 1
     measured = after.measurement.sums[name]
     certificate = certify(sums[name], measured, margin, before.measurement.n, identical=identical)
-    return Comparison(data, base, certificate, agreement, sums[name].higher_is_better)
+    return Comparison(data, base, measured.documents, certificate, agreement, sums[name].higher_is_better)

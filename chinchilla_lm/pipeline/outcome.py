@@ -87,7 +87,7 @@ def report_of(
         },
         "plan": plan.to_dict(),
         "costs": [{"links": list(e.links), "cost": e.cost, "time_us": e.time_us} for e in table.entries],
-        "frontier": stages.frontier(),
+        "frontier": stages.frontier(plan),
         "frontier_quality": {"label": f"{_cost_words(table)}, {table.unit}", "higher_is_better": False},
         "tables": _tables(judged[ORIGINAL], judged[RESULT]),
         "machine": machine.describe(),
@@ -147,9 +147,10 @@ def advice_words(trial: Trial | None, recipe: Recipe) -> str:
     speed = math.floor(100 * trial.speedup / (1 + HEADROOM)) / 100
     asked = recipe.model_copy(update={"speedup": max(1.01, speed), "latency_ms": None})
     standing = trial.standing
+    unseen = ", the guard not looked at" if recipe.guard is not None else ""
     return (
         f"what would pass: {trial.speedup:.2f}× with {len(trial.plan.kept)} links, whose loss on dev is "
-        f"{standing.loss:.2f} [{standing.low:.2f}, {standing.high:.2f}] after a short recovery; "
+        f"{standing.loss:.2f} [{standing.low:.2f}, {standing.high:.2f}] after a short recovery{unseen}; "
         f"run {command_of('compress', asked)}"
     )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from chinchilla_lm import __version__
-from chinchilla_lm.console import duration
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, read_json, sha256_text, write_atomic
-from chinchilla_lm.pipeline.fastest import Trial, bisect
+from chinchilla_lm.pipeline.fastest import Effort, Trial, bisect
 from chinchilla_lm.pipeline.recovery import Standing
 from chinchilla_lm.pipeline.timing import AgainstOriginal
 from chinchilla_lm.pipeline.workbench import Workbench
@@ -29,8 +28,6 @@ CONTENDERS = ("refine", "top")
 RACE_TOKENS = 60_000
 # The first search of a target has all measurements; those with another budget, which find most of them made, this part.
 LATER = 4
-# Forward passes that a token of recovery takes as long as: the teacher's, the student's, and twice that backwards.
-TRAINING_PASSES = 4
 BASELINES = ("cosine", "one-shot", "dp")
 
 
@@ -76,7 +73,7 @@ class Planner:
     def trials(self, table: CostTable, memo: Memo, tried: list[Try], most: float, count: int) -> list[Trial]:
         """Speeds below `most`, tried on dev."""
         methods = list(self.methods())
-        self._say_what_trials_cost(table, count)
+        self._say_what_trials_cost(count, len(methods))
 
         def attempt(speed: float) -> Trial | None:
             try:
@@ -99,17 +96,19 @@ class Planner:
 
         return bisect(most, self.bench.recipe.margin, attempt, count)
 
-    def _say_what_trials_cost(self, table: CostTable, count: int) -> None:
-        shape = self.bench.job.shape
-        cost = f"{RACE_TOKENS:,} tokens"
-        if not shape.new_tokens:  # what is timed is a pass, of which training is a multiple
-            seconds = TRAINING_PASSES * RACE_TOKENS * table.total_us / 1e6 / (shape.batch * shape.tokens)
-            cost += f", about {duration(seconds)}"
-        races = count - 1 + len(self.methods())
-        self.bench.console.say(
-            f"{count} speeds are tried on dev, {races} short recoveries of {cost} each; "
-            "the test data are looked at once, at the end"
+    def _say_what_trials_cost(self, count: int, methods: int) -> None:
+        recipe, recovery = self.bench.recipe, self.bench.recovery
+        batches, _ = self.bench.job.calibration
+        effort = Effort(
+            speeds=count,
+            models=count - 1 + methods,
+            tokens=recovery.tokens(RACE_TOKENS),
+            dev_tokens=recovery.dev_tokens,
+            measures=recipe.max_measures if "refine" in self.methods() else 0,
+            calibration_tokens=sum(batch.batch.tokens for batch in batches),
+            token_seconds=recovery.token_seconds,
         )
+        self.bench.console.say(effort.words())
 
     def methods(self) -> tuple[str, ...]:
         if self.bench.recipe.method != "race":
@@ -189,8 +188,8 @@ class Planner:
         return AgainstOriginal(self.bench.job, {"original": self.bench.served, "short": short}, "short", CLOCK_SECONDS)
 
     def frontier(self, table: CostTable, memo: Memo, tried: list[Try], chosen: Plan) -> list[dict[str, Any]]:
-        """Points (speed-up, cost before recovery): the baselines at shares of the target, and every plan that was
-        timed."""
+        """Points (speed-up, cost before recovery): the baselines at shares of the target, or of `chosen`'s speed, and
+        every plan that was timed. Which of these is taken in the end is for `with_chosen` to say."""
         target = self.bench.target
         budget_us = target.budget_us(table.total_us) if target.given else table.predict_us(chosen.dropped)
         full = table.total_us / budget_us
@@ -208,9 +207,9 @@ class Planner:
             plan, ratio = one.plan, one.speedup
             # The table's total over the measured ratio: all points then share one clock, whenever they were timed.
             latency_ms = table.total_us / 1000 / ratio.value
-            is_chosen = (plan.method, plan.dropped) == (chosen.method, chosen.dropped)
             cost = memo(frozenset(plan.dropped))
-            points.append(_point(plan.method, ratio.value, latency_ms, cost, len(plan.kept), is_chosen))
+            point = _point(plan.method, ratio.value, latency_ms, cost, len(plan.kept))
+            points.append({**point, "dropped": list(plan.dropped)})
         return points
 
     def decides(self) -> tuple[str, ...]:
@@ -226,9 +225,18 @@ class Planner:
             left.unlink()
 
 
-def _point(
-    method: str, speed: float, latency_ms: float, cost: float, links: int, chosen: bool = False
-) -> dict[str, Any]:
+def with_chosen(points: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Points of a frontier for a report: that of the plan which was taken in the end is marked, its last timing where
+    it was timed more than once."""
+    taken = (plan.method, list(plan.dropped))
+    places = [place for place, point in enumerate(points) if (point["method"], point.get("dropped")) == taken]
+    return [
+        {key: value for key, value in point.items() if key != "dropped"} | {"chosen": place in places[-1:]}
+        for place, point in enumerate(points)
+    ]
+
+
+def _point(method: str, speed: float, latency_ms: float, cost: float, links: int) -> dict[str, Any]:
     return {
         "method": method,
         "stage": "before recovery",
@@ -238,5 +246,4 @@ def _point(
         "low": None,
         "high": None,
         "links": links,
-        "chosen": chosen,
     }

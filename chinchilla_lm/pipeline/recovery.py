@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.data.encode import Encoded
-from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.sums import paired
-from chinchilla_lm.evaluate.tables import Measurement
+from chinchilla_lm.evaluate.tables import Measurement, metric_among
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.train.loop import FitSettings, fit
@@ -57,8 +57,37 @@ class Recovery:
         return self.job.judge("dev", MAX_DEV_TOKENS)
 
     @cached_property
+    def _base_judged(self) -> tuple[Measurement, float]:
+        """What `base` does on dev, and the seconds that it takes."""
+        judge, begun = self._judge, time.monotonic()
+        return judge(self.base).measurement, time.monotonic() - begun
+
+    @property
     def _base_dev(self) -> Measurement:
-        return self._judge(self.base).measurement
+        return self._base_judged[0]
+
+    @property
+    def dev_tokens(self) -> int:
+        """How many tokens a model is judged on."""
+        return sum(len(window.ids) for window in self._judge.split.encoded)
+
+    @property
+    def token_seconds(self) -> float:
+        """How long one of these takes."""
+        return self._base_judged[1] / self.dev_tokens
+
+    def tokens(self, most: int | None = None) -> int:
+        """How many tokens `train` learns from, of `most`."""
+        return round(self._epochs(most) * self._available) if self.job.recipe.recover.epochs > 0 else 0
+
+    @cached_property
+    def _available(self) -> int:
+        return max(1, sum(len(one.ids) for one in self.encoded))
+
+    def _epochs(self, tokens: int | None) -> float:
+        settings = self.job.recipe.recover
+        limit = settings.tokens if tokens is None else min(tokens, settings.tokens or tokens)
+        return settings.epochs if limit is None else min(settings.epochs, limit / self._available)
 
     def dev(self, short: Transformer) -> float:
         """The dev metric with the sign that makes more of it better."""
@@ -70,10 +99,8 @@ class Recovery:
         Raises InputError for a metric that the task does not have.
         """
         judged = self._judge(self.job.ready(short))
-        name = self.job.recipe.metric or judged.primary.name
         known = self._base_dev.sums
-        if name not in known:
-            raise InputError(f"metric {name!r} is not one of {', '.join(known)}; pass --metric {judged.primary.name}")
+        name = metric_among(known, self.job.recipe.metric)
         difference = paired(known[name], judged.measurement.sums[name])
         sign = 1.0 if known[name].higher_is_better else -1.0
         losses = sorted(-sign * bound for bound in (difference.low, difference.high))
@@ -90,9 +117,6 @@ class Recovery:
     ) -> None:
         """Train in place, for `tokens` at most where given, else as the recipe says with the best dev weights kept."""
         job, settings = self.job, self.job.recipe.recover
-        limit = settings.tokens if tokens is None else min(tokens, settings.tokens or tokens)
-        available = max(1, sum(len(one.ids) for one in self.encoded))
-        epochs = settings.epochs if limit is None else min(settings.epochs, limit / available)
         weights = settings.weights
         # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
         # model's gradient, and the dear one of a tied head, need not be computed.
@@ -105,7 +129,7 @@ class Recovery:
                 Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
             ),
             FitSettings(
-                epochs=epochs,
+                epochs=self._epochs(tokens),
                 learning_rate=settings.learning_rate,
                 head_learning_rate=settings.learning_rate,
                 warmup=settings.warmup,

@@ -18,7 +18,7 @@ from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, wr
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.meta import ADAPTED
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
-from chinchilla_lm.pipeline.planning import Planner
+from chinchilla_lm.pipeline.planning import Planner, with_chosen
 from chinchilla_lm.pipeline.timing import link_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
 from chinchilla_lm.plan import CostTable, Plan
@@ -114,9 +114,11 @@ class Stages(Workbench):
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a list of trials; delete it and run the search again") from error
 
-    def advice(self, table: CostTable, most: float) -> Trial | None:
-        """The fastest of some slower speeds whose interval on dev lies within the margin; None where none does."""
-        inputs = {"most": most, **self.inputs("method", "max_measures", "seed", "recover", "margin", "metric")}
+    def advice(self, table: CostTable, plan: Plan, most: float) -> Trial | None:
+        """The fastest of some speeds below `most`, which the table predicts of the plan, whose interval on dev lies
+        within the margin; None where none does."""
+        decides = ("task", "context", "max_tokens", "method", "max_measures", "seed", "recover", "margin", "metric")
+        inputs = {"costs": sha256_of(self.folder.file("costs.json")), "dropped": plan.dropped, **self.inputs(*decides)}
         path = self.folder.file("advice.json")
 
         def work() -> list[Trial]:
@@ -208,10 +210,10 @@ class Stages(Workbench):
             tags[ADAPTED] = True
         return {"plan": plan.to_dict(), "window": window, "original": self.job.checkpoint.sha256, **tags}
 
-    def frontier(self) -> list[dict[str, Any]]:
-        """What the search stage wrote."""
+    def frontier(self, plan: Plan) -> list[dict[str, Any]]:
+        """What the search stage wrote, with the plan marked that was taken in the end."""
         path = self.folder.require("frontier.json", "search")
         points = read_json(path, "frontier")
         if not isinstance(points, list):
             raise InputError(f"{path} is not a list of points; run chinchilla search -o {self.folder.path} again")
-        return points
+        return with_chosen(points, plan)

@@ -1,9 +1,10 @@
 """certificate.json: the verdict on one model, kept beside its files, and the check that it is about them.
 
-It names the files that were judged by their SHA-256, what ran them, the original and the data. Where one of the files
-is another, the folder has no certificate: `valid_certificate` warns and gives None. The digest over its own content
-shows an edit. It is no signature, as anybody can compute it; who does not trust whom the model came from can run the
-evaluation again, for which the certificate names everything.
+It names the files that were judged by their SHA-256, what ran and read them how, the original, and the data, those of a
+guard too; beside each verdict stands how many answers changed. Where one of the files is another, the folder has no
+certificate: `valid_certificate` warns and gives None. The digest over its own content shows an edit. It is no
+signature, as anybody can compute it; who does not trust whom the model came from can run the evaluation again, for
+which the certificate names everything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from chinchilla_lm.runtime.engine.packed import PROGRAM
 from chinchilla_lm.runtime.engine.verified import has_sha256
 
 CERTIFICATE = "certificate.json"
-VERSION = 1  # of its layout
+VERSION = 2  # of its layout; 1 did not say how the model was read
 MOST_BYTES = 1 << 18  # 1,000 shards take 110 KB
 REMEDY = "chinchilla evaluate MODEL --against ORIGINAL --margin M issues another"
 
@@ -75,10 +76,70 @@ class Verdict(_Strict):
         return f"{verdict}: {self.metric} {difference}{unit} [{low}, {high}], margin {self.margin:g}"
 
 
+class Interval95(_Strict):
+    """A value with its 95 % interval, whose bounds one document does not give."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Share(Interval95):
+    """The same of a share."""
+
+    value: Annotated[float, Field(ge=0, le=1)]
+
+
+class Agreed(_Strict):
+    """How many answers changed: what `evaluate.agreement.Agreement.to_dict` says."""
+
+    answers: Annotated[Count, Field(ge=1)]
+    same: Share
+    flipped: Share
+    """from right to wrong, or from wrong to right"""
+    kl: Interval95
+    """nats, of the model's probabilities from the original's"""
+
+    def words(self) -> str:
+        """In one line."""
+        return (
+            f"{self.same.value:.2%} of {self.answers:,} answers are the same, {self.flipped.value:.2%} flipped, "
+            f"mean KL {self.kl.value:.4f} nats"
+        )
+
+
+class ReadAs(_Strict):
+    """How a model read the data."""
+
+    window: Annotated[Count, Field(ge=1)]
+    """most tokens at a time"""
+    context: Literal["sentence", "document"] | None
+    """what a tagger saw of a document at a time; None for other tasks"""
+
+    def words(self) -> str:
+        """In a few words."""
+        return f"windows of {self.window} tokens" + (f" (context {self.context})" if self.context else "")
+
+
+class Data(_Strict):
+    """What both were judged on."""
+
+    name: Name
+    """as it was passed"""
+    sha256: Sha256
+    """of the records"""
+    split: Name
+    """`all` where the splits were taken together"""
+    examples: Count
+    documents: Count
+
+
 class Also(Verdict):
-    """Another verdict on the same model, such as that on a text of another kind."""
+    """Another verdict on the same model: that on a guard's data, of another kind."""
 
     what: Name
+    data: Data
+    agreement: Agreed | None
 
 
 class Artifact(_Strict):
@@ -107,16 +168,7 @@ class Original(_Strict):
     """of its weights, config and tokenizer, as `Checkpoint.sha256` has it"""
     dropped: Count
     """links that it lacked itself"""
-
-
-class Data(_Strict):
-    """What both were judged on."""
-
-    sha256: Sha256
-    """of the split's records"""
-    split: Name
-    examples: Count
-    documents: Count
+    read: ReadAs
 
 
 class Speed(_Strict):
@@ -136,10 +188,13 @@ class Speed(_Strict):
 class IssuedCertificate(Verdict):
     """What certificate.json holds."""
 
-    version: Literal[1]
+    version: Literal[2]
     artifact: Artifact
+    read: ReadAs
     original: Original
     data: Data
+    agreement: Agreed | None
+    """None where a number is no answer to agree on, or the two do not read the same tokens"""
     speed: Speed | None
     control: bool
     """whether it was compared with the original trained on the same data by the same schedule, not as it was"""
@@ -155,7 +210,7 @@ class IssuedCertificate(Verdict):
         return self.passed and all(other.passed for other in self.also)
 
     def lines(self) -> list[str]:
-        """For a person: the verdict and what it rests on, then what else was judged."""
+        """For a person: the verdict and what it rests on, how many answers changed, then what else was judged."""
         one, data = self.artifact, self.data
         failed = ", ".join(other.what for other in self.also if not other.passed)
         said = f"failed by {failed}; {data.split}: {self.words().partition(': ')[2]}" if failed else self.words()
@@ -163,10 +218,17 @@ class IssuedCertificate(Verdict):
         trained = ", trained on the same data," if self.control else ""
         first = (
             f"certificate {said}; {data.examples:,} examples in {data.documents:,} documents of {data.split}; "
-            f"judged as {one.kind} in {one.format} on {one.backend} ({one.device}), "
+            f"judged as {one.kind} in {one.format} on {one.backend} ({one.device}) in {self.read.words()}, "
             f"against {self.original.name}{trained}{lacking}, {self.created[:10]}"
         )
-        return [first, *(f"also {other.what}, {other.words()}" for other in self.also)]
+        changed = [] if self.agreement is None else [self.agreement.words()]
+        return [first, *changed, *(_also_line(other) for other in self.also)]
+
+
+def _also_line(other: Also) -> str:
+    changed = "" if other.agreement is None else f"; {other.agreement.words()}"
+    data = other.data
+    return f"also {other.what} ({data.name}, {data.examples:,} examples), {other.words()}{changed}"
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -180,8 +242,10 @@ def issue(
     verdict: Mapping[str, Any],
     *,
     artifact: Artifact,
+    read: ReadAs,
     original: Original,
     data: Data,
+    agreement: Agreed | None,
     speed: Speed | None = None,
     control: bool = False,
     also: Sequence[Also] = (),
@@ -192,8 +256,10 @@ def issue(
         **{key: plain[key] for key in Verdict.model_fields},
         "version": VERSION,
         "artifact": artifact.model_dump(),
+        "read": read.model_dump(),
         "original": original.model_dump(),
         "data": data.model_dump(),
+        "agreement": None if agreement is None else agreement.model_dump(),
         "speed": None if speed is None else speed.model_dump(),
         "control": control,
         "also": [one.model_dump() for one in also],
@@ -267,7 +333,7 @@ def _refuse_earlier_layout(folder: Path) -> None:
     meta = read_json(folder / META, "model description") if (folder / META).is_file() else None
     if isinstance(meta, dict) and "certificate" in meta:
         raise InputError(
-            f"the certificate in {folder / META} is not shown: it is of a layout before version {VERSION}; {REMEDY}"
+            f"the certificate in {folder / META} is not shown: it is of a layout before version 1; {REMEDY}"
         )
 
 

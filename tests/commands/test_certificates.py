@@ -97,7 +97,7 @@ def zero_a_link(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_compress_names_what_it_judged(tagger: Path, model: Path, run_folder: Path, chinchilla):
+def test_compress_names_what_it_judged(tagger: Path, tags: Path, model: Path, run_folder: Path, chinchilla):
     content, report = content_of(model), json.loads((run_folder / "report.json").read_text())
     for key in ("metric", "difference", "low", "high", "margin", "n", "unit", "passed"):
         assert content[key] == report["certificate"][key]
@@ -106,8 +106,12 @@ def test_compress_names_what_it_judged(tagger: Path, model: Path, run_folder: Pa
     assert {"model.safetensors", "config.json", "chinchilla.json", "tokenizer.json"} <= artifact["files"].keys()
     assert artifact["files"] == {name: sha256(model / name) for name in artifact["files"]}
     original = checkpoints.load(tagger)
-    assert content["original"] == {"name": str(tagger), "sha256": original.sha256, "dropped": 0}
-    assert (content["data"]["split"], content["data"]["examples"], content["data"]["documents"]) == ("test", 40, 40)
+    read = {"window": original.model.config.max_positions, "context": "sentence"}
+    assert content["read"] == read
+    assert content["original"] == {"name": str(tagger), "sha256": original.sha256, "dropped": 0, "read": read}
+    data = content["data"]
+    assert (data["name"], data["split"], data["examples"], data["documents"]) == (str(tags), "test", 40, 40)
+    assert content["agreement"] == report["comparisons"][0]["agreement"]
     assert (content["speed"]["batch"], content["speed"]["tokens"]) == (4, 12)
     assert content["speed"]["value"] == report["speedup"]["value"]
     assert content["also"] == []
@@ -204,6 +208,7 @@ def test_evaluate_issues_one_for_the_program(model: Path, tagger: Path, tags: Pa
     assert {"program.bin", "config.json", "tokenizer.json"} <= artifact["files"].keys()
     assert content["original"]["sha256"] == checkpoints.load(tagger).sha256
     assert (content["data"], content["speed"]) == (content_of(model)["data"], None)
+    assert content["agreement"] == done.result["agreement"]
     assert shows(packed, chinchilla) == content
     monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_bandwidth", lambda size: 10.0)
     monkeypatch.setattr("chinchilla_lm.runtime.measuring.roof.measure_products", lambda kind: 100.0)
@@ -281,9 +286,8 @@ def test_files_that_change_meanwhile(model: Path, tagger: Path, tags: Path):
     session = load(model)
     zero_a_link(model)
     original = Job(make_recipe({"model": str(tagger), **fields}), Console(quiet=True), only_served=True)
-    judged = job.judge("test")(job.served())
     with pytest.raises(ValueError, match="changed while they were judged"):
-        issuer.issue(None, original, judged, "test")  # type: ignore[arg-type]
+        issuer.issue(None, original)  # type: ignore[arg-type]
     assert isinstance(issuer, Issuing)
     with pytest.warns(CertificateWarning):
         assert session.certificate is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,68 @@ def test_a_window_that_the_model_does_not_take_is_said_aloud(model_folder, texts
     done = chinchilla("evaluate", model_folder(), *READING, "--data", texts, "--max-tokens", 4000, "--quiet")
     assert done.status == 0
     assert done.err.splitlines() == ["warning: --max-tokens 4000 is above the model's 64 positions; 64 are taken"]
+
+
+@pytest.fixture(scope="module")
+def fewer_merges(model_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The language model with a tokenizer that cuts text in smaller pieces."""
+    folder = tmp_path_factory.mktemp("pieces") / "model"
+    shutil.copytree(model_folder(), folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    merges = tokenizer["model"]["merges"]
+    tokenizer["model"]["merges"] = merges[: len(merges) // 3]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder
+
+
+def bits_by_document(folder: Path, texts: list[str], window: int) -> dict[int, tuple[float, int]]:
+    """Document → bits and bytes of what is predicted in it; less the one in which the last window ends."""
+    checkpoint = load(folder)
+    whole = "\n\n".join(texts)
+    found = checkpoint.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    ids, begins = found["input_ids"], [begin for begin, _ in found["offset_mapping"]]
+    owner_of = [number for number, text in enumerate(texts) for _ in text + "\n\n"]
+    document = [owner_of[begin] + (whole[begin] == "\n") for begin in begins]  # what joins two counts to the second
+    sizes = [len(whole[at:end].encode()) for at, end in pairwise([*begins, len(whole)])]
+    rows: dict[int, tuple[float, int]] = {}
+    for start in range(0, len(ids) - window + 1, window):
+        part = torch.tensor([ids[start : start + window]])
+        with torch.no_grad():
+            logits = checkpoint.model(Batch(part))[0, :-1].double()
+        each = F.cross_entropy(logits, part[0, 1:], reduction="none") / math.log(2)
+        for place, bits in enumerate(each.tolist(), start + 1):
+            before = rows.get(document[place], (0.0, 0))
+            rows[document[place]] = (before[0] + bits, before[1] + sizes[place])
+    del rows[max(rows)]
+    return rows
+
+
+def test_language_models_with_other_tokens_are_compared_byte_by_byte(
+    model_folder, fewer_merges: Path, texts: Path, chinchilla
+):
+    words = ["evaluate", fewer_merges, "--against", model_folder(), *READING, "--data", texts, "--max-tokens", 64]
+    words += ["--dtype", "float32", "--margin", 50]
+    done = chinchilla(*words, "--json")
+    assert "different tokens, so bits_per_byte is compared in place of perplexity" in done.err
+    certificate = done.result["certificate"]
+    lines = (texts / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    documents = [json.loads(line)["text"] for line in lines]
+    ours, theirs = (bits_by_document(folder, documents, 64) for folder in (fewer_merges, model_folder()))
+    both = ours.keys() & theirs.keys()
+    new, old = (sum(rows[i][0] for i in both) / sum(rows[i][1] for i in both) for rows in (ours, theirs))
+    assert certificate["metric"] == "bits_per_byte"
+    assert certificate["difference"] == pytest.approx(100 * (new / old - 1), abs=1e-3)
+    issued = json.loads((fewer_merges / "certificate.json").read_text())
+    assert (issued["data"]["documents"], issued["agreement"]) == (len(both), None)
+    assert issued["data"]["examples"] == certificate["n"] == done.result["n"]
+    assert issued["read"] == issued["original"]["read"] == {"window": 64, "context": None}
+    assert chinchilla(*words, "--json", "--metric", "bits_per_byte").result["certificate"] == certificate
+    done = chinchilla(*words, "--metric", "perplexity")
+    done.refused("perplexity counts tokens", "have different ones; pass --metric bits_per_byte")
+    assert "95 % interval" not in done.out, "refused before a model runs"
+
+
+def test_a_metric_of_another_task_is_refused_before_a_model_runs(tagger: Path, tags: Path, chinchilla):
+    done = chinchilla("evaluate", tagger, *TAGGING, "--data", tags, "--metric", "accuracy")
+    done.refused("metric 'accuracy' is not one of entity_f1, token_micro", "pass --metric entity_f1")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.commands.conftest import SHORTENING, TAGGING, running_text, write_conll, write_jsonl
+from chinchilla_lm.data.load import load_dataset
+from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline import timing
+from chinchilla_lm.pipeline.recovery import Recovery, Standing
+from chinchilla_lm.plan import Plan
+from chinchilla_lm.runtime.measuring.clock import Timing
+from tests.commands.conftest import SHORTENING, TAGGING, SteadyRace, running_text, write_conll, write_jsonl
 
 
 def without(words: tuple[object, ...], *flags: str) -> list[object]:
@@ -18,6 +26,10 @@ def without(words: tuple[object, ...], *flags: str) -> list[object]:
             kept.append(word)
         skip = word in flags
     return kept
+
+
+def records_of(folder: Path, split: str) -> list[Any]:
+    return load_dataset(folder, "token-classification").records(split)
 
 
 def test_where_the_answers_teach_the_result_is_held_against_a_control(
@@ -49,6 +61,52 @@ def test_a_guard_that_the_result_fails_fails_the_job(tagger: Path, tags: Path, t
     for written in (page, text):
         assert "guard" in written
         assert "flipped" in written
+    content = json.loads((tmp_path / "run" / "model" / "certificate.json").read_text())
+    (also,) = content["also"]
+    ours = {record.words for split in ("train", "dev", "test") for record in records_of(tags, split)}
+    judged = [record for record in records_of(guard, "test") if record.words not in ours]
+    assert 0 < len(judged) < 60
+    sha256 = hashlib.sha256("\n".join(map(repr, judged)).encode()).hexdigest()
+    count = {"examples": len(judged), "documents": len(judged)}
+    assert also["data"] == {"name": str(guard), "sha256": sha256, "split": "test", **count}
+    for found, told in ((content, report["comparisons"][0]), (also, report["comparisons"][1])):
+        for key in ("difference", "passed", "agreement"):
+            assert found[key] == told[key]
+    assert f"also guard, against the original ({guard}, {len(judged)} examples), failed: " in " ".join(
+        chinchilla("inspect", tmp_path / "run", "--no-time").out.split()
+    )
+
+
+def test_advice_is_not_searched_again_where_the_clock_alone_differs(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+):
+    class Slower(SteadyRace):
+        """The same models on another day."""
+
+        def run(self, **many: Any) -> dict[str, Timing]:
+            return {name: Timing(one.seconds + 1e-5) for name, one in super().run(**many).items()}
+
+    shortening = without(SHORTENING, "--speedup", "--margin", "--recover-epochs")
+    words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "--speedup", 2.0, "--recover-epochs", 0]
+    words += ["--margin", 0.01, "-o", tmp_path / "run"]
+
+    def run(*more: object) -> tuple[str, float, list[str]]:
+        done = chinchilla(*words, *more)
+        assert done.status == 3
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        notes = [note for note in report["notes"] if note.startswith("what would pass")]
+        return done.out, report["speedup"]["value"], notes
+
+    out, ratio, notes = run()
+    assert "3 speeds are tried on dev: up to 3 models are judged without recovery, about " in out
+    monkeypatch.setattr(timing, "race", Slower)
+    again, other, same = run()
+    assert other != ratio
+    assert same == notes
+    assert "advice: unchanged, not run again" in again
+    assert "speeds are tried" not in again
+    asked_anew, _, _ = run("--margin", 0.02)
+    assert "3 speeds are tried on dev" in asked_anew
 
 
 def test_the_guard_is_no_part_of_the_data(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
@@ -61,7 +119,7 @@ def test_without_a_target_the_fastest_within_the_margin(tagger: Path, tags: Path
     words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "-o", tmp_path / "run"]
     done = chinchilla(*words)
     assert done.status == 0
-    assert "5 speeds are tried on dev" in done.out
+    assert "5 speeds are tried on dev: up to 5 models are recovered on " in done.out
     assert done.out.count("test: 40 windows") == 1, "the test data are looked at once"
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["speedup"]["target"] is None
@@ -72,6 +130,28 @@ def test_without_a_target_the_fastest_within_the_margin(tagger: Path, tags: Path
     again = chinchilla(*words)
     assert again.status == 0
     assert "search: unchanged, not run again" in again.out
+
+
+def test_after_a_fallback_the_report_marks_the_plan_that_was_taken(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+):
+    """Every speed holds on dev; once trials.json is there, the fastest model, recovered in full, does not."""
+    recovered = []
+
+    def standing(recovery: Recovery, short: Transformer) -> Standing:
+        if (tmp_path / "run" / "trials.json").exists():
+            recovered.append(short)
+        return Standing(0.9, 0.0, 0.0, 99.0 if len(recovered) == 1 else 0.5)
+
+    monkeypatch.setattr(Recovery, "standing", standing)
+    words = ["compress", tagger, *TAGGING, "--data", tags, *without(SHORTENING, "--speedup"), "-o", tmp_path / "run"]
+    assert "the next slower model is tried" in chinchilla(*words).out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    first, second, *_ = json.loads((tmp_path / "run" / "trials.json").read_text())
+    assert first["plan"]["choices"] != second["plan"]["choices"] == report["plan"]["choices"]
+    (chosen,) = (point for point in report["frontier"] if point["chosen"])
+    assert chosen["links"] == len(Plan.from_dict(second["plan"]).kept)
+    assert chosen["links"] == report["rows"][-1]["links"]
 
 
 def test_a_margin_that_nothing_holds_is_said(tagger: Path, tags: Path, tmp_path: Path, chinchilla):

@@ -7,7 +7,9 @@ import pytest
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import certify
-from chinchilla_lm.evaluate.language import measure_text
+from chinchilla_lm.evaluate.language import measure_text, on_same_text
+from chinchilla_lm.evaluate.sums import Sums, paired
+from chinchilla_lm.evaluate.tables import metric_among
 
 
 def test_perplexity_and_bits_per_byte_from_single_tokens():
@@ -49,3 +51,33 @@ def test_input_that_cannot_be_used_is_refused():
         measure_text([], [], [], [])
     with pytest.raises(InputError, match="perplexity has sums that are not finite in 1 of 2 documents"):
         measure_text([1.0, math.inf], [1, 1], [1, 1], ["a", "b"])
+
+
+def bits(ids: str, nats: float, size: int = 8) -> Sums:
+    """Bits per byte of documents named by letters, the first with `nats`, each further one with one more."""
+    many = range(len(ids))
+    measured = measure_text([nats + i for i in many], [3] * len(ids), [size] * len(ids), list(ids))
+    return measured.sums["bits_per_byte"]
+
+
+def test_models_with_other_tokens_are_compared_on_documents_that_both_read_to_their_end():
+    """One window of a model ends in `e`, where its text is over; the other's in `f`; `c` has one token, which is the
+    first of a window and not predicted. Each pair below is of one document, whatever row it had."""
+    original, changed = on_same_text(bits("abcde", 5.0), bits("abdef", 7.0))
+    assert original.ids == changed.ids == ("a", "b", "d")
+    assert original.per_document[:, 0].tolist() == [5.0, 6.0, 8.0]
+    assert changed.per_document[:, 0].tolist() == [7.0, 8.0, 9.0]
+    assert paired(original, changed).value == pytest.approx(100 * (24 / 19 - 1))
+    with pytest.raises(InputError, match="other documents than bits_per_byte of the original"):
+        paired(bits("abcde", 5.0), bits("abdef", 7.0))
+    only = on_same_text(bits("a", 5.0), bits("ab", 5.0))
+    assert [sums.ids for sums in only] == [("a",), ("a",)]
+    with pytest.raises(InputError, match="no document in common"):
+        on_same_text(bits("a", 5.0), bits("b", 5.0))
+
+
+def test_the_metric_is_one_that_there_is():
+    assert metric_among({"perplexity": 1, "bits_per_byte": 2}, None) == "perplexity"
+    assert metric_among(["perplexity", "bits_per_byte"], "bits_per_byte") == "bits_per_byte"
+    with pytest.raises(InputError, match="metric 'f1' is not one of perplexity, bits_per_byte; pass --metric perplex"):
+        metric_among(["perplexity", "bits_per_byte"], "f1")

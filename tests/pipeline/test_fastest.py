@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from chinchilla_lm.errors import ContractError
-from chinchilla_lm.pipeline.fastest import Trial, bisect, candidates
+from chinchilla_lm.pipeline.fastest import Effort, Trial, bisect, candidates
+from chinchilla_lm.pipeline.outcome import advice_words
+from chinchilla_lm.pipeline.planning import with_chosen
 from chinchilla_lm.pipeline.recovery import Standing
 from chinchilla_lm.plan import Plan, chain
+from chinchilla_lm.recipe import make_recipe
 
 
 def trial(speed: float, loss: float) -> Trial:
@@ -48,3 +51,41 @@ def test_holding_is_the_estimate_showing_the_interval():
     one = trial(2.0, 0.8)
     assert (one.holds(1.0), one.shows(1.0), one.shows(1.5)) == (True, False, True)
     assert Trial.from_dict(one.to_dict()) == one
+
+
+def test_what_the_trials_take_is_said_before_them():
+    """6 models on 10,000 tokens, each four passes over a token, and 2,000 of dev: 42,000 token passes of 1 ms."""
+    effort = Effort(5, 6, 10_000, 2_000, measures=200, calibration_tokens=500, token_seconds=0.001)
+    assert effort.words() == (
+        "5 speeds are tried on dev: up to 6 models are recovered on 10,000 tokens and judged, about 0:42 each, 4:12 in "
+        "all, by how fast the original reads dev; on top come the searches, of 200 measurements or 1:40 each at most, "
+        "and, not counted, the timing of what they find; the test data are looked at once, at the end"
+    )
+    without = Effort(3, 3, 0, 2_000, measures=0, calibration_tokens=500, token_seconds=0.001)
+    assert without.words() == (
+        "3 speeds are tried on dev: up to 3 models are judged without recovery, about 0:02 each, 0:06 in all, by how "
+        "fast the original reads dev; not counted are the searches and the timing of what they find; the test data are "
+        "looked at once, at the end"
+    )
+
+
+def test_advice_says_that_it_knows_nothing_of_the_guard():
+    asked = {"model": "bert", "task": "token-classification", "data": "ner", "speedup": 2.5}
+    alone, guarded = (advice_words(trial(2.02, 0.8), make_recipe(asked | more)) for more in ({}, {"guard": "other"}))
+    assert "what would pass: 2.02× with 32 links, whose loss on dev is 0.80 [0.30, 1.30] after a short " in alone
+    assert "--speedup 2.0" in alone
+    assert "guard" not in alone
+    assert "after a short recovery, the guard not looked at; run chinchilla compress" in guarded
+
+
+def test_the_frontier_marks_the_plan_that_was_taken():
+    taken, other = (Plan.from_dropped(20, ["0.attn", name], method="refine") for name in ("3.mlp", "4.mlp"))
+    rows = [("original", None), ("refine", taken), ("refine", other), ("top", taken), ("refine", taken)]
+    points = [
+        {"method": method, "links": 1} | ({} if plan is None else {"dropped": list(plan.dropped)})
+        for method, plan in rows
+    ]
+    for plan, marked in [(taken, [4]), (other, [2]), (Plan.from_dropped(20, [], method="refine"), [])]:
+        report = with_chosen(points, plan)
+        assert [place for place, point in enumerate(report) if point["chosen"]] == marked
+        assert all(point.keys() == {"method", "links", "chosen"} for point in report)

@@ -12,10 +12,31 @@ from typing import Any
 import pytest
 
 from chinchilla_lm.runtime.artifact import hashes
-from chinchilla_lm.runtime.certified import Also, Artifact, CertificateWarning, Data, Original, issue, valid_certificate
+from chinchilla_lm.runtime.certified import (
+    Agreed,
+    Also,
+    Artifact,
+    CertificateWarning,
+    Data,
+    Original,
+    ReadAs,
+    issue,
+    valid_certificate,
+)
 
 VERDICT: dict[str, Any] = {"metric": "entity_f1", "difference": -0.25, "low": -0.5, "high": 0.0, "margin": 1, "n": 40}
 VERDICT |= {"unit": "points", "passed": True, "more_examples": None}
+READ = {"window": 128, "context": "document"}
+SHARE = {"value": 0.975, "low": 0.95, "high": 1.0}
+AGREEMENT = {"answers": 40, "same": SHARE, "flipped": {"value": 0.025, "low": None, "high": None}, "kl": SHARE}
+GUARD = {"name": "other/text", "sha256": "2" * 64, "split": "all", "examples": 7, "documents": 6}
+ALSO: dict[str, Any] = {"what": "the guard text", "data": GUARD, "agreement": AGREEMENT, **VERDICT}
+FACTS: dict[str, Any] = {
+    "read": ReadAs.model_validate(READ),
+    "original": Original(name="the original", sha256="0" * 64, dropped=2, read=ReadAs.model_validate(READ)),
+    "data": Data(name="the data", sha256="1" * 64, split="test", examples=40, documents=12),
+    "agreement": Agreed.model_validate(AGREEMENT),
+}
 
 
 @pytest.fixture
@@ -24,10 +45,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
         (tmp_path / name).write_text(f"all of {name}")
     artifact = Artifact(kind="weights", files=hashes(tmp_path), format="float32", backend="torch", device="cpu")
-    original = Original(name="the original", sha256="0" * 64, dropped=2)
-    data = Data(sha256="1" * 64, split="test", examples=40, documents=12)
-    guard = Also.model_validate({"what": "the guard text", **VERDICT})
-    issue(tmp_path, VERDICT, artifact=artifact, original=original, data=data, also=[guard])
+    issue(tmp_path, VERDICT, artifact=artifact, **FACTS, also=[Also.model_validate(ALSO)])
     return tmp_path
 
 
@@ -64,22 +82,26 @@ def test_what_it_says(folder: Path):
     wanted = {name: hashlib.sha256(f"all of {name}".encode()).hexdigest() for name in names}
     assert content["artifact"]["files"] == wanted, "the README decides nothing"
     assert content["digest"] == digest(content)
+    assert (content["read"], content["original"]["read"], content["agreement"]) == (READ, READ, AGREEMENT)
+    assert content["also"] == [ALSO]
     assert shown(folder) == content
     found = valid_certificate(folder)
     assert found is not None
-    first, second = found.lines()
+    first, second, third = found.lines()
     assert first.startswith("certificate passed: entity_f1 -0.25 points [-0.50, +0.00], margin 1; 40 examples in 12 ")
     assert "against the original, which itself lacks 2 links" in first
-    assert second == "also the guard text, passed: entity_f1 -0.25 points [-0.50, +0.00], margin 1"
+    assert "in windows of 128 tokens (context document)" in first
+    assert second == "97.50% of 40 answers are the same, 2.50% flipped, mean KL 0.9750 nats"
+    begin = "also the guard text (other/text, 7 examples), passed: entity_f1 -0.25 points [-0.50, +0.00], margin 1; "
+    assert third == begin + second
     assert found.holds
 
 
 def test_a_guard_that_failed_is_said_first(folder: Path):
     found = valid_certificate(folder)
     assert found is not None
-    failed = Also.model_validate({"what": "the guard text", **VERDICT, "passed": False})
-    artifact, original, data = found.artifact, found.original, found.data
-    said = issue(folder, VERDICT, artifact=artifact, original=original, data=data, control=True, also=[failed])
+    failed = Also.model_validate({**ALSO, "passed": False})
+    said = issue(folder, VERDICT, artifact=found.artifact, **FACTS, control=True, also=[failed])
     assert not said.holds
     assert said.lines()[0].startswith("certificate failed by the guard text; test: entity_f1 -0.25 points")
     assert "against the original, trained on the same data," in said.lines()[0]
@@ -112,21 +134,32 @@ def forged(**changes: Any) -> Callable[[dict[str, Any]], str]:
         (edited(n=4000), "edited"),
         (edited(also=[]), "edited"),
         (edited(), None),
-        (edited(version=2), "it has version 2, not 1"),
-        (edited(version="1"), "it has version '1', not 1"),
-        (edited(version=True), "it has version True, not 1"),
+        (edited(read={"window": 512, "context": "document"}), "edited"),
+        (edited(agreement=None), "edited"),
+        (edited(also=[{**ALSO, "data": {**GUARD, "name": "another"}}]), "edited"),
+        (edited(version=1), "it has version 1, not 2"),
+        (edited(version="2"), "it has version '2', not 2"),
+        (edited(version=True), "it has version True, not 2"),
         (forged(passed="yes"), "'passed' is refused"),
         (forged(signed="by nobody"), "'signed' is refused"),
         (forged(metric="entity_f1\n\x1b[31m"), "'metric' is refused"),
         (forged(difference="0.0"), "'difference' is refused"),
         (forged(also=[{"what": "guard"}]), "'also.0.metric' is refused"),
+        (forged(also=[{**ALSO, "data": {**GUARD, "sha256": "2"}}]), "'also.0.data.sha256' is refused"),
+        (forged(also=[{**ALSO, "agreement": 1}]), "'also.0.agreement' is refused"),
         (forged(artifact=None), "'artifact' is refused"),
+        (forged(read=None), "'read' is refused"),
+        (forged(read={"window": "128", "context": "document"}), "'read.window' is refused"),
+        (forged(read={"window": 128, "context": "page"}), "'read.context' is refused"),
+        (forged(agreement={**AGREEMENT, "same": {**SHARE, "value": 1.5}}), "'agreement.same.value' is refused"),
+        (forged(agreement={**AGREEMENT, "answers": 0}), "'agreement.answers' is refused"),
+        (forged(data={key: value for key, value in GUARD.items() if key != "name"}), "'data.name' is refused"),
         (lambda content: json.dumps({key: content[key] for key in content if key != "digest"}), "'digest' is refused"),
         (lambda content: json.dumps(content)[:-1] + ', "passed": true}', "a key is given twice"),
         (lambda content: json.dumps(content | {"low": float("nan")}), "'low' is refused"),
         (lambda content: json.dumps(content)[:-9], "it is not valid JSON"),
         (lambda content: "[" * 90_000, "it is not valid JSON"),
-        (lambda content: json.dumps([content]), "it has version None, not 1"),
+        (lambda content: json.dumps([content]), "it has version None, not 2"),
         (lambda content: json.dumps(content) + " " * 300_000, "it has more than 262144 bytes"),
         (lambda content: "", "it is not valid JSON"),
     ],
@@ -184,8 +217,7 @@ def test_shards_are_weights_too(folder: Path):
     found = hashes(folder)
     assert {*names, "model.safetensors.index.json"} < found.keys()
     artifact = Artifact(kind="weights", files=found, format="float32", backend="torch", device="cpu")
-    data = Data(sha256="1" * 64, split="test", examples=40, documents=12)
-    issue(folder, VERDICT, artifact=artifact, original=Original(name="o", sha256="0" * 64, dropped=0), data=data)
+    issue(folder, VERDICT, artifact=artifact, **FACTS)
     assert shown(folder) is not None
     (folder / names[1]).write_text("another")
     assert f"{names[1]} has another SHA-256" in refused(folder)

@@ -1,0 +1,30 @@
+"""What is written of a finished model: `pack` and `export`."""
+
+from typing import TypedDict
+
+
+class PackResult(TypedDict):
+    """A packed model: `chinchilla pack --json`. output: its folder, and bytes of all files there. It has no certificate
+    yet, whatever the model had that it was made of."""
+
+    format: str
+    output: str
+    bytes: int
+    seconds: float
+    certificate: None
+
+
+class ExportResult(TypedDict):
+    """An export: `chinchilla export --json`.
+
+    files: name → bytes. absent_blocks: left out, those behind them moved up. zeroed_links: dropped links that are there
+    with zero weights. load: the Python that loads it.
+    """
+
+    format: str
+    output: str
+    files: dict[str, int]
+    bytes: int
+    absent_blocks: list[int]
+    zeroed_links: list[str]
+    load: str
