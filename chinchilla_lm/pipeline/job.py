@@ -24,6 +24,7 @@ from chinchilla_lm.files import sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.guarding import GuardData, guard_of
+from chinchilla_lm.pipeline.request import timed_request
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.results import Interval
 from chinchilla_lm.runtime.card import Card
@@ -42,8 +43,6 @@ from chinchilla_lm.runtime.session import Session
 
 # Longest window by default, in tokens: an LM window of 512 is the shortest of the published protocols.
 DEFAULT_WINDOW = 512
-# What a user of a language model waits for: the tokens of a prompt, and those to write, one request at a time.
-DEFAULT_REQUEST = (128, 64)
 # Tokens a batch while judging.
 JUDGE_TOKENS = 4096
 
@@ -373,7 +372,9 @@ class Job:
         """What is timed: as asked, else typical for the task and the data. Of a language model a whole request."""
         recipe = self.recipe
         if self.task.whole_passes:
-            return Shape(recipe.batch or self.task.batch, *self._request())
+            config = self.checkpoint.model.config
+            request = timed_request(recipe, self.card.max_positions, config.switches, self.console)
+            return Shape(recipe.batch or self.task.batch, *request)
         if recipe.new_tokens is not None:
             self.console.warn(f"--new-tokens {recipe.new_tokens} is for language models; {recipe.task} writes nothing")
         batch = recipe.batch or self.task.batch
@@ -382,27 +383,6 @@ class Job:
         split = next(name for name in ("dev", "train", "test") if name in self.dataset.splits)
         lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records(split)))
         return Shape(batch, lengths[len(lengths) // 2], 0)
-
-    def _request(self) -> tuple[int, int]:
-        """Tokens of the prompt and tokens to write; of what the model has no positions for, the same share of both."""
-        asked = (self.recipe.tokens, self.recipe.new_tokens)
-        tokens, new = (given or usual for given, usual in zip(asked, DEFAULT_REQUEST, strict=True))
-        positions = self.card.max_positions
-        if tokens + new > positions:
-            fitting = max(1, positions * new // (tokens + new))
-            if asked != (None, None):
-                self.console.warn(
-                    f"--tokens {tokens} and --new-tokens {new} are above the model's {positions} positions; "
-                    f"{positions - fitting} and {fitting} are taken"
-                )
-            tokens, new = positions - fitting, fitting
-        for switch in self.checkpoint.model.config.switches:
-            if tokens <= switch < tokens + new - 1:
-                raise InputError(
-                    f"--tokens {tokens} and --new-tokens {new} cross {switch}, where this model reads its text again; "
-                    "pass lengths on one side of it"
-                )
-        return tokens, new
 
     @staticmethod
     def higher_is_better(sums: Sums) -> float:
