@@ -66,15 +66,20 @@ def main() -> None:
     parser.add_argument("--method", default="race", help="how the links are chosen (default race)")
     parser.add_argument("--epochs", type=float, help="epochs of recovery, in place of the model's own")
     parser.add_argument("--teachers", nargs="+", metavar="FOLDER", help="taggers whose mean answers are learnt as well")
+    parser.add_argument(
+        "--unlabelled", metavar="TEXT", help="text that the teachers alone tag, a sentence or more a line"
+    )
     parser.add_argument("--backend", default="auto", help="what serves the models (default auto)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     settings = MODELS[args.model]
     job: dict[str, Any] = {"task": "token-classification", "data": data_folder("conll2003"), **settings["fields"]}
     job["backend"] = args.backend
-    name = f"{args.model}-ner{'-taught' if args.teachers else ''}"
+    name = f"{args.model}-ner{'-taught' if args.teachers else ''}{'-more' if args.unlabelled else ''}"
     tuned = args.out / name
-    learning = settings["finetune"] | ({"teachers": args.teachers, **TAUGHT} if args.teachers else {})
+    learning = settings["finetune"] | (
+        {"teachers": args.teachers, "unlabelled": args.unlabelled, **TAUGHT} if args.teachers else {}
+    )
     first = ch.finetune(_source(settings), out=str(tuned), finetune=learning, **_without_shape(job))
     recover = settings["recover"] | ({"epochs": args.epochs} if args.epochs else {})
     rows, results = [], []

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED, Encoded, encode_labelled, encode_tagged
-from chinchilla_lm.data.records import Labelled, Tagged
+from chinchilla_lm.data.records import Labelled, Tagged, Text
 from chinchilla_lm.data.tag_path import TagPath, unseen
 from chinchilla_lm.data.windows import begins_with_bos, encode_text
+from chinchilla_lm.data.words import words_of
 from chinchilla_lm.evaluate.agreement import Agreement, agreement, of_answers, of_text
 from chinchilla_lm.evaluate.classification import measure_labels
 from chinchilla_lm.evaluate.judged import Judged
@@ -82,6 +83,10 @@ class Task(ABC):
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         """Windows of the records with their targets. Raises InputError for what cannot be encoded."""
 
+    def unlabelled(self, texts: Sequence[Text], labels: Sequence[str]) -> list[Any]:
+        """Records of texts that nobody labelled, a line each, under a label that says nothing. For labelled tasks."""
+        raise NotImplementedError
+
     @abstractmethod
     def judge(self, split: Split, forward: Forward) -> Judged:
         """Run the whole split through a model and measure its answers."""
@@ -108,6 +113,14 @@ class Tagging(Task):
 
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         return encode_tagged(records, reading.tokenizer, reading.label_ids, reading.window, reading.context)
+
+    def unlabelled(self, texts: Sequence[Text], labels: Sequence[str]) -> list[Any]:
+        cut = [
+            (name, text.document, tuple(line[start:end] for start, end in words_of(line)))
+            for text in texts
+            for name, line in _lines(text)
+        ]
+        return [Tagged(name, document, words, (labels[0],) * len(words)) for name, document, words in cut]
 
     def judge(self, split: Split, forward: Forward) -> Judged:
         records: Sequence[Tagged] = split.records
@@ -154,6 +167,10 @@ class Classification(_Sequences):
 
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         return encode_labelled(records, reading.tokenizer, reading.label_ids, reading.window)
+
+    def unlabelled(self, texts: Sequence[Text], labels: Sequence[str]) -> list[Any]:
+        lines = [(name, text.document, line) for text in texts for name, line in _lines(text)]
+        return [Labelled(name, document, None, line, None, labels[0]) for name, document, line in lines]
 
     def judge(self, split: Split, forward: Forward) -> Judged:
         records: Sequence[Labelled] = split.records
@@ -243,6 +260,12 @@ TASKS: Mapping[str, Task] = {
     "language-modeling": LanguageModelling(),
     "ranking": Ranking(),
 }
+
+
+def _lines(text: Text) -> list[tuple[str, str]]:
+    """The lines of a text that hold any, each with a name."""
+    lines = [line.strip() for line in text.text.splitlines()]
+    return [(f"{text.id}, line {number}", line) for number, line in enumerate(lines, start=1) if line]
 
 
 def metric_label(name: str) -> str:

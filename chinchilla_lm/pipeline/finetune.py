@@ -7,6 +7,8 @@ from typing import Any
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
+from chinchilla_lm.data.records import records_sha256
+from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, sha256_text
 from chinchilla_lm.models.checkpoint import save
 from chinchilla_lm.pipeline.folder import RunFolder
@@ -37,9 +39,12 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
         "data": job.data_sha256,
         "recipe": recipe.model_dump(include=set(DECIDES)),
     }
+    if recipe.finetune.unlabelled is not None and not recipe.finetune.teachers:
+        raise InputError("finetune.unlabelled has nobody to label it; name models by --finetune-teachers as well")
     teachers = Teachers(job) if recipe.finetune.teachers else None
     if teachers is not None:
         inputs["teachers"] = teachers.sha256
+        inputs["unlabelled"] = records_sha256(teachers.unlabelled)
     folder.stage(
         "finetune", inputs, ["model/model.safetensors"], lambda: _train(job, folder, inputs, teachers), lambda: None
     )
@@ -61,7 +66,11 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
     model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
     encoded = job.encode(job.dataset.records("train"))
     judge = job.judge("dev")
-    answers = None if teachers is None else teachers.answers(encoded)
+    answers = None
+    if teachers is not None:
+        unlabelled = job.encode(teachers.unlabelled) if teachers.unlabelled else []
+        answers = teachers.answers(encoded, unlabelled)
+        encoded += unlabelled
     state = folder.file("finetune.state")
     fit(
         model,

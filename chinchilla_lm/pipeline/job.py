@@ -87,14 +87,15 @@ class Job:
         if self.recipe.data is None:
             raise InputError("data is missing: the verb needs a data set; pass --data FOLDER")
         named = {split: getattr(self.recipe, split) for split in SPLITS}
-        return self._read(self.recipe.data, {split: file for split, file in named.items() if file is not None})
+        return self.read(self.recipe.data, {split: file for split, file in named.items() if file is not None})
 
-    def _read(self, source: str, splits: Mapping[str, str] | None = None) -> Dataset:
+    def read(self, source: str, splits: Mapping[str, str] | None = None, task: str | None = None) -> Dataset:
+        """A data set by the recipe's columns, for its task where no other is named; says what was found in it."""
         recipe = self.recipe
         split_by = None if recipe.split_by == "auto" else recipe.split_by
         dataset = load_dataset(
             source,
-            recipe.task,
+            task or recipe.task,
             splits=splits,
             text_column=recipe.text_column,
             label_column=recipe.label_column,
@@ -255,14 +256,15 @@ class Job:
 
     def judge(self, split: str, max_text_tokens: int | None = None) -> Judge:
         """What judges models on a split; of running text, on its first `max_text_tokens`."""
-        return self._judge_of(self.dataset.records(split), split, max_text_tokens)
+        return self.judge_on(self.dataset.records(split), split, max_text_tokens)
 
     @cached_property
     def test(self) -> Judge:
         """What judges models on the test data."""
         return self.judge("test")
 
-    def _judge_of(self, records: Sequence[Any], title: str, max_text_tokens: int | None = None) -> Judge:
+    def judge_on(self, records: Sequence[Any], title: str, max_text_tokens: int | None = None) -> Judge:
+        """What judges models on records; of running text, on the first `max_text_tokens`."""
         encoded = self.encode(records)
         if max_text_tokens is not None and self.task.whole_passes:
             encoded = encoded[: max(1, max_text_tokens // self.window)]
@@ -278,7 +280,7 @@ class Job:
         """
         if self.recipe.guard is None:
             return None
-        read = self._read(self.recipe.guard)
+        read = self.read(self.recipe.guard)
         unknown = [label for label in read.labels if label not in self.labels]
         if self.task.labelled and unknown:
             raise InputError(f"label {unknown[0]!r} of the guard is not one of the model's; pass other data by --guard")
@@ -293,7 +295,7 @@ class Job:
     @cached_property
     def guard(self) -> Judge | None:
         """What judges models on the guard data; None where there are none. Raises InputError as these do."""
-        return None if self.guard_data is None else self._judge_of(self.guard_data.records, "guard")
+        return None if self.guard_data is None else self.judge_on(self.guard_data.records, "guard")
 
     @cached_property
     def training_records(self) -> list[Any]:
@@ -301,17 +303,18 @@ class Job:
         their hash, that stand in dev or test too."""
         if "train" not in self.dataset.splits and self.recipe.calibration is not None:
             return self.calibration_records
-        return self._not_held_out(self.dataset.records("train"))
+        return self.not_held_out(self.dataset.records("train"))
 
     @cached_property
     def calibration_records(self) -> list[Any]:
         """What to calibrate on: all of the calibration data where they are named, else the training data."""
         if self.recipe.calibration is None:
             return self.training_records
-        named = self._read(self.recipe.calibration)
-        return self._not_held_out(named.all_records())
+        named = self.read(self.recipe.calibration)
+        return self.not_held_out(named.all_records())
 
-    def _not_held_out(self, records: Sequence[Any]) -> list[Any]:
+    def not_held_out(self, records: Sequence[Any]) -> list[Any]:
+        """Records without those whose documents stand in dev or test too; says how many these were."""
         held_out = [r for name in ("dev", "test") for r in self.dataset.splits.get(name, [])]
         kept, removed = disjoint(records, held_out)
         if removed:

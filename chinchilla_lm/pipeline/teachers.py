@@ -1,12 +1,16 @@
-"""Trained models that teach another one: the mean of what they answer on its training data.
+"""Trained models that teach another one: the mean of what they answer on its training data, and on text without labels.
 
-The answers belong to words or texts, not to tokens, so the models may differ in tokenizer, window and kind. The mean is
-one of probabilities, as of an ensemble (Hinton et al., "Distilling the knowledge in a neural network", 2015).
+Of what they were trained on, teachers know the labels nearly by heart; what their mean does better than each of them
+shows on other text (Xie et al., "Self-training with noisy student improves ImageNet classification", CVPR 2020). The
+answers belong to words or texts, not to tokens, so the models may differ in tokenizer, window and kind. The mean is one
+of probabilities, as of an ensemble (Hinton et al., "Distilling the knowledge in a neural network", 2015).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,21 +47,33 @@ class Teachers:
                     "pass teachers that were trained on the same labels"
                 )
 
-    def answers(self, encoded: Sequence[Encoded]) -> Answers:
-        """The mean of their answers on the training data, for its windows. Each teacher reads the data once."""
-        each = [self._read(source) for source in self._sources]
-        mean = [np.logaddexp.reduce(records) - np.log(len(each)) for records in zip(*each, strict=True)]
-        settings = self._job.recipe.finetune
-        windows = [_of_window(window, mean) for window in encoded]
-        return Answers(windows, settings.teacher_weight, settings.teacher_temperature)
+    @cached_property
+    def unlabelled(self) -> list[Any]:
+        """Records of the text without labels, less what stands in dev or test too; none where the recipe names none."""
+        job, source = self._job, self._job.recipe.finetune.unlabelled
+        if source is None:
+            return []
+        texts = job.read(source, task="language-modeling").all_records()
+        return job.not_held_out(job.task.unlabelled(texts, job.labels))
 
-    def _read(self, source: str) -> list[Floats]:
-        """Log-probabilities of each training record, [words, labels] or [1, labels], labels in the job's order."""
+    def answers(self, encoded: Sequence[Encoded], unlabelled: Sequence[Encoded]) -> Answers:
+        """The mean of their answers, for the windows of the training data, then of the text without labels."""
+        settings = self._job.recipe.finetune
+        windows = _of_windows(
+            encoded, [self._read(source, self._job.dataset.records("train")) for source in self._sources]
+        )
+        if unlabelled:
+            windows += _of_windows(unlabelled, [self._read(source, self.unlabelled) for source in self._sources])
+        return Answers(windows, len(encoded), settings.teacher_weight, settings.teacher_temperature)
+
+    def _read(self, source: str, records: Sequence[Any]) -> list[Floats]:
+        """Log-probabilities of each record, [words, labels] or [1, labels], labels in the job's order."""
         teacher = self._teacher(source)
         order = [teacher.labels.index(label) for label in self._job.labels]
-        judged = teacher.judge("train")(teacher.served())
-        primary = judged.primary
-        self._job.console.say(f"teacher {source}: {primary.name} {primary.value:.4f} on the training data")
+        judged = teacher.judge_on(records, f"teacher {source}")(teacher.served())
+        if records is not self.unlabelled:
+            primary = judged.primary
+            self._job.console.say(f"teacher {source}: {primary.name} {primary.value:.4f} on the training data")
         return [record[:, order] for record in judged.log_probabilities]
 
     def _teacher(self, source: str) -> Job:
@@ -68,5 +84,8 @@ class Teachers:
         return teacher
 
 
-def _of_window(window: Encoded, records: Sequence[Floats]) -> Tensor:
-    return torch.from_numpy(np.stack([records[record][word] for record, word in window.owners])).float()
+def _of_windows(encoded: Sequence[Encoded], each: Sequence[Sequence[Floats]]) -> list[Tensor]:
+    """The mean of several models' answers to the same records, as the windows have their targets."""
+    mean = [np.logaddexp.reduce(records) - np.log(len(each)) for records in zip(*each, strict=True)]
+    rows = [np.stack([mean[record][word] for record, word in window.owners]) for window in encoded]
+    return [torch.from_numpy(row).float() for row in rows]

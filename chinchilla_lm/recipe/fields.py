@@ -74,6 +74,8 @@ class FinetuneSettings(_Settings):
     """share of tokens whose embedding is set to 0 in training, so that context has to tell"""
     teachers: list[str] | None = Field(default=None, min_length=1, examples=[["out/tagger/model"]])
     """trained models with the same labels, whose answers on the training data are averaged and learnt as well"""
+    unlabelled: str | None = Field(default=None, min_length=1, examples=["news.txt"])
+    """text without labels, a line a text: file, folder or hub dataset; there the teachers' answers alone are learnt"""
     teacher_weight: float = Field(default=0.5, gt=0, le=1)
     """share of the loss that is the divergence from the teachers' answers; the rest is the task's own"""
     teacher_temperature: float = Field(default=1.0, gt=0, le=100)

@@ -26,6 +26,7 @@ _METAVARS: Mapping[str, str] = {
     "dev": "FILE",
     "test": "FILE",
     "finetune.teachers": "MODEL",
+    "finetune.unlabelled": "DATA",
 }
 
 

@@ -35,37 +35,61 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What others answer where a model is fine-tuned, to learn beside the gold labels.
+    """What others answer where a model is fine-tuned, to learn beside the gold labels, or where there are none.
 
-    windows: log-probabilities of each training window's targets, float32 [targets, labels], in the windows' order.
-    weight: their share of the loss. temperature: as in `logit_kl`.
+    windows: log-probabilities of each window's targets, float32 [targets, labels], in the windows' order. labelled: how
+    many of the windows, the first, have gold labels. weight: the answers' share of the loss there. temperature: as in
+    `logit_kl`.
     """
 
     windows: Sequence[Tensor]
+    labelled: int
     weight: float
     temperature: float
 
-    def of(self, batch: EncodedBatch) -> Tensor:
-        """Those of a batch, [N, labels], on its device."""
-        return torch.cat([self.windows[row] for row in batch.rows]).to(batch.batch.ids.device)
+    def of(self, batch: EncodedBatch) -> tuple[Tensor, Tensor]:
+        """Those of a batch, [N, labels], and whether there is a gold label as well, bool [N]; on its device."""
+        rows = [self.windows[row] for row in batch.rows]
+        gold = [torch.full((len(targets),), row < self.labelled) for row, targets in zip(batch.rows, rows, strict=True)]
+        device = batch.batch.ids.device
+        return torch.cat(rows).to(device), torch.cat(gold).to(device)
 
 
 def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callable[[Transformer, EncodedBatch], Tensor]:
     """The task's own loss at the positions that have a target, mixed with the divergence from others' answers there."""
+    if answers is None:
+        return _loss_at_targets(lambda logits, targets, _: task_loss(logits, targets, smoothing))
+
+    def mixed(logits: Tensor, targets: Tensor, theirs: tuple[Tensor, Tensor] | None) -> Tensor:
+        assert theirs is not None
+        taught, gold = theirs
+        total = logits.new_zeros((), dtype=torch.float32)
+        for here, weight in ((gold, answers.weight), (~gold, 1.0)):
+            if here.any():
+                part = weight * logit_kl(logits[here], taught[here], answers.temperature)
+                if weight < 1:
+                    part = part + (1 - weight) * task_loss(logits[here], targets[here], smoothing)
+                total = total + here.float().mean() * part
+        return total
+
+    return _loss_at_targets(mixed, answers)
+
+
+def _loss_at_targets(
+    compare: Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor], answers: Answers | None = None
+) -> Callable[[Transformer, EncodedBatch], Tensor]:
+    """The mean of `compare(logits, targets, answers)` over the positions that have a target."""
 
     def loss(model: Transformer, batch: EncodedBatch) -> Tensor:
         targets = _targets(batch)
         theirs = None if answers is None else answers.of(batch)
         hidden, _ = _walk(model, batch, ())
 
-        def compare(logits: Tensor, part: slice) -> Tensor:
-            gold = task_loss(logits, targets[part], smoothing)
-            if answers is None or theirs is None:
-                return gold
-            taught = logit_kl(logits, theirs[part], answers.temperature)
-            return (1 - answers.weight) * gold + answers.weight * taught
+        def piece(logits: Tensor, part: slice) -> Tensor:
+            mine = None if theirs is None else (theirs[0][part], theirs[1][part])
+            return compare(logits, targets[part], mine)
 
-        return mean_over_positions(model.head, _picked(model, batch, hidden), compare)
+        return mean_over_positions(model.head, _picked(model, batch, hidden), piece)
 
     return loss
 

@@ -205,6 +205,24 @@ def test_a_model_learns_what_its_teachers_answer(tagger: Path, tags: Path, model
     assert asked["teachers"] == [str(tagger / "model"), str(tagger)]
 
 
+def test_text_without_labels_is_learnt_by_the_teachers_answers(
+    tagger: Path, tags: Path, model_folder, tmp_path: Path, chinchilla
+):
+    """Of six labelled sentences little can be learnt; of a hundred more that teachers read, nearly all."""
+    data = tmp_path / "data"
+    shutil.copytree(tags, data)
+    sentences = (data / "train.txt").read_text().split("\n\n")
+    (data / "train.txt").write_text("\n\n".join(sentences[:6]) + "\n")
+    texts = [" ".join(line.split()[0] for line in sentence.splitlines()) for sentence in sentences[6:]]
+    (tmp_path / "more.txt").write_text("\n".join(texts) + "\n")
+    words = ["finetune", model_folder(), *TAGGING, "--data", data, *TUNING, "--finetune-teachers", tagger]
+    alone = chinchilla(*words, "-o", tmp_path / "alone", "--json")
+    more = chinchilla(*words, "--finetune-unlabelled", tmp_path / "more.txt", "-o", tmp_path / "more", "--json")
+    assert (alone.status, more.status) == (0, 0), more.err
+    few, many = (done.result["splits"]["test"]["entity_f1"]["value"] for done in (alone, more))
+    assert many > max(0.85, few + 0.1), (few, many)
+
+
 def test_what_cannot_teach_is_refused(tagger: Path, tags: Path, texts: Path, model_folder, tmp_path: Path, chinchilla):
     words = ["finetune", model_folder(), "-o", tmp_path / "run"]
     teaching = ["--finetune-teachers", tagger / "model"]
@@ -215,6 +233,8 @@ def test_what_cannot_teach_is_refused(tagger: Path, tags: Path, texts: Path, mod
     for file in data.iterdir():
         file.write_text(file.read_text().replace("ORG", "FIRM"))
     chinchilla(*words, *TAGGING, "--data", data, *teaching).refused("B-ORG", "B-FIRM", "pass teachers that were")
+    nobody = ["--finetune-unlabelled", tags / "train.txt"]
+    chinchilla(*words, *TAGGING, "--data", tags, *nobody).refused("nobody to label it", "--finetune-teachers")
     absent = tmp_path / "absent"
     chinchilla(*words, *TAGGING, "--data", tags, "--finetune-teachers", absent).refused(str(absent))
     recipe = tmp_path / "recipe.yaml"

@@ -190,8 +190,25 @@ def test_answers_of_others_take_their_share_of_the_loss(teacher, task):
     gold = -ours.log_softmax(-1).gather(1, given.targets[given.targets != IGNORED][:, None]).mean()
     q, p = (ours / 2).log_softmax(-1), (theirs / 2).log_softmax(-1)
     kl = 4 * (p.exp() * (p - q)).sum(-1).mean()
-    loss = fine_tuning_loss(0.0, Answers(windows, weight=0.3, temperature=2.0))(model, given)
+    loss = fine_tuning_loss(0.0, Answers(windows, labelled=3, weight=0.3, temperature=2.0))(model, given)
     assert loss.item() == pytest.approx((0.7 * gold + 0.3 * kl).item(), rel=1e-4)
     shuffled = EncodedBatch(given.batch, given.targets, [1, 0, 2])
-    turned = Answers([windows[1], windows[0], windows[2]], weight=0.3, temperature=2.0)
+    turned = Answers([windows[1], windows[0], windows[2]], labelled=3, weight=0.3, temperature=2.0)
     assert fine_tuning_loss(0.0, turned)(model, shuffled).item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["tags", "classes"])
+def test_where_there_is_no_gold_label_the_answers_alone_are_learnt(teacher, task):
+    model, given = teacher(task), batch(task)
+    assert given.targets is not None
+    counts = [1] * 3 if given.targets.ndim == 1 else [int(n) for n in (given.targets != IGNORED).sum(1)]
+    random = torch.Generator().manual_seed(5)
+    windows = [torch.randn(n, 3, generator=random).log_softmax(-1) for n in counts]
+    ours, theirs = logits_at_targets(model, given).log_softmax(-1), torch.cat(windows)
+    targets = given.targets[given.targets != IGNORED]
+    gold = -ours.gather(1, targets[:, None]).squeeze(1)
+    kl = (theirs.exp() * (theirs - ours)).sum(-1)
+    labelled = counts[0]
+    wanted = torch.cat([0.7 * gold[:labelled] + 0.3 * kl[:labelled], kl[labelled:]]).mean()
+    answers = Answers(windows, labelled=1, weight=0.3, temperature=1.0)
+    assert fine_tuning_loss(0.0, answers)(model, given).item() == pytest.approx(wanted.item(), rel=1e-4)
