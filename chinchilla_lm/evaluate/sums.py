@@ -84,6 +84,11 @@ class Sums:
         """The metric over all documents."""
         return float(self.statistic(self.per_document.sum(axis=0)))
 
+    @property
+    def score(self) -> float:
+        """The value with the sign that makes more of it better."""
+        return self.value if self.higher_is_better else -self.value
+
 
 @dataclass(frozen=True)
 class Estimate:

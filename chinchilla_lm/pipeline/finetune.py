@@ -87,7 +87,7 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
         ),
         job.console,
         label="finetune",
-        evaluate=lambda: job.higher_is_better(judge(job.ready(model)).primary),
+        evaluate=lambda: judge(job.ready(model)).primary.score,
         fresh=job.checkpoint.fresh,
         state=state,
         identity=sha256_text(json_text(inputs)),

@@ -18,7 +18,6 @@ from chinchilla_lm.data.splits import disjoint, document_hashes
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.judged import Judged
-from chinchilla_lm.evaluate.sums import Sums
 from chinchilla_lm.evaluate.tasks import TASKS, Reading
 from chinchilla_lm.files import sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint, load
@@ -386,11 +385,6 @@ class Job:
         split = next(name for name in ("dev", "train", "test") if name in self.dataset.splits)
         lengths = sorted(len(one.ids) for one in self.encode(self.dataset.records(split)))
         return Shape(batch, lengths[len(lengths) // 2], 0)
-
-    @staticmethod
-    def higher_is_better(sums: Sums) -> float:
-        """A metric's value with the sign that makes more of it better."""
-        return sums.value if sums.higher_is_better else -sums.value
 
     def show(self, judged: Judged, title: str) -> dict[str, Interval]:
         """Print tables and metrics with their intervals; returns the metrics as JSON has them."""

@@ -91,7 +91,7 @@ class Recovery:
 
     def dev(self, short: Transformer) -> float:
         """The dev metric with the sign that makes more of it better."""
-        return self.job.higher_is_better(self._judge(self.job.ready(short)).primary)
+        return self._judge(self.job.ready(short)).primary.score
 
     def standing(self, short: Transformer) -> Standing:
         """The same, and how far from `base` on dev, in the metric that is certified.
@@ -104,7 +104,7 @@ class Recovery:
         difference = paired(known[name], judged.measurement.sums[name])
         sign = 1.0 if known[name].higher_is_better else -1.0
         losses = sorted(-sign * bound for bound in (difference.low, difference.high))
-        return Standing(self.job.higher_is_better(judged.primary), -sign * difference.value, losses[0], losses[1])
+        return Standing(judged.primary.score, -sign * difference.value, losses[0], losses[1])
 
     def train(
         self,
