@@ -13,8 +13,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
-from chinchilla_lm.data.encoded import Encoded
+from chinchilla_lm.data.encoded import Encoded, tokenize
 from chinchilla_lm.data.records import Text
 from chinchilla_lm.errors import InputError
 
@@ -81,6 +82,30 @@ def _by_record(whole: str, starts: Sequence[int], places: Sequence[int], tokens:
         end = tokens.start + after
         yield record, range(begun, end)
         begun = end
+
+
+def check_spelling(records: Sequence[Text], tokenizer: PreTrainedTokenizerFast, model: str) -> None:
+    """Hold a tokenizer to spelling the records' text again; what NFC makes alike is the same text.
+
+    One that knows few words, or lower-cases, has the bytes of what it read over counted as predicted: `[UNK]` is
+    cheap and may stand for 42 of them. Bits per byte of different tokens say nothing then.
+    Raises InputError, naming `model`, where the text comes out as another.
+    """
+    texts = [record.text for record in records]
+    whole = JOINT.join(texts)
+    for low, high in _blocks(len(whole), _starts(texts)):
+        ids = tokenize(tokenizer, [whole[low:high]])[0]
+        spelled = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        # Tokens that hold the space before a word begin a text with one of their own, or take one away.
+        given, found = (normalize("NFC", text).removeprefix(" ") for text in (whole[low:high], spelled))
+        if given != found:
+            pairs = enumerate(zip(given, found, strict=False))
+            alike = next((place for place, (one, other) in pairs if one != other), min(len(given), len(found)))
+            begin, end = max(0, alike - 10), alike + 30
+            raise InputError(
+                f"the tokens of {model} make {found[begin:end]!r} of {given[begin:end]!r}; bits per byte need tokens "
+                "that spell the text again; compare models with one tokenizer, or on text that it does not change"
+            )
 
 
 def begins_with_bos(tokenizer: PreTrainedTokenizerFast) -> bool:

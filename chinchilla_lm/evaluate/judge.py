@@ -63,6 +63,11 @@ class Judge:
         owners = {records[owner].document for window in self.split.encoded for owner, _ in window.owners}
         return len(owners) // shortest_block(len(owners)) if self.split.consecutive else len(owners)
 
+    def finished(self) -> set[str]:
+        """Documents of running text that are read to their end."""
+        owners = {self.split.records[owner].document for window in self.split.encoded for owner, _ in window.owners}
+        return owners - self.split.unfinished
+
     def compare(self, original: Forward, changed: Forward, before: Judged, after: Judged) -> Agreement | None:
         """How far the answers of two models agree, of which this judge made `before` and `after`; of running text, on
         its first part. None for a regression, which has no answers."""

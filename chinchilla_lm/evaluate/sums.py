@@ -63,6 +63,8 @@ class Sums:
     """Whether the documents are pieces of running text in its order, so that neighbours are alike."""
     ids: tuple[str, ...] = ()
     """Which document each row is, where not every model need be measured on all."""
+    unfinished: frozenset[str] = frozenset()
+    """Those of them that may not have been read to their end."""
 
     def __post_init__(self) -> None:
         assert self.per_document.ndim == 2, self.per_document.shape

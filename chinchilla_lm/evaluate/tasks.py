@@ -47,6 +47,13 @@ class Split:
         """Whether the records are pieces of running text, as in `Sums`."""
         return any(getattr(record, "follows", False) for record in self.records)
 
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Documents of running text that stand, with all or with part of their records, where the last window ends or
+        behind it."""
+        last, _ = self.encoded[-1].owners[-1]
+        return frozenset(record.document for record in self.records[last:])
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -241,6 +248,7 @@ class LanguageModelling(Task):
             [split.records[record].document for record, _ in owners],
             windows=windows,
             consecutive=split.consecutive,
+            unfinished=split.unfinished,
         )
         predictions = [Prediction(f"window-{i}", None, None, float(mean)) for i, mean in enumerate(means)]
         return Judged(measurement, predictions, [])

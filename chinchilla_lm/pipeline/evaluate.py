@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from chinchilla_lm.console import Console
+from chinchilla_lm.data.windows import check_spelling
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import certify
 from chinchilla_lm.evaluate.judge import Judge, Judged
-from chinchilla_lm.evaluate.language import on_same_text
+from chinchilla_lm.evaluate.language import margin_words, on_same_text, read_by_both
 from chinchilla_lm.evaluate.predictions import write_predictions
 from chinchilla_lm.evaluate.tables import metric_among
 from chinchilla_lm.pipeline.held import certificate_of
@@ -74,6 +75,10 @@ class _Original:
         self.judge = self.job.judge(split)
         self.same_tokens = judge.same_windows(self.judge)
         self.metric = self._metric()
+        if job.task.whole_passes and not self.same_tokens:
+            read_by_both(self.judge.finished(), judge.finished())
+            for one in (job, self.job):
+                check_spelling(judge.split.records, one.card.tokenizer, one.source)
 
     def _metric(self) -> str | None:
         """What was asked for, if anything; where the two do not read the same tokens, one that does not count them."""
@@ -87,7 +92,10 @@ class _Original:
                 f"{asked} counts tokens, and {self.changed.source} and {self.job.source} have different ones; "
                 f"pass --metric {shared}"
             )
-        self.job.console.say(f"the models have different tokens, so {shared} is compared in place of {counting}")
+        self.job.console.say(
+            f"the models have different tokens, so {shared} is compared in place of {counting}, and the margin is in "
+            "percent of that"
+        )
         return shared
 
     def _same_answers(self) -> bool:
@@ -104,6 +112,8 @@ class _Original:
         original, changed = before.measurement.sums[name], judged.measurement.sums[name]
         if job.task.whole_passes and not self.same_tokens:
             original, changed = on_same_text(original, changed)
+        if name in job.task.per_token.values():
+            job.console.show(margin_words(before.measurement.sums["perplexity"].value, job.recipe.margin))
         agreement = None
         if self.same_tokens and self._same_answers():
             agreement = self.their_judge.compare(ours, served, before, judged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -132,6 +133,30 @@ def fewer_merges(model_folder, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def test_a_tokenizer_that_does_not_spell_the_text_again_gets_no_comparison(
+    fewer_merges: Path, model_folder, texts: Path, tmp_path: Path, chinchilla
+):
+    """Of either model, whichever is asked about, before one runs."""
+    lossy = shutil.copytree(fewer_merges, tmp_path / "lossy")
+    tokenizer = json.loads((lossy / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (lossy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    for pair in ((lossy, "--against", model_folder()), (model_folder(), "--against", lossy)):
+        done = chinchilla("evaluate", *pair, *READING, "--data", texts, "--max-tokens", 64, "--margin", 50)
+        done.refused(f"the tokens of {lossy} make", "compare models with one tokenizer")
+        assert "95 % interval" not in done.out
+
+
+def test_models_that_read_no_document_to_its_end_are_not_compared(
+    fewer_merges: Path, model_folder, tmp_path: Path, chinchilla
+):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "Once upon a time the fox " * 30}), encoding="utf-8")
+    words = ["evaluate", fewer_merges, "--against", model_folder(), *READING, "--data", tmp_path, "--max-tokens", 16]
+    done = chinchilla(*words, "--margin", 50)
+    done.refused("no document in common that both models read to its end", "pass more text, or a smaller --max-tokens")
+    assert "95 % interval" not in done.out
+
+
 def bits_by_document(folder: Path, texts: list[str], window: int) -> dict[int, tuple[float, int]]:
     """Document → bits and bytes of what is predicted in it; less the one in which the last window ends."""
     checkpoint = load(folder)
@@ -160,7 +185,8 @@ def test_language_models_with_other_tokens_are_compared_byte_by_byte(
     words = ["evaluate", fewer_merges, "--against", model_folder(), *READING, "--data", texts, "--max-tokens", 64]
     words += ["--dtype", "float32", "--margin", 50]
     done = chinchilla(*words, "--json")
-    assert "different tokens, so bits_per_byte is compared in place of perplexity" in done.err
+    assert "different tokens, so bits_per_byte is compared in place of perplexity, and the margin is in" in done.err
+    assert re.search(r"a margin of 50 % of bits per byte is [0-9.e+]+ % of perplexity for the original, at ", done.err)
     certificate = done.result["certificate"]
     lines = (texts / "test.jsonl").read_text(encoding="utf-8").splitlines()
     documents = [json.loads(line)["text"] for line in lines]

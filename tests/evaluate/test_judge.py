@@ -127,6 +127,19 @@ def test_perplexity_is_that_of_a_direct_computation(llama: Checkpoint, text):
     np.testing.assert_allclose(judged.primary.per_document[:, 0], by_document, rtol=1e-5)
 
 
+def test_a_document_that_goes_on_behind_the_last_window_is_not_read_to_its_end(llama: Checkpoint):
+    """`a` is read in part, although the last window ends in `c`; so is `d`, of which nothing is read."""
+    line = " ".join(WORDS)
+    records = [Text(str(i), document, line) for i, document in enumerate("abcad")]
+    windows = [replace(one, targets=[*one.ids[1:], IGNORED]) for one in encode_text(records, llama.tokenizer, 4)]
+    first = next(i for i, one in enumerate(windows) if one.owners[-1][0] == 2)
+    judge = Judge("language-modeling", records, windows[: first + 1], batched(windows[: first + 1]), ())
+    assert judge.finished() == {"b"}
+    sums = judge(llama.model).measurement.sums["bits_per_byte"]
+    assert sums.ids == ("a", "b", "c")
+    assert sums.unfinished == {"a", "c", "d"}
+
+
 def texts(label: Callable[[int], str], pairs: bool) -> list[Labelled]:
     return [
         Labelled(f"r{i}", f"d{i // 2}", None, text, TEXTS[-1 - i] if pairs else None, label(i))

@@ -7,7 +7,7 @@ import pytest
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.certificate import certify
-from chinchilla_lm.evaluate.language import measure_text, on_same_text
+from chinchilla_lm.evaluate.language import margin_words, measure_text, on_same_text
 from chinchilla_lm.evaluate.sums import Sums, paired
 from chinchilla_lm.evaluate.tables import metric_among
 
@@ -70,10 +70,30 @@ def test_models_with_other_tokens_are_compared_on_documents_that_both_read_to_th
     assert paired(original, changed).value == pytest.approx(100 * (24 / 19 - 1))
     with pytest.raises(InputError, match="other documents than bits_per_byte of the original"):
         paired(bits("abcde", 5.0), bits("abdef", 7.0))
-    only = on_same_text(bits("a", 5.0), bits("ab", 5.0))
-    assert [sums.ids for sums in only] == [("a",), ("a",)]
-    with pytest.raises(InputError, match="no document in common"):
-        on_same_text(bits("a", 5.0), bits("b", 5.0))
+    for theirs, ours in (("a", "ab"), ("a", "b"), ("ab", "a")):  # a document read in part decides nothing
+        with pytest.raises(InputError, match="no document in common that both models read to its end; pass more text"):
+            on_same_text(bits(theirs, 5.0), bits(ours, 5.0))
+
+
+def test_the_document_that_the_last_window_ends_in_is_left_out_wherever_it_began():
+    parts = list("abca")  # parts of `a` stand at both ends
+    original, changed = (measure_text([nats] * 4, [3] * 4, [8] * 4, parts).sums for nats in (2.0, 3.0))
+    for name in ("perplexity", "bits_per_byte"):
+        assert [sums.ids for sums in on_same_text(original[name], changed[name])] == [("b", "c"), ("b", "c")]
+    named = measure_text([2.0] * 3, [3] * 3, [8] * 3, list("abc"), unfinished={"a", "c"}).sums["bits_per_byte"]
+    assert on_same_text(named, original["bits_per_byte"])[0].ids == ("b",)
+
+
+@pytest.mark.parametrize(("nats", "margin"), [(0.5, 1.0), (3.0, 1.0), (3.0, 10.0)])
+def test_a_margin_of_bits_per_byte_is_said_in_percent_of_perplexity(nats: float, margin: float):
+    """A model that takes m % more nats for every token, measured in both ways."""
+    both = (10 * nats, 10 * nats * (1 + margin / 100))
+    original, changed = (measure_text([each] * 2, [10, 10], [40, 40], ["a", "b"]).sums for each in both)
+    assert paired(original["bits_per_byte"], changed["bits_per_byte"]).value == pytest.approx(margin)
+    more = paired(original["perplexity"], changed["perplexity"]).value
+    said = margin_words(original["perplexity"].value, margin)
+    assert said.startswith(f"a margin of {margin:g} % of bits per byte is {more:.3g} % of perplexity for the original")
+    assert said.endswith(f"at {nats:.2f} nats a token")
 
 
 def test_the_metric_is_one_that_there_is():
