@@ -66,6 +66,8 @@ class Effort:
     calibration_tokens: int
     """that are read for each"""
     token_seconds: float
+    advice: bool = False
+    """whether this is for a next run, the test data having been looked at"""
 
     @property
     def model_seconds(self) -> float:
@@ -87,9 +89,10 @@ class Effort:
                 f"on top come the searches, of {self.measures} measurements or {duration(self.search_seconds)} each at "
                 "most, and, not counted, the timing of what they find"
             )
+        test = "" if self.advice else "; the test data are looked at once, at the end"
         return (
             f"{self.speeds} speeds are tried on dev: up to {self.models} models are {how}, about {each} each, {whole} "
-            f"in all, by how fast the original reads dev; {searches}; the test data are looked at once, at the end"
+            f"in all, by how fast the original reads dev; {searches}{test}"
         )
 
 

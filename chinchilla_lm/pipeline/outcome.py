@@ -151,7 +151,7 @@ def advice_words(trial: Trial | None, recipe: Recipe) -> str:
     return (
         f"what would pass: {trial.speedup:.2f}× with {len(trial.plan.kept)} links, whose loss on dev is "
         f"{standing.loss:.2f} [{standing.low:.2f}, {standing.high:.2f}] after a short recovery{unseen}; "
-        f"run {command_of('compress', asked)}"
+        f"run {command_of('compress', asked)}; that is a second look at the test data"
     )
 
 

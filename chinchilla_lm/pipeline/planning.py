@@ -29,6 +29,8 @@ RACE_TOKENS = 60_000
 # The first search of a target has all measurements; those with another budget, which find most of them made, this part.
 LATER = 4
 BASELINES = ("cosine", "one-shot", "dp")
+# Of frontier.json: one written with another number is not read, but searched for again.
+LAYOUT = 2
 
 
 class Planner:
@@ -70,10 +72,12 @@ class Planner:
         """The speed-up that the table predicts of a model without links."""
         return table.total_us / table.predict_us([link.name for link in chain(table.num_blocks)])
 
-    def trials(self, table: CostTable, memo: Memo, tried: list[Try], most: float, count: int) -> list[Trial]:
-        """Speeds below `most`, tried on dev."""
+    def trials(
+        self, table: CostTable, memo: Memo, tried: list[Try], most: float, count: int, *, advice: bool = False
+    ) -> list[Trial]:
+        """Speeds below `most`, tried on dev. advice: after a test, for what to ask for the next time."""
         methods = list(self.methods())
-        self._say_what_trials_cost(count, len(methods))
+        self._say_what_trials_cost(count, len(methods), advice)
 
         def attempt(speed: float) -> Trial | None:
             try:
@@ -96,7 +100,7 @@ class Planner:
 
         return bisect(most, self.bench.recipe.margin, attempt, count)
 
-    def _say_what_trials_cost(self, count: int, methods: int) -> None:
+    def _say_what_trials_cost(self, count: int, methods: int, advice: bool) -> None:
         recipe, recovery = self.bench.recipe, self.bench.recovery
         batches, _ = self.bench.job.calibration
         effort = Effort(
@@ -107,6 +111,7 @@ class Planner:
             measures=recipe.max_measures if "refine" in self.methods() else 0,
             calibration_tokens=sum(batch.batch.tokens for batch in batches),
             token_seconds=recovery.token_seconds,
+            advice=advice,
         )
         self.bench.console.say(effort.words())
 
@@ -229,7 +234,7 @@ def with_chosen(points: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[st
     """Points of a frontier for a report: that of the plan which was taken in the end is marked, its last timing where
     it was timed more than once."""
     taken = (plan.method, list(plan.dropped))
-    places = [place for place, point in enumerate(points) if (point["method"], point.get("dropped")) == taken]
+    places = [place for place, point in enumerate(points) if (point.get("method"), point.get("dropped")) == taken]
     return [
         {key: value for key, value in point.items() if key != "dropped"} | {"chosen": place in places[-1:]}
         for place, point in enumerate(points)

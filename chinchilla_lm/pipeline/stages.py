@@ -18,7 +18,7 @@ from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, wr
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.meta import ADAPTED
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
-from chinchilla_lm.pipeline.planning import Planner, with_chosen
+from chinchilla_lm.pipeline.planning import LAYOUT, Planner, with_chosen
 from chinchilla_lm.pipeline.timing import link_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
 from chinchilla_lm.plan import CostTable, Plan
@@ -70,6 +70,7 @@ class Stages(Workbench):
         path = self.folder.file("plan.json")
         inputs = {
             "costs": sha256_of(self.folder.require("costs.json", "score")),
+            "layout": LAYOUT,
             **self.inputs("speedup", "latency_ms", "method", "max_measures", "seed", *self.planner.decides()),
         }
 
@@ -123,7 +124,7 @@ class Stages(Workbench):
 
         def work() -> list[Trial]:
             self.measure.norms = dict(table.norms or {})
-            made = self.planner.trials(table, Memo(self.measure), [], most, ADVICE_TRIALS)
+            made = self.planner.trials(table, Memo(self.measure), [], most, ADVICE_TRIALS, advice=True)
             shown = sorted((t for t in made if t.shows(self.recipe.margin)), key=lambda trial: -trial.speedup)
             write_atomic(path, json_text([trial.to_dict() for trial in shown[:1]]) + "\n")
             self.planner.clear()
@@ -214,6 +215,6 @@ class Stages(Workbench):
         """What the search stage wrote, with the plan marked that was taken in the end."""
         path = self.folder.require("frontier.json", "search")
         points = read_json(path, "frontier")
-        if not isinstance(points, list):
+        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
             raise InputError(f"{path} is not a list of points; run chinchilla search -o {self.folder.path} again")
         return with_chosen(points, plan)

@@ -229,13 +229,14 @@ def frontier_section(report: Report) -> str:
             items.append(_key(style, False) + text_of(name + tail))
     if any(style not in METHODS for style in styles):
         items.append(_key("other", False) + "other")
+    ring = "The ring marks the chosen one; the" if any(item.get("chosen") for item in drawable(report)) else "The"
     stages = {str(item.get("stage")) for item in drawable(report) if item.get("method") != "original"}
     if len(stages) > 1:
         items += [_key("stage", True) + "before recovery", _key("stage", False) + "after recovery"]
     return f"""<section>
 <h2>Quality against latency</h2>
 <p class="lead">Plans that were tried, timed; baselines at the time that the cost table predicts.
-The ring marks the chosen one; the arrows on the axes point to better.</p>
+{ring} arrows on the axes point to better.</p>
 {drawn}
 <ul class="legend">{"".join(f"<li>{item}</li>" for item in items)}</ul>
 </section>"""

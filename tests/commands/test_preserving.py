@@ -54,6 +54,8 @@ def test_a_guard_that_the_result_fails_fails_the_job(tagger: Path, tags: Path, t
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [(c["data"], c["against"]) for c in report["comparisons"]] == [("test", "original"), ("guard", "original")]
     assert done.status == 3
+    assert "speeds are tried on dev" in done.err
+    assert "looked at once" not in done.err, "what is tried for the advice comes after the test"
     assert report["comparisons"][1]["passed"] is False
     assert "on the guard" in report["headline"]
     assert any(note.startswith("what would pass: ") for note in report["notes"])

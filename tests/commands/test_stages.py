@@ -15,6 +15,7 @@ from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline import stages
 from chinchilla_lm.pipeline.recovery import Recovery
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, Plan
@@ -63,6 +64,14 @@ def test_the_stages_one_by_one_with_a_plan_edited_by_hand(tagger: Path, tags: Pa
     assert "recover: step 0, dev" in recovered.out
     assert load(out).model.link_names == ["0.attn", "0.mlp", "1.attn", "2.mlp"]
     assert leftovers(tmp_path) == []
+
+
+def test_a_frontier_of_another_layout_is_searched_for_again(run_folder: Path, chinchilla):
+    assert "search: unchanged, not run again" in chinchilla("search", "-o", run_folder).out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "LAYOUT", stages.LAYOUT - 1)
+        done = chinchilla("search", "-o", run_folder)
+    assert (done.status, "search: unchanged" in done.out) == (0, False)
 
 
 def test_a_stage_remembers_what_was_asked_and_a_flag_wins(run_folder: Path, chinchilla):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chinchilla_lm.errors import ContractError
@@ -61,6 +63,8 @@ def test_what_the_trials_take_is_said_before_them():
         "all, by how fast the original reads dev; on top come the searches, of 200 measurements or 1:40 each at most, "
         "and, not counted, the timing of what they find; the test data are looked at once, at the end"
     )
+    advice = replace(effort, advice=True)
+    assert advice.words() == effort.words().removesuffix("; the test data are looked at once, at the end")
     without = Effort(3, 3, 0, 2_000, measures=0, calibration_tokens=500, token_seconds=0.001)
     assert without.words() == (
         "3 speeds are tried on dev: up to 3 models are judged without recovery, about 0:02 each, 0:06 in all, by how "
@@ -75,6 +79,8 @@ def test_advice_says_that_it_knows_nothing_of_the_guard():
     assert "what would pass: 2.02× with 32 links, whose loss on dev is 0.80 [0.30, 1.30] after a short " in alone
     assert "--speedup 2.0" in alone
     assert "guard" not in alone
+    for words in (alone, guarded):
+        assert words.endswith("; that is a second look at the test data")
     assert "after a short recovery, the guard not looked at; run chinchilla compress" in guarded
 
 
@@ -89,3 +95,4 @@ def test_the_frontier_marks_the_plan_that_was_taken():
         report = with_chosen(points, plan)
         assert [place for place, point in enumerate(report) if point["chosen"]] == marked
         assert all(point.keys() == {"method", "links", "chosen"} for point in report)
+    assert with_chosen([{"links": 1}], taken) == [{"links": 1, "chosen": False}]

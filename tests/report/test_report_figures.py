@@ -37,6 +37,14 @@ def numbers(element: ET.Element, *names: str) -> list[float]:
     return [float(element.attrib[name]) for name in names]
 
 
+def test_a_ring_is_explained_where_one_is_drawn() -> None:
+    report = full_report()
+    assert "The ring marks the chosen one; the arrows" in html_report(report)
+    for point in report["frontier"]:
+        point["chosen"] = False
+    assert "The ring marks" not in html_report(report)
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_drawing_is_well_formed_and_without_ids(example: Callable[[], dict[str, Any]]) -> None:
     report = example()
