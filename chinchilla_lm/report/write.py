@@ -6,8 +6,9 @@ three files say the same. Both texts are made from what report.json holds, not f
     title, verdict ("passed" | "failed"), headline    what it is, what came out, in one sentence
     certificate   {metric, difference, low, high, margin, n, unit, passed, more_examples, higher_is_better}
     speedup       {value, low, high, target, shape: {batch, tokens, new_tokens}, what}, a shape without new_tokens where
-                  nothing is written; and aa {value, low, high}, the original against itself in the same rounds, latency
-                  {value, low, high, target} in milliseconds
+                  nothing is written; and aa {value, low, high, against}, the original against itself in the same
+                  rounds, or against a model that is built alike, which `against` names (control; else left out);
+                  latency {value, low, high, target} in milliseconds
     rows          [{name, metrics: {NAME: {value, low, high, unit}}, latency_ms: {p50, p95}, throughput,
                   throughput_unit, parameters, bytes, links}], the original first, the result last
     primary_metric  {name, label, unit, higher_is_better}

@@ -19,8 +19,9 @@ class EvaluateResult(TypedDict):
     """A model's quality: `chinchilla evaluate --json`.
 
     n: sentences, texts or windows of the split. certificate, agreement and issued: where there was a model to compare
-    with; agreement is None where the two do not read the same tokens, or a number is no answer to agree on; issued is
-    the path of the certificate that was written, None where none was.
+    with; agreement is None where the two do not read the same tokens, or do not choose among the same (labels in
+    another order, vocabularies of another size), or a number is no answer to agree on; issued is the path of the
+    certificate that was written, None where none was.
     """
 
     task: str

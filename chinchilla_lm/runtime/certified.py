@@ -194,7 +194,8 @@ class IssuedCertificate(Verdict):
     original: Original
     data: Data
     agreement: Agreed | None
-    """None where a number is no answer to agree on, or the two do not read the same tokens"""
+    """None where a number is no answer to agree on, the two do not read the same tokens, or they do not choose among
+    the same: labels in another order, vocabularies of another size"""
     speed: Speed | None
     control: bool
     """whether it was compared with the original trained on the same data by the same schedule, not as it was"""

@@ -18,6 +18,7 @@ from chinchilla_lm.evaluate.sums import (
     paired,
     ratio,
 )
+from chinchilla_lm.resampling import students_t
 
 
 def share(per_document: Floats, unit: Unit = "points", name: str = "accuracy", higher: bool = True) -> Sums:
@@ -61,6 +62,13 @@ def test_expanded_tail_follows_students_t():
         expected = 0.5 * math.erfc(t * math.sqrt(documents / (documents - 1)) / math.sqrt(2))
         assert expanded_tail(documents) == pytest.approx(expected, rel=0.01)
     assert expanded_tail(10**7) == pytest.approx(0.025, rel=1e-5)
+
+
+def test_students_t_is_right_from_three_degrees_of_freedom_on():
+    """From a table; too small below, as its docstring says."""
+    for freedom, t in ((3, 3.1824), (5, 2.5706), (30, 2.0423)):
+        assert students_t(freedom) == pytest.approx(t, rel=0.01)
+    assert [students_t(1), students_t(2)] == pytest.approx([9.7, 4.17], abs=0.05)
 
 
 def test_interval_matches_the_closed_form_of_a_mean():
