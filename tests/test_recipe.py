@@ -72,6 +72,28 @@ def test_the_command_of_a_recipe_asks_for_that_recipe():
     words = shlex.split(command_of("compress", recipe))
     assert words[:2] == ["chinchilla", "compress"]
     assert parse(*words[2:]) == recipe
+    assert "--finetune-dropout" not in command_of("compress", recipe, without=("finetune",))
+
+
+def test_a_list_is_several_words_or_one_flag_several_times():
+    together = parse("m", "--task", "ranking", "--finetune-teachers", "a", "b")
+    apart = parse("m", "--task", "ranking", "--finetune-teachers", "a", "--finetune-teachers", "b")
+    assert together.finetune.teachers == apart.finetune.teachers == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("teachers", "line"),
+    [
+        ([""], "finetune.teachers '' is empty; pass --finetune-teachers out/tagger/model"),
+        ([3], "finetune.teachers 3 is not text; pass --finetune-teachers out/tagger/model"),
+        ("one", "finetune.teachers one is not a list; pass --finetune-teachers out/tagger/model"),
+        ([], "finetune.teachers [] is empty; pass --finetune-teachers out/tagger/model"),
+    ],
+)
+def test_a_list_that_is_wrong_is_told_in_one_line(teachers: object, line: str):
+    with pytest.raises(InputError) as refused:
+        make_recipe(LEAST | {"finetune": {"teachers": teachers}})
+    assert str(refused.value) == line
 
 
 def test_flags_win_over_the_recipe_which_wins_over_the_base(tmp_path: Path):

@@ -15,6 +15,7 @@ from chinchilla_lm.pipeline.folder import RunFolder
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.teachers import Teachers
 from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.recipe.fields import FinetuneSettings
 from chinchilla_lm.results import FinetuneResult
 from chinchilla_lm.train.loop import FitSettings, fit
 from chinchilla_lm.train.recover import fine_tuning_loss
@@ -39,8 +40,7 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
         "data": job.data_sha256,
         "recipe": recipe.model_dump(include=set(DECIDES)),
     }
-    if recipe.finetune.unlabelled is not None and not recipe.finetune.teachers:
-        raise InputError("finetune.unlabelled has nobody to label it; name models by --finetune-teachers as well")
+    _check_teaching(recipe.finetune, console)
     teachers = Teachers(job) if recipe.finetune.teachers else None
     if teachers is not None:
         inputs["teachers"] = teachers.sha256
@@ -58,6 +58,18 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
     folder.log({"finetune": result["splits"], "seconds": result["seconds"]})
     console.show(f"{folder.file('model')}: done in {result['seconds']:.0f} s")
     return result
+
+
+def _check_teaching(settings: FinetuneSettings, console: Console) -> None:
+    """Raises InputError where nobody is named to label a text; warns of what has no effect."""
+    if settings.teachers is None:
+        if settings.unlabelled is not None:
+            raise InputError("finetune.unlabelled has nobody to label it; name models by --finetune-teachers as well")
+        for name in ("teacher_weight", "teacher_temperature"):
+            if getattr(settings, name) != type(settings).model_fields[name].default:
+                console.warn(f"finetune.{name} has no effect without --finetune-teachers")
+    elif settings.teacher_weight == 1 and settings.label_smoothing > 0:
+        console.warn("finetune.label_smoothing has no effect where the teachers' answers are all that is learnt")
 
 
 def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teachers | None) -> None:

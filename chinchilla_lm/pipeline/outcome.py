@@ -27,6 +27,8 @@ PROMPT_WORDS = 12
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 40
 # Said in the report, for other programs decode tags word by word.
 LEGAL_TAGS = "tags of both models are decoded as the most probable sequence that BIO allows"
+# Fields of a recipe that `compress` does not take.
+ELSEWHERE = ("bidirectional", "finetune")
 # Heads of the table of comparisons; `flipped` went from right to wrong or from wrong to right.
 COMPARED = ("data", "against", "difference", "same answers", "flipped", "mean KL", "margin")
 CONTROL_MEANS = "which is the original trained on the same data by the same schedule"
@@ -94,7 +96,7 @@ def report_of(
         "recipe": recipe.model_dump(exclude_none=True),
         "timings": stages.folder.timings(),
         "seconds": round(seconds + stages.folder.earlier(), 1),
-        "command": command_of("compress", recipe),
+        "command": command_of("compress", recipe, ELSEWHERE),
         "notes": [*_verdicts(judgement), *([LEGAL_TAGS] if job.legal_tags else []), *job.dataset.notes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -151,7 +153,7 @@ def advice_words(trial: Trial | None, recipe: Recipe) -> str:
     return (
         f"what would pass: {trial.speedup:.2f}× with {len(trial.plan.kept)} links, whose loss on dev is "
         f"{standing.loss:.2f} [{standing.low:.2f}, {standing.high:.2f}] after a short recovery{unseen}; "
-        f"run {command_of('compress', asked)}; that is a second look at the test data"
+        f"run {command_of('compress', asked, ELSEWHERE)}; that is a second look at the test data"
     )
 
 

@@ -19,9 +19,11 @@ from torch import Tensor
 from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.sums import Floats
+from chinchilla_lm.models.checkpoint import unread
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.runtime.artifact import hashes
+from chinchilla_lm.runtime.engine.packed import is_packed, read_packed
 from chinchilla_lm.train.recover import Answers
 
 
@@ -40,7 +42,7 @@ class Teachers:
         self._sources = job.recipe.finetune.teachers or []
         self.sha256 = [hashes(locate(source).folder) for source in self._sources]
         for source in self._sources:
-            labels = self._teacher(source).card.labels
+            labels = _labels(source, job.recipe.task)
             if set(labels) != set(job.labels):
                 raise InputError(
                     f"teacher {source} has the labels {', '.join(labels[:12])}, the data {', '.join(job.labels[:12])}; "
@@ -89,3 +91,11 @@ def _of_windows(encoded: Sequence[Encoded], each: Sequence[Sequence[Floats]]) ->
     mean = [np.logaddexp.reduce(records) - np.log(len(each)) for records in zip(*each, strict=True)]
     rows = [np.stack([mean[record][word] for record, word in window.owners]) for window in encoded]
     return [torch.from_numpy(row).float() for row in rows]
+
+
+def _labels(source: str, task: str) -> tuple[str, ...]:
+    """A teacher's labels, without its weights."""
+    if is_packed(source):
+        return read_packed(source)[1].labels
+    with unread(source, task=task) as (checkpoint, _):
+        return checkpoint.model.config.head.labels

@@ -105,7 +105,8 @@ _RULES: Mapping[str, str] = {
 
 def _explain(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in problem["loc"])
+    # Of a list, the field and not its item: an index names nothing that a person typed.
+    path = ".".join(part for part in problem["loc"] if isinstance(part, str))
     kind, context = problem["type"], problem.get("ctx", {})
     known = dict(field_paths())
     if kind == "extra_forbidden":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,7 +72,9 @@ class FinetuneSettings(_Settings):
     """share of what each link adds that is set to 0 in training"""
     token_dropout: float = Field(default=0.0, ge=0, lt=1)
     """share of tokens whose embedding is set to 0 in training, so that context has to tell"""
-    teachers: list[str] | None = Field(default=None, min_length=1, examples=[["out/tagger/model"]])
+    teachers: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        default=None, min_length=1, examples=[["out/tagger/model"]]
+    )
     """trained models with the same labels, whose answers on the training data are averaged and learnt as well"""
     unlabelled: str | None = Field(default=None, min_length=1, examples=["news.txt"])
     """text without labels, a line a text: file, folder or hub dataset; there the teachers' answers alone are learnt"""

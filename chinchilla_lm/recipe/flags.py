@@ -56,8 +56,9 @@ def _add_flag(parser: argparse.ArgumentParser, path: str, field: FieldInfo) -> N
     if flags == ("model",):  # optional here, since a recipe may name it
         parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar=metavar, help=text)
     else:
-        several = "+" if typing.get_origin(plain_types(field)[0]) is list else None
-        parser.add_argument(*flags, dest=path, nargs=several, default=argparse.SUPPRESS, metavar=metavar, help=text)
+        of_list = typing.get_origin(plain_types(field)[0]) is list
+        several: dict[str, Any] = {"nargs": "+", "action": "extend"} if of_list else {}
+        parser.add_argument(*flags, dest=path, default=argparse.SUPPRESS, metavar=metavar, help=text, **several)
 
 
 def from_args(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Recipe:
@@ -72,10 +73,15 @@ def from_args(args: argparse.Namespace, base: Mapping[str, Any] | None = None) -
     return layered(base or {}, read_yaml(args.recipe) if getattr(args, "recipe", None) else {}, flags)
 
 
-def command_of(verb: str, recipe: Recipe) -> str:
-    """What a person types to ask for this recipe: every field that is not at its default, quoted for a shell."""
+def command_of(verb: str, recipe: Recipe, without: Iterable[str] = ()) -> str:
+    """What a person types to ask for this recipe: every field that is not at its default, quoted for a shell.
+
+    without: fields that the verb does not take; `finetune` stands for all that is nested in it.
+    """
     words = ["chinchilla", verb, recipe.model]
     for path, field in field_paths():
+        if path.partition(".")[0] in without:
+            continue
         value: Any = recipe
         for name in path.split("."):
             value = getattr(value, name)
