@@ -26,6 +26,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, save
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import skeleton
+from chinchilla_lm.models.meta import ADAPTED, META, adapted, read_meta
 from chinchilla_lm.models.sentence import FILES as SENTENCE_FILES
 from chinchilla_lm.models.tokenizer import is_tokenizer_file
 from chinchilla_lm.models.transformer import Transformer
@@ -37,17 +38,26 @@ KINDS = ("attn", "mlp")
 _FILES = frozenset({"config.json", SINGLE, CERTIFICATE, *SENTENCE_FILES})
 
 
-def is_of_an_export(name: str) -> bool:
-    """Whether an export may hold a file of this name, which is relative to its folder."""
-    return name in _FILES or is_tokenizer_file(name)
+def is_of_an_export(folder: Path, name: str) -> bool:
+    """Whether an export may hold this file, whose name is relative to its folder."""
+    return name in _FILES or is_tokenizer_file(name) or (name == META and _says_only_what_it_learnt(folder / name))
+
+
+def _says_only_what_it_learnt(path: Path) -> bool:
+    try:
+        meta = read_meta(path)
+    except InputError:
+        return False
+    return meta.keys() <= {"version", "dropped", "hub", ADAPTED} and not meta.get("dropped")
 
 
 def export_hf(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write the portable model. Raises InputError where transformers has no class for the model's head."""
+    """Write the portable model, with a chinchilla.json where it learnt from the answers of data. Raises InputError
+    where transformers has no class for the model's head."""
     family, head = checkpoint.family, checkpoint.model.config.head
     if head.kind in family.ours_only:
         raise InputError(f"transformers has no {family.name} with a head for {head.kind}; use the model's own folder")
-    save(portable(checkpoint), folder, {})
+    save(portable(checkpoint), folder, adapted(checkpoint.meta))
 
 
 def portable(checkpoint: Checkpoint) -> Checkpoint:

@@ -24,7 +24,7 @@ from chinchilla_lm.models.families import family_of
 from chinchilla_lm.models.families.base import Family
 from chinchilla_lm.models.filling import Unread, fill
 from chinchilla_lm.models.gguf_names import shards_of
-from chinchilla_lm.models.meta import META, VERSION, read_meta
+from chinchilla_lm.models.meta import META, VERSION, meta_of
 from chinchilla_lm.models.saving import OWN_TYPE, write_config, write_weights
 from chinchilla_lm.models.sentence import PLAIN, Sentences, makes_vectors, read_sentences, write_sentences
 from chinchilla_lm.models.source import Located, locate
@@ -251,10 +251,7 @@ def _files(located: Located) -> tuple[Path, ...]:
 
 
 def _read_meta(located: Located) -> dict[str, Any]:
-    if located.gguf is not None:
-        return {}
-    path = located.folder / META
-    meta = read_meta(path)
+    path, meta = located.folder / META, meta_of(located)
     dropped = meta.get("dropped", {})
     if not isinstance(dropped, dict) or not all(fate in get_args(NormFate) for fate in dropped.values()):
         raise InputError(f"{path}: dropped {dropped!r} is not links with keep or lose; make the model again")

@@ -151,7 +151,7 @@ def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files:
         judgement.certificate.to_dict() | {"passed": passed},
         artifact=artifact_of(job, files),
         read=read_as(job),
-        original=original_of(job),
+        original=original_of(job, job.checkpoint.sha256),
         data=data_of(job, judgement.comparisons[0]),
         agreement=agreed(judgement.comparisons[0].agreement),
         speed=speed,

@@ -35,11 +35,11 @@ def evaluate(
     held = certificate_of(job.source, console)
     for line in [] if held is None else held.lines():
         console.say(line)
-    issuer = None if against is None else _issuer(job, split, console)
+    issuer = None if against is None else _issuer(job, against, split, console)
     judge = job.judge(split)
     original = None if against is None else _Original(job, judge, against, split)
-    ours = job.served()
-    judged = judge(ours)
+    served = job.served()
+    judged = judge(served)
     result: EvaluateResult = {
         "task": recipe.task,
         "split": split,
@@ -50,14 +50,14 @@ def evaluate(
     if predictions is not None:
         console.say(f"{write_predictions(predictions, judged.predictions):,} predictions in {predictions}")
     if original is not None:
-        comparison = original.compare(ours, judged)
+        comparison = original.compare(served, judged)
         certificate, agreement = comparison.certificate, comparison.agreement
         if agreement is not None:
             console.show(agreement.words())
         result["agreement"] = None if agreement is None else agreement.to_dict()
         console.show(("PASSED: " if certificate.passed else "FAILED: ") + certificate.verdict)
         result["certificate"] = certificate.to_dict()
-        result["issued"] = None if issuer is None else _issued(issuer, comparison, original.job, console)
+        result["issued"] = None if issuer is None else _issued(issuer, comparison, original, console)
     return result
 
 
@@ -65,7 +65,7 @@ class _Original:
     """The model to compare with, as it reads the split; what can be refused is, before any model runs."""
 
     def __init__(self, job: Job, judge: Judge, model: str, split: str) -> None:
-        self.changed, self.their_judge, self.split = job, judge, split
+        self.changed, self.changed_judge, self.split = job, judge, split
         self.job = Job(_same_windows(job), job.console, model=model, only_served=True)
         if job.task.whole_passes and self.job.window != job.window:
             raise InputError(
@@ -106,8 +106,8 @@ class _Original:
 
     def compare(self, served: Served, judged: Judged) -> Comparison:
         """The changed model, which gave `judged`, held against this one."""
-        job, ours = self.job, self.job.served()
-        before = self.judge(ours)
+        job, served_original = self.job, self.job.served()
+        before = self.judge(served_original)
         name = metric_among(before.measurement.sums, self.metric)
         original, changed = before.measurement.sums[name], judged.measurement.sums[name]
         if job.task.whole_passes and not self.same_tokens:
@@ -116,7 +116,7 @@ class _Original:
             job.console.show(margin_words(before.measurement.sums["perplexity"].value, job.recipe.margin))
         agreement = None
         if self.same_tokens and self._same_answers():
-            agreement = self.their_judge.compare(ours, served, before, judged)
+            agreement = self.changed_judge.compare(served_original, served, before, judged)
         identical = agreement is not None and agreement.kl.value == 0 and agreement.same.value == 1
         n = judged.measurement.n
         certificate = certify(original, changed, job.recipe.margin, n, identical=identical)
@@ -124,19 +124,19 @@ class _Original:
         return Comparison(self.split, ORIGINAL, original.documents, certificate, agreement, higher_is_better)
 
 
-def _issuer(job: Job, split: str, console: Console) -> Issuing | None:
+def _issuer(job: Job, against: str, split: str, console: Console) -> Issuing | None:
     """What will issue the certificate; None, with a line that says why, where there will be none."""
     try:
-        return issuing(job, split)
+        return issuing(job, against, split)
     except InputError as error:
         console.say(f"no certificate will be issued: {error}")
         return None
 
 
-def _issued(issuer: Issuing, comparison: Comparison, original: Job, console: Console) -> str | None:
+def _issued(issuer: Issuing, comparison: Comparison, original: _Original, console: Console) -> str | None:
     """The path of the certificate; None, with a warning, where there can be none after all."""
     try:
-        path = str(issuer.issue(comparison, original))
+        path = str(issuer.issue(comparison, original.changed, original.job))
     except InputError as error:
         console.warn(f"no certificate is issued: {error}")
         return None

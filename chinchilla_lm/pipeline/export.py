@@ -41,7 +41,7 @@ def _refuse_to_replace(folder: Path, model: str) -> None:
         raise InputError(f"{folder} is MODEL itself; pass another -o")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and not is_of_an_export(name):
+        if not path.is_dir() and not is_of_an_export(folder, name):
             raise InputError(f"{folder} holds {name}, which no export writes: not ours to replace; pass another -o")
 
 

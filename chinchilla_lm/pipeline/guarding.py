@@ -16,7 +16,8 @@ MOST_SHARED = 0.2
 
 @dataclass(frozen=True, slots=True)
 class GuardData:
-    """What is judged on: the records of a split, or of `all` that there are."""
+    """What is judged on: the records of a split, or of `all` that were read, less those that stand in our own data too.
+    (Where splits were made of running text, what lies between them was not read.)"""
 
     name: str
     split: str

@@ -4,16 +4,19 @@ on which data, and how many answers changed; and which models get one."""
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.agreement import Agreement
+from chinchilla_lm.files import user_path
 from chinchilla_lm.models.checkpoint import sha256_of_model
-from chinchilla_lm.models.meta import ADAPTED
+from chinchilla_lm.models.meta import learnt_more, meta_of
+from chinchilla_lm.models.source import locate
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.judgement import Comparison
-from chinchilla_lm.runtime.artifact import hashes, local_folder
+from chinchilla_lm.runtime.artifact import Snapshot, hashes, local_folder
 from chinchilla_lm.runtime.certified import (
     CERTIFICATE,
     Agreed,
@@ -24,50 +27,61 @@ from chinchilla_lm.runtime.certified import (
     ReadAs,
     issue,
     printable,
-    read_certificate,
+    speaks_of_more,
 )
 from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A model's deciding files at a certain time: hashes, and sizes and times, which also show what was swapped and put
+    back."""
+
+    hashes: dict[str, str]
+    snapshot: Snapshot
+
+    @classmethod
+    def of(cls, source: Path) -> Files:
+        """Those of a folder or a GGUF file, as they are now. Raises InputError or OSError where there are none."""
+        snapshot = Snapshot.of(source)
+        return cls(hashes(source), snapshot)
+
+
 class Issuing:
-    """A certificate that `evaluate` is to issue: the model's files are hashed before it is loaded, and once more when
-    it has been judged."""
+    """A certificate that `evaluate` is to issue for a model's folder, against an original, a folder or a GGUF file.
 
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.job, self.folder = job, folder
-        self.files = hashes(folder)
+    It is made before either is read for the comparison: what it names is what was judged, or none is issued.
+    """
 
-    def issue(self, comparison: Comparison, original: Job) -> Path:
-        """Write it beside the model. Raises InputError where there is none to give, or it cannot be written."""
-        if is_packed(original.source):
-            raise InputError(f"{original.source} is packed, no original; pass --against the model that it came from")
-        other = local_folder(original.source)
-        if other is not None and hashes(other) == self.files:
-            raise InputError("a model is not certified against itself or its copy; pass --against ORIGINAL")
-        if hashes(self.folder) != self.files:
-            raise InputError(f"the files in {self.folder} changed while they were judged; evaluate it again")
+    def __init__(self, folder: Path, original: Path) -> None:
+        self.folder, self.original = folder, original
+        self.before = {source: Files.of(source) for source in (folder, original)}
+        self.original_sha256 = sha256_of_model(original)
+
+    def issue(self, comparison: Comparison, job: Job, original: Job) -> Path:
+        """Write it beside the model, which is that of `job`. Raises InputError where it cannot be written, or a file of
+        either model is not as it was."""
+        for source, before in self.before.items():
+            if Files.of(source) != before:
+                raise InputError(f"the files in {source} changed while they were judged; evaluate it again")
         issue(
             self.folder,
             comparison.certificate.to_dict(),
-            artifact=artifact_of(self.job, self.files),
-            read=read_as(self.job),
-            original=original_of(original),
-            data=data_of(self.job, comparison),
+            artifact=artifact_of(job, self.before[self.folder].hashes),
+            read=read_as(job),
+            original=original_of(original, self.original_sha256),
+            data=data_of(job, comparison),
             agreement=agreed(comparison.agreement),
         )
         return self.folder / CERTIFICATE
 
 
-def issuing(job: Job, split: str) -> Issuing:
-    """What will issue a certificate for the job's model. Raises InputError where it can have none: a certificate is
-    of test data, within a margin that somebody chose, and lies in the model's own folder."""
+def issuing(job: Job, against: str, split: str) -> Issuing:
+    """What will issue a certificate for the job's model, no file of which has been read yet. Raises InputError where it
+    can have none: a certificate is of test data, within a margin that somebody chose, against an original that learnt
+    from the same answers, and lies in the model's own folder."""
     if "margin" not in job.recipe.model_fields_set:
         raise InputError("no margin was chosen; pass --margin to have one")
-    if job.card.meta.get(ADAPTED):
-        raise InputError(
-            "it learnt from the answers of data, which a comparison with the original as it was counts as quality; "
-            "compress certifies it against a control"
-        )
     if split != "test":
         raise InputError(f"split {split} is not test; leave --split away to have one")
     folder = local_folder(job.source)
@@ -75,13 +89,21 @@ def issuing(job: Job, split: str) -> Issuing:
         raise InputError(f"{job.source} is no folder here that it could lie in; pass one to have one")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} may not be written to; pass a copy of it to have one")
-    try:
-        known = read_certificate(folder)
-    except InputError:  # what cannot be read may be replaced
-        known = None
-    if known is not None and known.also:
+    if is_packed(user_path(against)):
+        raise InputError(f"{against} is packed, no original; pass --against the model that it came from")
+    located = locate(against)
+    issuer = Issuing(folder, located.gguf or located.folder)
+    mine, its = (issuer.before[source].hashes for source in (folder, issuer.original))
+    if mine == its:
+        raise InputError("a model is not certified against itself or its copy; pass --against ORIGINAL")
+    if learnt_more(meta_of(locate(folder)), meta_of(located)):
+        raise InputError(
+            f"it learnt from the answers of data that {against} did not learn from, or more often, which a comparison "
+            "counts as quality; pass --against a model that was trained on the same data, such as compress's control"
+        )
+    if speaks_of_more(folder, mine):
         raise InputError(f"{folder} has one that speaks of more than this data; delete it to have another")
-    return Issuing(job, folder)
+    return issuer
 
 
 def also_of(job: Job, comparison: Comparison) -> Also:
@@ -121,14 +143,11 @@ def artifact_of(job: Job, files: dict[str, str]) -> Artifact:
     )
 
 
-def original_of(job: Job) -> Original:
-    """The job's own model as what others are compared with."""
-    source = job.card.source
-    if source is None:
-        raise InputError(f"{job.source} lies in no files; pass a folder or a file")
+def original_of(job: Job, sha256: str) -> Original:
+    """The job's own model as what others are compared with. sha256: of its files before they were read for that."""
     return Original(
         name=printable(job.source),
-        sha256=sha256_of_model(source),
+        sha256=sha256,
         dropped=len(job.card.meta.get("dropped", {})),
         read=read_as(job),
     )

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from chinchilla_lm import __version__
+from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
-from chinchilla_lm.models.meta import ADAPTED
+from chinchilla_lm.models.meta import adapted
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
 from chinchilla_lm.pipeline.planning import LAYOUT, Planner, with_chosen
 from chinchilla_lm.pipeline.timing import link_times
@@ -142,12 +143,12 @@ class Stages(Workbench):
             raise InputError(f"the plan has {plan.num_blocks} blocks, the model {blocks}; search again for this model")
         if plan.origin.get("model_sha256", self.job.checkpoint.sha256) != self.job.checkpoint.sha256:
             raise InputError(f"the plan is another model's; run chinchilla search -o {self.folder.path} again")
-        inputs = self._meta(plan)
+        inputs = self._meta(plan, taught=False)
         path = self.folder.file("shortened")
 
         def work() -> Checkpoint:
             short = self.job.checkpoint.with_model(shorten(self.job.checkpoint.model, plan))
-            save(short, path, self._meta(plan))
+            save(short, path, inputs)
             return short
 
         def read() -> Checkpoint:
@@ -158,7 +159,8 @@ class Stages(Workbench):
     def recover(self, short: Checkpoint, plan: Plan) -> Checkpoint:
         """Train the short model on the original's outputs; the product is in `model/`."""
         path = self.folder.file("model")
-        inputs = {**self._meta(plan), **self.inputs("task", "seed", "recover")}
+        meta = self._meta(plan, taught=self.recipe.adapts)
+        inputs = {**meta, **self.inputs("task", "seed", "recover")}
         state = self.folder.file("recover.state")
 
         def work() -> Checkpoint:
@@ -166,7 +168,7 @@ class Stages(Workbench):
                 identity = sha256_text(json_text(inputs))
                 self.recovery.train(short.model, "recover", state=state, identity=identity)
             self._forget_reports()
-            save(short, path, self._meta(plan))
+            save(short, path, meta)
             state.unlink(missing_ok=True)
             return short
 
@@ -188,14 +190,15 @@ class Stages(Workbench):
     def control(self) -> Checkpoint:
         """The original, trained on the same data by the same schedule as the short model; in `control/`."""
         path = self.folder.file("control")
-        inputs = self.inputs("task", "seed", "recover", "context", "max_tokens")
+        meta = self._kept_meta(taught=self.recipe.adapts)
+        inputs = {**meta, **self.inputs("task", "seed", "recover", "context", "max_tokens")}
         state = self.folder.file("control.state")
 
         def work() -> Checkpoint:
             trained = self.job.checkpoint.with_model(copy.deepcopy(self.job.checkpoint.model))
             identity = sha256_text(json_text(inputs))
             self.recovery.train(trained.model, "control", state=state, identity=identity)
-            save(trained, path, {})
+            save(trained, path, meta)
             state.unlink(missing_ok=True)
             return trained
 
@@ -204,12 +207,19 @@ class Stages(Workbench):
 
         return self.folder.stage("control", inputs, ["control/model.safetensors"], work, read)
 
-    def _meta(self, plan: Plan) -> dict[str, Any]:
-        window = {"context": self.job.context, "max_tokens": self.job.window}
-        tags: dict[str, Any] = {"tags": "BIO"} if self.job.checkpoint.legal_tags else {}
-        if self.recipe.adapts:
-            tags[ADAPTED] = True
-        return {"plan": plan.to_dict(), "window": window, "original": self.job.checkpoint.sha256, **tags}
+    def _meta(self, plan: Plan, *, taught: bool) -> dict[str, Any]:
+        kept = self._kept_meta(taught=taught)
+        # In this order, as the stages of earlier run folders have it.
+        return {"plan": plan.to_dict(), "window": kept.pop("window"), "original": self.job.checkpoint.sha256, **kept}
+
+    def _kept_meta(self, *, taught: bool) -> dict[str, Any]:
+        """What a model that is made of the original takes over from it, and, where it is taught by the answers of the
+        training data, that it was."""
+        job = self.job
+        window = {"context": job.context, "max_tokens": job.window}
+        tags: dict[str, Any] = {"tags": "BIO"} if job.checkpoint.legal_tags else {}
+        records = records_sha256(job.training_records) if taught else None
+        return {"window": window, **tags, **adapted(job.checkpoint.meta, records)}
 
     def frontier(self, plan: Plan) -> list[dict[str, Any]]:
         """What the search stage wrote, with the plan marked that was taken in the end."""

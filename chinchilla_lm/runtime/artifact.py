@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chinchilla_lm.files import sha256_of, user_path
+from chinchilla_lm.models.gguf_names import shards_of
 from chinchilla_lm.models.meta import META
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.models.tokenizer import GENERATION, TOKENIZER_FILES
@@ -24,7 +25,10 @@ _BESIDE = ("config.json", META, *(name for name in TOKENIZER_FILES if name not i
 
 
 def deciding_files(folder: Path) -> tuple[str, ...]:
-    """Their names, the program or the weights last. Raises InputError where there are neither."""
+    """Their names, the program or the weights last. Raises InputError where there are neither. folder: or a GGUF file,
+    whose shards are all."""
+    if folder.is_file():
+        return tuple(path.name for path in shards_of(folder))
     beside = tuple(name for name in _BESIDE if (folder / name).is_file())
     if (folder / PROGRAM).is_file():
         return (*beside, PROGRAM)
@@ -34,7 +38,11 @@ def deciding_files(folder: Path) -> tuple[str, ...]:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each. Raises InputError where there is none, or one cannot be read."""
-    return {name: sha256_of(folder / name) for name in deciding_files(folder)}
+    return {name: sha256_of(_place(folder) / name) for name in deciding_files(folder)}
+
+
+def _place(folder: Path) -> Path:
+    return folder.parent if folder.is_file() else folder
 
 
 def local_folder(model: str | Path) -> Path | None:
@@ -57,4 +65,4 @@ class Snapshot:
     @classmethod
     def of(cls, folder: Path) -> Snapshot:
         """As they are now. Raises InputError or OSError where there are none."""
-        return cls(folder, {name: identity(os.stat(folder / name)) for name in deciding_files(folder)})
+        return cls(folder, {name: identity(os.stat(_place(folder) / name)) for name in deciding_files(folder)})

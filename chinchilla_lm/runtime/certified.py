@@ -129,7 +129,7 @@ class Data(_Strict):
     sha256: Sha256
     """of the records"""
     split: Name
-    """`all` where the splits were taken together"""
+    """`all` where the splits were taken together, without what lies between splits that were made of running text"""
     examples: Count
     documents: Count
 
@@ -139,6 +139,7 @@ class Also(Verdict):
 
     what: Name
     data: Data
+    """a guard's records less those that stand in the data of the certificate too: its hash is of what is left"""
     agreement: Agreed | None
 
 
@@ -212,15 +213,16 @@ class IssuedCertificate(Verdict):
 
     def lines(self) -> list[str]:
         """For a person: the verdict and what it rests on, how many answers changed, then what else was judged."""
-        one, data = self.artifact, self.data
+        artifact, data, original = self.artifact, self.data, self.original
         failed = ", ".join(other.what for other in self.also if not other.passed)
-        said = f"failed by {failed}; {data.split}: {self.words().partition(': ')[2]}" if failed else self.words()
-        lacking = f", which itself lacks {self.original.dropped} links" if self.original.dropped else ""
+        verdict = f"failed by {failed}; {data.split}: {self.words().partition(': ')[2]}" if failed else self.words()
         trained = ", trained on the same data," if self.control else ""
+        lacking = f", which itself lacks {original.dropped} links" if original.dropped else ""
+        read = f", read in {original.read.words()}" if original.read != self.read else ""
         first = (
-            f"certificate {said}; {data.examples:,} examples in {data.documents:,} documents of {data.split}; "
-            f"judged as {one.kind} in {one.format} on {one.backend} ({one.device}) in {self.read.words()}, "
-            f"against {self.original.name}{trained}{lacking}, {self.created[:10]}"
+            f"certificate {verdict}; {data.examples:,} examples in {data.documents:,} documents of {data.split}; "
+            f"judged as {artifact.kind} in {artifact.format} on {artifact.backend} ({artifact.device}) "
+            f"in {self.read.words()}, against {original.name}{trained}{lacking}{read}, {self.created[:10]}"
         )
         changed = [] if self.agreement is None else [self.agreement.words()]
         return [first, *changed, *(_also_line(other) for other in self.also)]
@@ -327,6 +329,16 @@ def read_certificate(folder: Path) -> IssuedCertificate | None:
     if found.digest != digest_of(found.model_dump()):
         raise _refused(folder, "its digest is not that of its text, which was edited")
     return found
+
+
+def speaks_of_more(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether certificate.json, be it edited or of another version, holds a guard's verdict on these very files."""
+    try:
+        values = json.loads(_text(folder / CERTIFICATE, folder))
+    except (InputError, ValueError, RecursionError):  # what cannot be read may be replaced
+        return False
+    artifact = values.get("artifact") if isinstance(values, dict) else None
+    return isinstance(artifact, dict) and bool(artifact.get("files") == files and values.get("also"))
 
 
 def _refuse_earlier_layout(folder: Path) -> None:

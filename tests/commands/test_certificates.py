@@ -17,12 +17,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from chinchilla_lm.console import Console
 from chinchilla_lm.models import checkpoint as checkpoints
-from chinchilla_lm.pipeline.issuing import Issuing, issuing
-from chinchilla_lm.pipeline.job import Job
-from chinchilla_lm.recipe import make_recipe
-from chinchilla_lm.runtime.certified import CertificateWarning
+from chinchilla_lm.runtime.certified import CertificateWarning, ReadAs, read_certificate
 from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.loading import load
 from tests.commands.conftest import SHORTENING, TAGGING
@@ -279,18 +275,47 @@ def test_a_packed_model_is_no_original(model: Path, tagger: Path, tags: Path, pa
     assert (model / "certificate.json").read_text() == before
 
 
-def test_files_that_change_meanwhile(model: Path, tagger: Path, tags: Path):
-    fields = {"task": "token-classification", "data": str(tags), "margin": 50}
-    job = Job(make_recipe({"model": str(model), **fields}), Console(quiet=True), only_served=True)
-    issuer = issuing(job, "test")
-    session = load(model)
-    zero_a_link(model)
-    original = Job(make_recipe({"model": str(tagger), **fields}), Console(quiet=True), only_served=True)
-    with pytest.raises(ValueError, match="changed while they were judged"):
-        issuer.issue(None, original)  # type: ignore[arg-type]
-    assert isinstance(issuer, Issuing)
-    with pytest.warns(CertificateWarning):
-        assert session.certificate is None
+@pytest.mark.parametrize("put_back", [False, True])
+@pytest.mark.parametrize("whose", ["model", "original"])
+def test_files_that_change_meanwhile(
+    whose: str, put_back: bool, model: Path, tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch
+):
+    """While a model is loaded its weights are swapped for others: no certificate names what was not judged."""
+    (model / "certificate.json").unlink()
+    original = shutil.copytree(tagger / "model", tmp_path / "original")
+    victim = {"model": model, "original": original}[whose]
+    swapped = []
+
+    def load_and_swap(source: str, **many: Any) -> checkpoints.Checkpoint:
+        if Path(source) != victim:
+            return checkpoints.load(source, **many)
+        swapped.append(source)
+        shutil.copy2(victim / "model.safetensors", tmp_path / "kept")
+        loaded = checkpoints.load(source, **many)
+        zero_a_link(victim)
+        if put_back:
+            loaded = checkpoints.load(source, **many)
+            shutil.copy2(tmp_path / "kept", victim / "model.safetensors")
+        return loaded
+
+    monkeypatch.setattr("chinchilla_lm.pipeline.job.load", load_and_swap)
+    words = ("evaluate", model, "--against", original, *TAGGING, "--data", tags, "--margin", 50, "--backend", "torch")
+    done = chinchilla(*words, "--json")
+    assert swapped == [str(victim)]
+    assert done.result["issued"] is None
+    assert f"the files in {victim} changed while they were judged" in done.err
+    assert not (model / "certificate.json").exists()
+    monkeypatch.undo()
+    assert chinchilla(*words, "--json").result["issued"] is not None
+
+
+def test_how_the_original_read_is_said_where_it_read_otherwise(model: Path):
+    found = read_certificate(model)
+    assert found is not None
+    assert "read in" not in found.lines()[0]
+    other = found.original.model_copy(update={"read": ReadAs(window=7, context="document")})
+    line = found.model_copy(update={"original": other}).lines()[0]
+    assert f"against {found.original.name}, read in windows of 7 tokens (context document), " in line
 
 
 def test_what_was_loaded_must_still_lie_there(model: Path, tmp_path: Path):

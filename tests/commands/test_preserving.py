@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chinchilla_lm import cli
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline import timing
@@ -176,25 +179,113 @@ def test_a_guard_for_running_text(model_folder, texts: Path, tmp_path: Path, chi
     assert second["agreement"]["kl"]["value"] > 0
 
 
-def test_what_learnt_from_answers_is_certified_by_compress_alone(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
-    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run"]
-    chinchilla(*words, "--recover-weights-task", 1.0)
-    written = (tmp_path / "run" / "model" / "certificate.json").read_text()
-    against = ["--against", tagger, *TAGGING, "--data", tags, "--margin", 50]
-    done = chinchilla("evaluate", tmp_path / "run", *against, "--json")
+def entries(folder: Path) -> dict[str, Any]:
+    """What a model's chinchilla.json says."""
+    found = json.loads((folder / "chinchilla.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def sha256_of(records: list[Any]) -> str:
+    return hashlib.sha256("\n".join(map(repr, records)).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def taught_run(quick: None, tagger: Path, tags: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagger, compressed, whose recovery the tags of the data took part in. Do not write into it."""
+    out = tmp_path_factory.mktemp("taught") / "run"
+    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "--recover-weights-task", 1.0, "-o", out]
+    assert cli.main([str(word) for word in [*words, "--quiet"]]) in (0, 3)
+    return out
+
+
+@pytest.fixture
+def issued(tags: Path, chinchilla) -> Callable[[Path, Path], bool]:
+    """Whether `evaluate` issues a certificate for a copy of one tagger against another."""
+
+    def ask(model: Path, against: Path) -> bool:
+        words = ["evaluate", model, "--against", against, *TAGGING, "--data", tags, "--margin", 50]
+        done = chinchilla(*words, "--json")
+        assert (done.result["issued"] is None) == ("it learnt from the answers of data that" in done.err)
+        return done.result["issued"] is not None
+
+    return ask
+
+
+def test_what_learnt_from_answers_needs_an_original_that_did(
+    taught_run: Path, tagger: Path, tags: Path, tmp_path: Path, issued, chinchilla
+):
+    model = shutil.copytree(taught_run / "model", tmp_path / "model")
+    before = (model / "certificate.json").read_text()
+    train, held_out = records_of(tags, "train"), [*records_of(tags, "dev"), *records_of(tags, "test")]
+    once, words = sha256_of(train), {record.words for record in held_out}
+    again = sha256_of([record for record in train if record.words not in words])
+    assert entries(tagger / "model")["adapted"] == [once]
+    assert entries(model)["adapted"] == sorted([once, again])
+    assert entries(taught_run / "shortened")["adapted"] == [once], "not taught yet"
+    assert not issued(model, tagger)
+    assert (model / "certificate.json").read_text() == before
+    kept = ("adapted", "tags", "window")
+    assert [entries(taught_run / "control")[key] for key in kept] == [entries(model)[key] for key in kept]
+    assert issued(model, taught_run / "control")
+    packed = tmp_path / "packed"
+    assert chinchilla("pack", model, "--format", "int8", "-o", packed).status == 0
+    assert not issued(packed, tagger)
+    assert issued(packed, model)
+    export = ["export", model, "--to", "hf", "-o", tmp_path / "stock"]
+    assert [chinchilla(*export).status, chinchilla(*export, "--force").status] == [0, 0]
+    assert not issued(tmp_path / "stock", tagger)
+
+
+def test_what_is_made_of_a_model_that_learnt_from_answers_keeps_that(
+    taught_run: Path, tagger: Path, tags: Path, tmp_path: Path, issued, chinchilla
+):
+    """It was trained once more on other data, and another one on these alone."""
+    data = write_conll(tmp_path / "more", {"train": 40, "dev": 20, "test": 20}, seed=3)
+    tuning = [*TAGGING, "--data", data, "--finetune-epochs", 1]
+    for name, source in (("again", taught_run), ("peer", taught_run / "control"), ("plain", tagger)):
+        assert chinchilla("finetune", source, *tuning, "-o", tmp_path / name).status == 0
+    other = sha256_of(records_of(data, "train"))
+    again, plain = tmp_path / "again" / "model", tmp_path / "plain" / "model"
+    assert entries(again)["adapted"] == sorted([*entries(taught_run / "model")["adapted"], other])
+    assert entries(plain)["adapted"] == sorted([*entries(tagger / "model")["adapted"], other])
+    assert not issued(again, tagger)
+    assert not issued(again, plain), "which learnt one time less"
+    assert issued(again, tmp_path / "peer")
+
+
+def test_a_language_model_that_was_only_adapted_is_not_certified(model_folder, texts: Path, tmp_path: Path, chinchilla):
+    base, run = model_folder("llama-gqa"), tmp_path / "run"
+    words = ["--task", "language-modeling", "--data", texts, "--max-tokens", 16]
+    assert chinchilla("finetune", base, *words, "--finetune-epochs", 1, "-o", run).status == 0
+    done = chinchilla("evaluate", run / "model", "--against", base, *words, "--margin", 1, "--json")
     assert done.result["issued"] is None
-    assert "it learnt from the answers of data" in done.err
-    assert (tmp_path / "run" / "model" / "certificate.json").read_text() == written
+    assert "it learnt from the answers of data that" in done.err
+    assert not (run / "model" / "certificate.json").exists()
+
+
+def compressed_with_a_guard(tagger: Path, tags: Path, folder: Path, chinchilla) -> Path:
+    guard = write_conll(folder / "guard", {"test": 60}, seed=7)
+    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", folder / "run", "--guard", guard]
+    assert chinchilla(*words).status in (0, 3)
+    return folder / "run" / "model"
 
 
 def test_a_certificate_that_speaks_of_a_guard_is_not_replaced(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
-    guard = write_conll(tmp_path / "guard", {"test": 60}, seed=7)
-    words = ["compress", tagger, *TAGGING, "--data", tags, *SHORTENING, "-o", tmp_path / "run", "--guard", guard]
-    assert chinchilla(*words).status in (0, 3)
-    against = ["--against", tagger, *TAGGING, "--data", tags, "--margin", 50]
-    done = chinchilla("evaluate", tmp_path / "run", *against, "--json")
-    assert done.result["issued"] is None
-    assert "speaks of more than this data" in done.err
+    """Nor is one of an earlier version, or one that was edited; one about other files is."""
+    model = compressed_with_a_guard(tagger, tags, tmp_path, chinchilla)
+    path = model / "certificate.json"
+    whole = json.loads(path.read_text())
+    against = ["--against", tagger, *TAGGING, "--data", tags, "--margin", 50, "--json"]
+    for change in ({}, {"version": 1}, {"passed": not whole["passed"]}):
+        path.write_text(json.dumps(whole | change))
+        done = chinchilla("evaluate", model, *against)
+        assert done.result["issued"] is None
+        assert "speaks of more than this data" in done.err
+        assert json.loads(path.read_text()) == whole | change
+    (model / "tokenizer_config.json").write_text((model / "tokenizer_config.json").read_text() + "\n")
+    assert chinchilla("evaluate", model, *against).result["issued"] is not None
+    assert json.loads(path.read_text())["also"] == []
 
 
 def test_a_product_that_was_edited_is_made_again(run_folder: Path, tagger: Path, tags: Path, chinchilla):
