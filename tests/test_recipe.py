@@ -230,4 +230,5 @@ def test_help_shows_units_choices_and_defaults():
     text = " ".join(parser().format_help().split())
     assert "--latency MS time for one request in milliseconds" in text
     assert "{race,refine,greedy,dp,top,one-shot,cosine}" in text
-    assert "percent of perplexity (default 1.0)" in text
+    assert "percent of perplexity or of bits per byte" in text
+    assert "at 3 nats a token (default 1.0)" in text

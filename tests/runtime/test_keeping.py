@@ -119,6 +119,7 @@ ENDING = """
 import os, signal, sys, threading
 from chinchilla_lm.runtime.engine import keeping
 keeping.PAUSE = 1000.0  # the end of the process does not wait for it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
 
 def write(stop):
     how = sys.argv[1]
