@@ -13,16 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.gguf_metadata import check_metadata
 from chinchilla_lm.native import engine_module
-
-if TYPE_CHECKING:  # a tokenizer is read from here while torch is still being imported
-    from torch import Tensor
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -172,7 +171,6 @@ class GgufFile:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor's values, or those of some rows, in float32."""
-        import torch
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 

@@ -16,8 +16,6 @@ from chinchilla_lm.models.sentence import PLAIN, Pooling, Sentences, read_senten
 from chinchilla_lm.models.tokenizer import check_vocabulary
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from chinchilla_lm.models.checkpoint import Checkpoint
 
 # What a config of ours puts under the names of Hugging Face's; models/saving.py writes it.
@@ -31,7 +29,7 @@ class Card:
     labels: of a classification head, in the order of its outputs. vocabulary, max_positions: in tokens; hidden: in
     features. meta: what chinchilla.json says. hf_config, source: where stop tokens are named. given: a tokenizer of a
     model in memory, in place of the source's. scores: what a text classifier's outputs mean. sentences: how an
-    embedding model reads texts. ahead: the source's tokenizer, being read by another thread since before the rest.
+    embedding model reads texts.
     """
 
     kind: HeadKind
@@ -46,7 +44,6 @@ class Card:
     given: Any = None
     scores: Scores = "softmax"
     sentences: Sentences = PLAIN
-    ahead: Future[PlainTokenizer] | None = field(default=None, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
     _tokenizer: PlainTokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -167,7 +164,7 @@ class Card:
             raise InputError(
                 "this model was built without a tokenizer; load it from a folder that holds tokenizer.json"
             )
-        tokenizer = PlainTokenizer.load(self.source) if self.ahead is None else self.ahead.result()
+        tokenizer = PlainTokenizer.load(self.source)
         check_vocabulary(tokenizer, self.source, self.vocabulary)
         return tokenizer
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import user_path
 from chinchilla_lm.installed import missing, needing
-from chinchilla_lm.models.plain_tokenizer import PlainTokenizer
-from chinchilla_lm.models.source import locate
 from chinchilla_lm.runtime.artifact import Snapshot
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.kept import WORTH, Place
@@ -132,20 +130,16 @@ def compile_file(path: str | Path, form: str, task: str | None = None) -> tuple[
 
     Raises InputError as `load` does.
     """
-    with ThreadPoolExecutor(1) as meanwhile:
-        path_there = user_path(path)
-        gguf = locate(path_there).gguf if path_there.exists() else None
-        # The tokenizer of a GGUF file takes about as long to build as torch to import, and needs none of it. What is
-        # wrong with it is said when somebody asks for it.
-        tokenizer = None if gguf is None else meanwhile.submit(PlainTokenizer.load, gguf)
+    from chinchilla_lm.models import checkpoint as checkpoints
+    from chinchilla_lm.runtime.engine.compile import compile_model
 
-        from chinchilla_lm.models import checkpoint as checkpoints
-        from chinchilla_lm.runtime.engine.compile import compile_model
-
-        with checkpoints.unread(path, task=task) as (checkpoint, weights):
-            _refuse_fresh(checkpoint, path, task)
-            card = Card.of(checkpoint)
-            card.ahead = tokenizer
+    with checkpoints.unread(path, task=task) as (checkpoint, weights):
+        _refuse_fresh(checkpoint, path, task)
+        card = Card.of(checkpoint)
+        with ThreadPoolExecutor(1) as meanwhile:
+            if card.source is not None and card.source.is_file():
+                # A GGUF file's tokenizer is built here; what is wrong with it is said when somebody asks for it.
+                meanwhile.submit(lambda: card.tokenizer)
             return compile_model(checkpoint.model, form, weights.read), card
 
 
