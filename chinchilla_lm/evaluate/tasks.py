@@ -90,10 +90,6 @@ class Task(ABC):
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         """Windows of the records with their targets. Raises InputError for what cannot be encoded."""
 
-    def unlabelled(self, texts: Sequence[Text], labels: Sequence[str]) -> list[Any]:
-        """Records of texts that nobody labelled, a line each, under a label that says nothing. For labelled tasks."""
-        raise NotImplementedError
-
     @abstractmethod
     def judge(self, split: Split, forward: Forward) -> Judged:
         """Run the whole split through a model and measure its answers."""
@@ -106,7 +102,17 @@ class Task(ABC):
         return agreement(rows, [record.document for record in split.records])
 
 
-class Tagging(Task):
+class LabelledTask(Task):
+    """A task whose answers are labels from a closed set, so that what others answer can take a label's place."""
+
+    labelled = True
+
+    @abstractmethod
+    def unlabelled(self, texts: Sequence[Text], labels: Sequence[str]) -> list[Any]:
+        """Records of texts that nobody labelled, one a line, under a label that says nothing."""
+
+
+class Tagging(LabelledTask):
     """A label for each word of a sentence."""
 
     metrics: Mapping[str, str] = {
@@ -115,7 +121,6 @@ class Tagging(Task):
         "token_macro": "token macro F1",
         "token_weighted": "token weighted F1",
     }
-    labelled = True
     sentences = True
 
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
@@ -166,11 +171,10 @@ class _Sequences(Task):
         return torch.stack([output for output in outputs if output is not None])
 
 
-class Classification(_Sequences):
+class Classification(_Sequences, LabelledTask):
     """One label a text."""
 
     metrics: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
-    labelled = True
 
     def encode(self, records: Sequence[Any], reading: Reading) -> list[Encoded]:
         return encode_labelled(records, reading.tokenizer, reading.label_ids, reading.window)

@@ -19,6 +19,7 @@ from torch import Tensor
 from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.sums import Floats
+from chinchilla_lm.evaluate.tasks import LabelledTask
 from chinchilla_lm.models.checkpoint import unread
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.pipeline.job import Job
@@ -35,10 +36,11 @@ class Teachers:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        if not job.task.labelled:
+        if not isinstance(job.task, LabelledTask):
             raise InputError(
                 f"finetune.teachers is for tasks with labels, not {job.recipe.task}; leave out --finetune-teachers"
             )
+        self._task = job.task
         self._sources = job.recipe.finetune.teachers or []
         self.sha256 = [hashes(locate(source).folder) for source in self._sources]
         for source in self._sources:
@@ -56,7 +58,7 @@ class Teachers:
         if source is None:
             return []
         texts = job.read(source, task="language-modeling").all_records()
-        return job.not_held_out(job.task.unlabelled(texts, job.labels))
+        return job.not_held_out(self._task.unlabelled(texts, job.labels))
 
     def answers(self, encoded: Sequence[Encoded], unlabelled: Sequence[Encoded]) -> Answers:
         """The mean of their answers, for the windows of the training data, then of the text without labels."""

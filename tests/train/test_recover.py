@@ -179,13 +179,18 @@ def test_a_teacher_in_bfloat16_is_heard_where_norms_give_float32(teacher):
     assert said.dtype is torch.float32
 
 
-@pytest.mark.parametrize("task", ["tags", "classes"])
-def test_answers_of_others_take_their_share_of_the_loss(teacher, task):
-    model, given = teacher(task), batch(task)
+def answers_to(given: EncodedBatch) -> list[Tensor]:
+    """Log-probabilities of three labels at each target, a row at a time."""
     assert given.targets is not None
     counts = [1] * 3 if given.targets.ndim == 1 else [int(n) for n in (given.targets != IGNORED).sum(1)]
     random = torch.Generator().manual_seed(5)
-    windows = [torch.randn(n, 3, generator=random).log_softmax(-1) for n in counts]
+    return [torch.randn(n, 3, generator=random).log_softmax(-1) for n in counts]
+
+
+@pytest.mark.parametrize("task", ["tags", "classes"])
+def test_answers_of_others_take_their_share_of_the_loss(teacher, task):
+    model, given, windows = teacher(task), batch(task), answers_to(batch(task))
+    assert given.targets is not None
     ours, theirs = logits_at_targets(model, given), torch.cat(windows)
     gold = -ours.log_softmax(-1).gather(1, given.targets[given.targets != IGNORED][:, None]).mean()
     q, p = (ours / 2).log_softmax(-1), (theirs / 2).log_softmax(-1)
@@ -199,16 +204,13 @@ def test_answers_of_others_take_their_share_of_the_loss(teacher, task):
 
 @pytest.mark.parametrize("task", ["tags", "classes"])
 def test_where_there_is_no_gold_label_the_answers_alone_are_learnt(teacher, task):
-    model, given = teacher(task), batch(task)
+    model, given, windows = teacher(task), batch(task), answers_to(batch(task))
     assert given.targets is not None
-    counts = [1] * 3 if given.targets.ndim == 1 else [int(n) for n in (given.targets != IGNORED).sum(1)]
-    random = torch.Generator().manual_seed(5)
-    windows = [torch.randn(n, 3, generator=random).log_softmax(-1) for n in counts]
     ours, theirs = logits_at_targets(model, given).log_softmax(-1), torch.cat(windows)
     targets = given.targets[given.targets != IGNORED]
     gold = -ours.gather(1, targets[:, None]).squeeze(1)
     kl = (theirs.exp() * (theirs - ours)).sum(-1)
-    labelled = counts[0]
+    labelled = len(windows[0])
     wanted = torch.cat([0.7 * gold[:labelled] + 0.3 * kl[:labelled], kl[labelled:]]).mean()
     answers = Answers(windows, labelled=1, weight=0.3, temperature=1.0)
     assert fine_tuning_loss(0.0, answers)(model, given).item() == pytest.approx(wanted.item(), rel=1e-4)
