@@ -11,8 +11,7 @@ from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, sha256_text
 from chinchilla_lm.models.checkpoint import save
-from chinchilla_lm.models.meta import adapted, meta_of
-from chinchilla_lm.models.source import locate
+from chinchilla_lm.models.meta import adapted
 from chinchilla_lm.pipeline.folder import RunFolder
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.teachers import Teachers
@@ -107,8 +106,8 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
         identity=sha256_text(json_text(inputs)),
     )
     meta: dict[str, Any] = {"window": {"context": job.context, "max_tokens": job.window}}
-    taught = [meta_of(locate(teacher)) for teacher in settings.teachers or []]
-    meta |= adapted(job.checkpoint.meta, records_sha256(job.dataset.records("train")), taught)
+    taught_by = [] if teachers is None else teachers.metas
+    meta |= adapted(job.checkpoint.meta, records_sha256(job.dataset.records("train")), taught_by)
     if job.recipe.task == "token-classification":
         meta["tags"] = "BIO"
     save(job.checkpoint, folder.file("model"), meta)

@@ -21,6 +21,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.evaluate.sums import Floats
 from chinchilla_lm.evaluate.tasks import LabelledTask
 from chinchilla_lm.models.checkpoint import unread
+from chinchilla_lm.models.meta import meta_of
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.runtime.artifact import hashes
@@ -30,6 +31,8 @@ from chinchilla_lm.train.recover import Answers
 
 class Teachers:
     """The teachers that a recipe names, for one job; each is in memory only while it answers.
+
+    sha256, metas: of each, the hashes of its files and what its chinchilla.json says, before it is asked.
 
     Raises InputError where the task has no labels, a teacher is not on this machine, or it has other labels.
     """
@@ -42,9 +45,16 @@ class Teachers:
             )
         self._task = job.task
         self._sources = job.recipe.finetune.teachers or []
-        self.sha256 = [hashes(locate(source).folder) for source in self._sources]
+        located = [locate(source) for source in self._sources]
+        for source, place in zip(self._sources, located, strict=True):
+            if place.gguf is not None:
+                raise InputError(f"teacher {source} is a GGUF file, which has no labels; pass a folder")
+        self.sha256 = [hashes(place.folder) for place in located]
+        self.metas = [meta_of(place) for place in located]
         for source in self._sources:
             labels = _labels(source, job.recipe.task)
+            if not labels:
+                raise InputError(f"teacher {source} has no trained head for {job.recipe.task}; fine-tune it first")
             if set(labels) != set(job.labels):
                 raise InputError(
                     f"teacher {source} has the labels {', '.join(labels[:12])}, the data {', '.join(job.labels[:12])}; "
@@ -58,7 +68,10 @@ class Teachers:
         if source is None:
             return []
         texts = job.read(source, task="language-modeling").all_records()
-        return job.not_held_out(self._task.unlabelled(texts, job.labels))
+        records = job.not_held_out(self._task.unlabelled(texts, job.labels))
+        if not records:
+            raise InputError(f"{source} has 0 lines that do not stand in dev or test; pass other text without labels")
+        return records
 
     def answers(self, encoded: Sequence[Encoded], unlabelled: Sequence[Encoded]) -> Answers:
         """The mean of their answers, for the windows of the training data, then of the text without labels."""
@@ -96,8 +109,10 @@ def _of_windows(encoded: Sequence[Encoded], each: Sequence[Sequence[Floats]]) ->
 
 
 def _labels(source: str, task: str) -> tuple[str, ...]:
-    """A teacher's labels, without its weights."""
+    """The labels of a teacher that was trained for the task, without its weights; none of any other model."""
     if is_packed(source):
-        return read_packed(source)[1].labels
-    with unread(source, task=task) as (checkpoint, _):
-        return checkpoint.model.config.head.labels
+        card = read_packed(source)[1]
+        return card.labels if card.kind == task else ()
+    with unread(source) as (checkpoint, _):
+        head = checkpoint.model.config.head
+        return head.labels if head.kind == task else ()

@@ -235,6 +235,13 @@ def test_what_cannot_teach_is_refused(tagger: Path, tags: Path, texts: Path, mod
     chinchilla(*words, *TAGGING, "--data", data, *teaching).refused("B-ORG", "B-FIRM", "pass teachers that were")
     nobody = ["--finetune-unlabelled", tags / "train.txt"]
     chinchilla(*words, *TAGGING, "--data", tags, *nobody).refused("nobody to label it", "--finetune-teachers")
+    held_out = tmp_path / "held.txt"
+    first = (tags / "test.txt").read_text().split("\n\n")[0]
+    held_out.write_text(" ".join(line.split()[0] for line in first.splitlines()) + "\n")
+    only = [*teaching, "--finetune-unlabelled", held_out]
+    chinchilla(*words, *TAGGING, "--data", tags, *only).refused("has 0 lines", "pass other text")
+    bare = ["--finetune-teachers", model_folder("bert")]
+    chinchilla(*words, *TAGGING, "--data", tags, *bare).refused("no trained head for token-classification")
     absent = tmp_path / "absent"
     chinchilla(*words, *TAGGING, "--data", tags, "--finetune-teachers", absent).refused(str(absent))
     recipe = tmp_path / "recipe.yaml"
