@@ -1,6 +1,8 @@
 """The mean of several taggers' probabilities, word by word, on CoNLL-2003: what they could teach.
 
-python benchmarks/ensemble.py out/bench/mpnet-ner/model out/bench/smollm2-ner/model
+    python benchmarks/ensemble.py out/bench/mpnet-ner/model out/bench/smollm2-ner/model
+
+Each by itself, then their mean, decoded as the most probable sequence that BIO allows.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.recipe import Recipe, make_recipe
 
 MODEL = "SmolLM2-135M-Instruct"
-# On two cores FAST takes four minutes, FULL some eight (docs/benchmarks.md).
+# On two cores FAST takes four to five minutes (docs/benchmarks.md).
 FULL = {
     "speedup": 1.02,
     "margin": 15.0,
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="out/demo", metavar="OUT", help="folder to write to (default out/demo)"
     )
-    parser.add_argument("--fast", action="store_true", help="less text and a smaller target: four minutes on two cores")
+    parser.add_argument("--fast", action="store_true", help="less text and a smaller target: five minutes on two cores")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

@@ -57,39 +57,26 @@ class Answers:
 
 def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callable[[Transformer, EncodedBatch], Tensor]:
     """The task's own loss at the positions that have a target, mixed with the divergence from others' answers there."""
-    if answers is None:
-        return _loss_at_targets(lambda logits, targets, _: task_loss(logits, targets, smoothing))
-
-    def mixed(logits: Tensor, targets: Tensor, theirs: tuple[Tensor, Tensor] | None) -> Tensor:
-        assert theirs is not None
-        taught, gold = theirs
-        total = logits.new_zeros((), dtype=torch.float32)
-        for here, weight in ((gold, answers.weight), (~gold, 1.0)):
-            if here.any():
-                part = weight * logit_kl(logits[here], taught[here], answers.temperature)
-                if weight < 1:
-                    part = part + (1 - weight) * task_loss(logits[here], targets[here], smoothing)
-                total = total + here.float().mean() * part
-        return total
-
-    return _loss_at_targets(mixed, answers)
-
-
-def _loss_at_targets(
-    compare: Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor], answers: Answers | None = None
-) -> Callable[[Transformer, EncodedBatch], Tensor]:
-    """The mean of `compare(logits, targets, answers)` over the positions that have a target."""
 
     def loss(model: Transformer, batch: EncodedBatch) -> Tensor:
         targets = _targets(batch)
         theirs = None if answers is None else answers.of(batch)
         hidden, _ = _walk(model, batch, ())
 
-        def piece(logits: Tensor, part: slice) -> Tensor:
-            mine = None if theirs is None else (theirs[0][part], theirs[1][part])
-            return compare(logits, targets[part], mine)
+        def compare(logits: Tensor, part: slice) -> Tensor:
+            if answers is None or theirs is None:
+                return task_loss(logits, targets[part], smoothing)
+            taught, gold = theirs[0][part], theirs[1][part]
+            total = logits.new_zeros((), dtype=torch.float32)
+            for here, weight in ((gold, answers.weight), (~gold, 1.0)):
+                if here.any():
+                    mixed = weight * logit_kl(logits[here], taught[here], answers.temperature)
+                    if weight < 1:
+                        mixed = mixed + (1 - weight) * task_loss(logits[here], targets[part][here], smoothing)
+                    total = total + here.float().mean() * mixed
+            return total
 
-        return mean_over_positions(model.head, _picked(model, batch, hidden), piece)
+        return mean_over_positions(model.head, _picked(model, batch, hidden), compare)
 
     return loss
 
