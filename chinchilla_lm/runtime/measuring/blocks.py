@@ -20,8 +20,8 @@ other has neither fault: Student's with n/b - 1 degrees of freedom around the bo
 
 Simulated (tests/runtime/test_blocks.py), the 95 % interval covers at an autocorrelation of 0.7: 90 % with 10 rounds,
 95 % with 15, 20, 30 and 60; at 0.3 and of independent rounds 95 to 99.5 %. At 0.9, which few rounds show least, it is
-82 to 83 % with 15 to 30. The price: of 15 independent rounds it is
-twice as wide as it had to be, of 30 by six tenths wider, of 60 by a third.
+82 to 83 % with 15 to 30. The price: of 15 independent rounds it is twice as wide as it had to be, of 30 by six tenths
+wider, of 60 by a third.
 """
 
 from __future__ import annotations
