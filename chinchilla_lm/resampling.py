@@ -14,27 +14,27 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
-"""Confidence of every interval, two-sided."""
+"""Confidence that every interval promises, two-sided."""
 
 
-def students_t(freedom: float) -> float:
-    """The quantile of Student's t for a two-sided interval at LEVEL, with `freedom` degrees of freedom, at least 1.
+def students_t(freedom: float, level: float = LEVEL) -> float:
+    """The quantile of Student's t for a two-sided interval at `level`, with `freedom` degrees of freedom, at least 1.
 
     Expanded in 1 / freedom around the normal one (Abramowitz & Stegun 26.7.5): right to 1 % from 3 on, too small below:
     4.17 for 4.30 at 2, 9.7 for 12.7 at 1. The clock's few blocks are that few; what its intervals cover is simulated.
     """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    z = NormalDist().inv_cdf((1 + level) / 2)
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     return t + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
 
 
-def expanded_tail(units: float) -> float:
-    """The quantile to read off a bootstrap of so many documents, rounds or blocks, at least 2, for LEVEL.
+def expanded_tail(units: float, level: float = LEVEL) -> float:
+    """The quantile to read off a bootstrap of so many documents, rounds or blocks, at least 2, for `level`.
 
     Phi(-sqrt(n / (n - 1)) * t), t Student's quantile with n - 1 degrees of freedom (Hesterberg, "What teachers should
-    know about the bootstrap", The American Statistician 2015); 0.025 in the limit.
+    know about the bootstrap", The American Statistician 2015); (1 - level) / 2 in the limit.
     """
-    return NormalDist().cdf(-students_t(units - 1) * math.sqrt(units / (units - 1)))
+    return NormalDist().cdf(-students_t(units - 1, level) * math.sqrt(units / (units - 1)))
 
 
 def politis_white(x: Floats) -> float:

@@ -59,12 +59,12 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
 
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
-    """The plan's model before and after recovery. Where no speed was asked for: of the first plan, from the fastest on,
-    whose interval on dev lies within the margin, or of the last."""
+    """The plan's model before and after recovery. Where no speed was asked for: of the first of the trials' plans whose
+    interval on dev then lies within the margin, or of the last."""
     trials = stages.trials()
     known = [trial.plan.dropped for trial in trials]
-    slower = trials[known.index(plan.dropped) + 1 :] if plan.dropped in known else []
-    plans = [plan, *(trial.plan for trial in slower)]
+    others = trials[known.index(plan.dropped) + 1 :] if plan.dropped in known else []
+    plans = [plan, *(trial.plan for trial in others)]
     for plan in plans:
         plan.save(stages.folder.file("plan.json"))
         short = stages.shorten(plan)

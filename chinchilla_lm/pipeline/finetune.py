@@ -19,8 +19,11 @@ from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.recipe.fields import FinetuneSettings
 from chinchilla_lm.results import FinetuneResult
 from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.rates import peak_rate
 from chinchilla_lm.train.recover import fine_tuning_loss
 
+# Peak rate of a model of base size.
+RATE = 5e-5
 # The fields of a recipe that decide what is trained.
 DECIDES = (
     "task", "data", "train", "dev", "test", "text_column", "label_column", "group_column", "time_column", "split_by",
@@ -91,7 +94,7 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
         fine_tuning_loss(settings.label_smoothing, answers),
         FitSettings(
             epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
+            learning_rate=peak_rate(settings.learning_rate, RATE, model.config.hidden_size),
             head_learning_rate=settings.head_learning_rate,
             weight_decay=settings.weight_decay,
             warmup=settings.warmup,

@@ -17,10 +17,13 @@ from chinchilla_lm.evaluate.tables import Measurement, metric_among
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.rates import peak_rate
 from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
 
 # Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
 MAX_DEV_TOKENS = 16_384
+# Peak rate of a model of base size.
+RATE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class Recovery:
         """Train in place, for `tokens` at most where given, else as the recipe says with the best dev weights kept."""
         job, settings = self.job, self.job.recipe.recover
         weights = settings.weights
+        rate = peak_rate(settings.learning_rate, RATE, short.config.hidden_size)
         # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
         # model's gradient, and the dear one of a tied head, need not be computed.
         short.embedding.requires_grad_(False)
@@ -130,8 +134,8 @@ class Recovery:
             ),
             FitSettings(
                 epochs=self._epochs(tokens),
-                learning_rate=settings.learning_rate,
-                head_learning_rate=settings.learning_rate,
+                learning_rate=rate,
+                head_learning_rate=rate,
                 warmup=settings.warmup,
                 seed=job.recipe.seed,
                 dtype=job.dtype,

@@ -106,7 +106,7 @@ class Stages(Workbench):
         return plan
 
     def trials(self) -> list[Trial]:
-        """What the search without a target found to hold on dev, the fastest first; empty where there is a target."""
+        """What the search without a target leaves to be recovered, in this order; empty where there is a target."""
         if self.target.given:
             return []
         path = self.folder.require("trials.json", "search")

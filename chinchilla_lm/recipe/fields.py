@@ -39,9 +39,9 @@ class RecoverSettings(_Settings):
     """passes over the training data; 0 leaves recovery out"""
     tokens: int | None = Field(default=None, ge=1, examples=[1_000_000])
     """stop after this many tokens, even within a pass"""
-    learning_rate: float = Field(default=1e-4, gt=0, le=1, examples=[1e-4])
-    """peak step size of AdamW"""
-    batch_tokens: int = Field(default=4096, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, le=1, examples=[1e-4])
+    """peak step size of AdamW; without it 1e-4 for a model 768 wide, more for narrower and less for wider ones"""
+    batch_tokens: int = Field(default=1024, ge=1)
     """tokens a step"""
     temperature: float = Field(default=1.0, gt=0, le=100)
     """both models' outputs are divided by this before the divergence is taken"""
@@ -56,11 +56,12 @@ class FinetuneSettings(_Settings):
 
     epochs: float = Field(default=3.0, gt=0, le=1000)
     """passes over the training data"""
-    learning_rate: float = Field(default=5e-5, gt=0, le=1)
-    """peak step size of AdamW for pretrained weights"""
-    head_learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    learning_rate: float | None = Field(default=None, gt=0, le=1, examples=[5e-5])
+    """peak step size of AdamW for pretrained weights; without it 5e-5 for a model 768 wide, more for narrower and less
+    for wider ones"""
+    head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """peak step size for weights that start from nothing"""
-    batch_tokens: int = Field(default=2048, ge=1)
+    batch_tokens: int = Field(default=1024, ge=1)
     """tokens a step"""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """AdamW's decoupled decay of matrices, a step, relative to the rate"""

@@ -248,3 +248,14 @@ def test_what_cannot_teach_is_refused(tagger: Path, tags: Path, texts: Path, mod
     recipe.write_text("finetune: {teachers: one}")
     chinchilla(*words, *TAGGING, "--data", tags, "--recipe", recipe).refused("finetune.teachers one is not a list")
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_without_a_rate_the_width_decides(model_folder, tags: Path, tmp_path: Path, chinchilla):
+    """Tiny models are narrower than any that the rule was measured on: four times the rate of a base-size model."""
+    words = ["finetune", model_folder("bert"), *TAGGING, "--data", tags, "--finetune-epochs", 1, "--quiet"]
+    for name, asked in (("none", []), ("same", [2e-4]), ("other", [5e-5])):
+        rate = [word for value in asked for word in ("--finetune-learning-rate", value)]
+        assert chinchilla(*words, *rate, "-o", tmp_path / name).status == 0
+    none, same, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("none", "same", "other"))
+    assert all(torch.equal(none[name], same[name]) for name in none)
+    assert not all(torch.equal(none[name], other[name]) for name in none)

@@ -87,6 +87,22 @@ def test_a_stage_remembers_what_was_asked_and_a_flag_wins(run_folder: Path, chin
     assert "epochs: 1" in (run_folder / "recipe.yaml").read_text()
 
 
+def test_without_a_rate_the_width_of_the_model_decides(run_folder: Path, chinchilla):
+    """Four times 1e-4, as for every model of half the base's width or less."""
+    recipe = run_folder / "recipe.yaml"
+    asked = recipe.read_text()
+    line = next(line for line in asked.splitlines() if line.startswith("  learning_rate: 0.003"))
+    files = []
+    for rate in ("", "  learning_rate: 0.0004"):
+        recipe.write_text(asked.replace(line, rate))
+        assert chinchilla("recover", "-o", run_folder).status == 0
+        files.append(sha256_of(run_folder / "model" / "model.safetensors"))
+    assert files[0] == files[1]
+    recipe.write_text(asked.replace(line, "  learning_rate: 0.0001"))
+    assert chinchilla("recover", "-o", run_folder).status == 0
+    assert sha256_of(run_folder / "model" / "model.safetensors") != files[0]
+
+
 def test_another_window_is_another_training(run_folder: Path, chinchilla):
     """The plan is the same, but what the model reads is not, nor what it remembers of it."""
     done = chinchilla("recover", "-o", run_folder, "--max-tokens", 9, "--recover-epochs", 1)

@@ -81,6 +81,19 @@ def test_interval_matches_the_closed_form_of_a_mean():
     assert estimate.high == pytest.approx(values.mean() + half, abs=0.05 * half)
 
 
+def test_a_difference_is_drawn_at_96_percent_to_keep_95():
+    """2.0537 is the normal quantile of 0.98."""
+    rng = np.random.default_rng(3)
+    ones, old = np.ones(1000), rng.normal(10.0, 2.0, 1000)
+    change = rng.normal(0.01, 0.02, 1000)
+    difference = paired(
+        share(np.column_stack([old, ones])), share(np.column_stack([old + change, ones])), resamples=20000
+    )
+    half = 100 * 2.0537 * change.std() / math.sqrt(1000)
+    assert difference.low == pytest.approx(difference.value - half, abs=0.03 * half)
+    assert difference.high == pytest.approx(difference.value + half, abs=0.03 * half)
+
+
 def test_same_seed_same_interval_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch):
     metric = share(sample(np.random.default_rng(0), 60)[0])
     first = bootstrap(metric, seed=5)

@@ -235,12 +235,13 @@ def test_decoders_that_look_both_ways(tmp_path: Path, name: str):
 
 @torch.no_grad()
 def test_a_memory_over_several_passes(tmp_path: Path):
-    """More tokens than a pass takes, of several texts, with caches and without."""
+    """More tokens than a pass takes, of several texts, with caches and without. Over 700 tokens the memory gathers
+    rounding errors of 1e-4 in float32, torch's own as well: the reference is float64."""
     folder = saved(tmp_path, "qwen3_5", max_position_embeddings=1024)[1]
     model = checkpoints.load(folder).model.eval()
     native = NativeModel(compile_model(model, "f32"), 2)
     sequences = texts((700, 30, 600, 1))
-    expected = torch_rows(model, sequences)
+    expected = torch_rows(model.double(), sequences)
     assert_near(native.run(sequences, everywhere=True), expected)
     caches = [native.cache(len(one)) for one in sequences]
     for _ in range(2):
