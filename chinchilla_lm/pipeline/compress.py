@@ -8,12 +8,13 @@ import time
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
-from chinchilla_lm.errors import InputError
+from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.evaluate.certificate import MIN_DOCUMENTS
 from chinchilla_lm.evaluate.tables import metric_among
 from chinchilla_lm.evaluate.tasks import TASKS
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pipeline.fastest import nothing_holds
 from chinchilla_lm.pipeline.issuing import agreed, also_of, artifact_of, data_of, original_of, read_as
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, Judgement, judge_models
 from chinchilla_lm.pipeline.outcome import advice_words, report_of, row_of, samples, show
@@ -60,7 +61,11 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
     """The plan's model before and after recovery. Where no speed was asked for: of the first of the trials' plans whose
-    interval on dev then lies within the margin, or of the last."""
+    interval on dev then lies within the margin, or of the last, if its estimate does. A plan that a person has edited
+    is taken as it is.
+
+    Raises ContractError where the last is beyond the margin on dev as well: the test data are not looked at then.
+    """
     trials = stages.trials()
     known = [trial.plan.dropped for trial in trials]
     others = trials[known.index(plan.dropped) + 1 :] if plan.dropped in known else []
@@ -70,10 +75,14 @@ def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoin
         short = stages.shorten(plan)
         unrecovered = copy.deepcopy(short.model)  # recovery trains it in place
         recovered = stages.recover(short, plan)
-        if not trials or plan is plans[-1]:
+        if plan.dropped not in known:
             break
         standing = stages.recovery.standing(recovered.model)
         if standing.high < stages.recipe.margin:
+            break
+        if plan is plans[-1]:
+            if standing.loss >= stages.recipe.margin:
+                raise ContractError(nothing_holds(stages.recipe.margin, trials[-1].speedup))
             break
         stages.console.say(
             f"{len(plan.kept)} links, recovered: loss on dev {standing.loss:.2f} [{standing.low:.2f}, "

@@ -2,10 +2,10 @@
 
 Speeds are tried on dev, never on test: a plan is searched for each, its model recovered briefly and held against the
 original. Which speed is tried next follows from what held so far (bisection in the logarithm of the speed-up), so that
-five trials narrow a range of 1× to 8× down to some 7 %. A short recovery shows less than a full one (MiniLM's tagger with
-7 of 12 links gained another 0.7 points of F1), so the first to be recovered in full is one that failed by no more than
-the noise, where there is one. Where dev then does not show a model to be within the margin, the next slower one that held
-is taken. The test set is looked at once, at the end.
+five trials narrow a range of 1× to 8× down to some 7 %. A short recovery shows less than a full one (MiniLM's tagger
+with 7 of 12 links gained another 0.7 points of F1), so the first to be recovered in full is one that missed the margin
+by no more than its interval, where there is one. Where dev then does not show a model to be within the margin, the next
+slower one that held is taken. The test set is looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Trial:
         """Whether the estimated loss lies within the margin: recovered in full, the model does better."""
         return self.standing.loss < margin
 
-    def may_hold(self, margin: float) -> bool:
-        """Whether the interval does not rule it out."""
-        return self.standing.low < margin
+    def undecided(self, margin: float) -> bool:
+        """Whether it does not hold, and yet its interval does not rule out that it does."""
+        return not self.holds(margin) and self.standing.low < margin
 
     def shows(self, margin: float) -> bool:
         """Whether the whole interval does."""
@@ -72,6 +72,8 @@ class Effort:
     calibration_tokens: int
     """that are read for each"""
     token_seconds: float
+    recovery_tokens: int = 0
+    """of a full recovery, where one follows that is longer than the trials'"""
     advice: bool = False
     """whether this is for a next run, the test data having been looked at"""
 
@@ -95,10 +97,17 @@ class Effort:
                 f"on top come the searches, of {self.measures} measurements or {duration(self.search_seconds)} each at "
                 "most, and, not counted, the timing of what they find"
             )
+        full = ""
+        if self.recovery_tokens > self.tokens and not self.advice:
+            took = duration(TRAINING_PASSES * self.recovery_tokens * self.token_seconds)
+            full = (
+                f"; then one is recovered in full, on {self.recovery_tokens:,} tokens, about {took}, and another each "
+                "time that dev does not show it to be within the margin"
+            )
         test = "" if self.advice else "; the test data are looked at once, at the end"
         return (
             f"{self.speeds} speeds are tried on dev: up to {self.models} models are {how}, about {each} each, {whole} "
-            f"in all, by how fast the original reads dev; {searches}{test}"
+            f"in all, by how fast the original reads dev; {searches}{full}{test}"
         )
 
 
@@ -121,23 +130,28 @@ def bisect(most: float, margin: float, attempt: Callable[[float], Trial | None],
     return made
 
 
-def candidates(trials: Sequence[Trial], margin: float) -> list[Trial]:
-    """What to recover in full, in this order, each set of links once: of the trials that failed and yet may hold, faster
-    than all that held, the one of least loss; then those that held, the fastest first.
+def candidates(trials: Sequence[Trial], margin: float, *, further: bool) -> list[Trial]:
+    """What to recover in full, in this order, each set of links once: of the undecided trials that are faster than all
+    that hold, the one of least loss; then those that hold, the fastest first.
 
-    Raises ContractError where there is none of either.
+    further: whether a full recovery teaches more than a trial's; where it does not, what is undecided stays so.
+    Raises ContractError where there is nothing to recover.
     """
     held = sorted((trial for trial in trials if trial.holds(margin)), key=lambda trial: -trial.speedup)
     fastest = held[0].speedup if held else 0.0
-    failed = [trial for trial in trials if not trial.holds(margin) and trial.speedup > fastest]
-    doubtful = sorted((trial for trial in failed if trial.may_hold(margin)), key=lambda trial: trial.standing.loss)
-    ordered = [*doubtful[:1], *held]
+    faster = [trial for trial in trials if further and trial.undecided(margin) and trial.speedup > fastest]
+    ordered = [*sorted(faster, key=lambda trial: trial.standing.loss)[:1], *held]
     distinct = {trial.plan.dropped: trial for trial in reversed(ordered)}
     chosen = [trial for trial in ordered if distinct[trial.plan.dropped] is trial]
     if not chosen:
         least = min((trial.speedup for trial in trials), default=1.0)
-        raise ContractError(
-            f"no shortened model holds the margin of {margin:g} on dev, the slowest tried at {least:.2f}×; "
-            f"allow a larger loss, such as --margin {2 * margin:g}, or more recovery"
-        )
+        raise ContractError(nothing_holds(margin, least))
     return chosen
+
+
+def nothing_holds(margin: float, slowest: float) -> str:
+    """What is said where no trial comes to a model. slowest: its speed-up."""
+    return (
+        f"no shortened model holds the margin of {margin:g} on dev, the slowest tried at {slowest:.2f}×; "
+        f"allow a larger loss, such as --margin {2 * margin:g}, or more recovery"
+    )

@@ -43,6 +43,7 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
         "model": job.checkpoint.sha256,
         "data": job.data_sha256,
         "recipe": recipe.model_dump(include=set(DECIDES)),
+        "rate": _rate(job),
     }
     _check_teaching(recipe.finetune, console)
     teachers = Teachers(job) if recipe.finetune.teachers else None
@@ -62,6 +63,10 @@ def finetune(recipe: Recipe, console: Console) -> FinetuneResult:
     folder.log({"finetune": result["splits"], "seconds": result["seconds"]})
     console.show(f"{folder.file('model')}: done in {result['seconds']:.0f} s")
     return result
+
+
+def _rate(job: Job) -> float:
+    return peak_rate(job.recipe.finetune.learning_rate, RATE, job.checkpoint.model.config.hidden_size)
 
 
 def _check_teaching(settings: FinetuneSettings, console: Console) -> None:
@@ -87,6 +92,8 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
         unlabelled = job.encode(teachers.unlabelled) if teachers.unlabelled else []
         answers = teachers.answers(encoded, unlabelled)
         encoded += unlabelled
+    rate = _rate(job)
+    job.console.say(f"finetune: peak rate {rate:.2g}, for the head {settings.head_learning_rate:.2g}")
     state = folder.file("finetune.state")
     fit(
         model,
@@ -94,7 +101,7 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
         fine_tuning_loss(settings.label_smoothing, answers),
         FitSettings(
             epochs=settings.epochs,
-            learning_rate=peak_rate(settings.learning_rate, RATE, model.config.hidden_size),
+            learning_rate=rate,
             head_learning_rate=settings.head_learning_rate,
             weight_decay=settings.weight_decay,
             warmup=settings.warmup,

@@ -10,7 +10,7 @@ from chinchilla_lm import __version__
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, read_json, sha256_text, write_atomic
 from chinchilla_lm.pipeline.fastest import Effort, Trial, bisect
-from chinchilla_lm.pipeline.recovery import Standing
+from chinchilla_lm.pipeline.recovery import Standing, recovery_rate
 from chinchilla_lm.pipeline.timing import AgainstOriginal
 from chinchilla_lm.pipeline.workbench import Workbench
 from chinchilla_lm.plan import CostTable, Plan, chain
@@ -30,7 +30,7 @@ RACE_TOKENS = 60_000
 LATER = 4
 BASELINES = ("cosine", "one-shot", "dp")
 # Of frontier.json: one written with another number is not read, but searched for again.
-LAYOUT = 2
+LAYOUT = 3
 
 
 class Planner:
@@ -91,10 +91,11 @@ class Planner:
             # What can be promised of it, not the middle of what was timed.
             measured = next(one.speedup.low for one in reversed(tried) if one.plan.dropped == plan.dropped)
             trial = Trial(self.signed(plan), measured, standing)
-            held = "holds" if trial.holds(self.bench.recipe.margin) else "does not hold"
+            margin = self.bench.recipe.margin
+            held = "holds" if trial.holds(margin) else "may yet hold" if trial.undecided(margin) else "does not hold"
             self.bench.console.say(
                 f"trial: at least {measured:.2f}× with {len(plan.kept)} links, loss on dev {standing.loss:.2f} "
-                f"[{standing.low:.2f}, {standing.high:.2f}], {held} the margin of {self.bench.recipe.margin:g}"
+                f"[{standing.low:.2f}, {standing.high:.2f}], {held} the margin of {margin:g}"
             )
             return trial
 
@@ -111,9 +112,15 @@ class Planner:
             measures=recipe.max_measures if "refine" in self.methods() else 0,
             calibration_tokens=sum(batch.batch.tokens for batch in batches),
             token_seconds=recovery.token_seconds,
+            recovery_tokens=recovery.tokens(),
             advice=advice,
         )
         self.bench.console.say(effort.words())
+
+    @property
+    def recovers_further(self) -> bool:
+        """Whether the recovery of the model that is taken learns from more tokens than a trial's."""
+        return self.bench.recovery.tokens() > self.bench.recovery.tokens(RACE_TOKENS)
 
     def methods(self) -> tuple[str, ...]:
         if self.bench.recipe.method != "race":
@@ -134,6 +141,7 @@ class Planner:
         """Where the plan's model stands on dev after the short recovery; what is done stays in the folder until the
         search is."""
         chosen = {"dropped": plan.dropped, "norms": plan.norms, "tokens": RACE_TOKENS, "version": __version__}
+        chosen["rate"] = recovery_rate(self.bench.job)
         fields = ("task", "seed", "recover", "context", "max_tokens", "metric")
         identity = sha256_text(json_text({**chosen, **self.bench.inputs(*fields)}))
         done = self.bench.folder.file(f"race-{identity[:16]}.json")

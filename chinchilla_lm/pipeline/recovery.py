@@ -42,6 +42,11 @@ class Standing:
         return cls(*(math.nan if values[name] is None else float(values[name]) for name in cls.__slots__))
 
 
+def recovery_rate(job: Job) -> float:
+    """The peak step size; a short model is as wide as its original."""
+    return peak_rate(job.recipe.recover.learning_rate, RATE, job.checkpoint.model.config.hidden_size)
+
+
 class Recovery:
     """Trains short models of one job on the outputs of `original`, which is prepared to run."""
 
@@ -120,8 +125,9 @@ class Recovery:
     ) -> None:
         """Train in place, for `tokens` at most where given, else as the recipe says with the best dev weights kept."""
         job, settings = self.job, self.job.recipe.recover
-        weights = settings.weights
-        rate = peak_rate(settings.learning_rate, RATE, short.config.hidden_size)
+        weights, rate = settings.weights, recovery_rate(job)
+        if tokens is None:
+            job.console.say(f"{label}: peak rate {rate:.2g}")
         # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
         # model's gradient, and the dear one of a tied head, need not be computed.
         short.embedding.requires_grad_(False)

@@ -20,6 +20,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.meta import adapted
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
 from chinchilla_lm.pipeline.planning import LAYOUT, Planner, with_chosen
+from chinchilla_lm.pipeline.recovery import recovery_rate
 from chinchilla_lm.pipeline.timing import link_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
 from chinchilla_lm.plan import CostTable, Plan
@@ -84,10 +85,14 @@ class Stages(Workbench):
             if target.given:
                 winner = self.planner.plan_for(table, target, memo, tried, self.planner.methods())
             else:
-                trials = candidates(
-                    self.planner.trials(table, memo, tried, self.planner.most(table), TRIALS), self.recipe.margin
-                )
+                made = self.planner.trials(table, memo, tried, self.planner.most(table), TRIALS)
+                trials = candidates(made, self.recipe.margin, further=self.planner.recovers_further)
                 winner = trials[0].plan
+                if trials[0].undecided(self.recipe.margin):
+                    self.console.say(
+                        f"{trials[0].speedup:.2f}× misses the margin by no more than its interval after a short "
+                        "recovery; it is recovered in full first"
+                    )
             plan = self.planner.signed(winner)
             frontier = self.planner.frontier(table, memo, tried, plan)
             write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
@@ -120,7 +125,12 @@ class Stages(Workbench):
         """The fastest of some speeds below `most`, which the table predicts of the plan, whose interval on dev lies
         within the margin; None where none does."""
         decides = ("task", "context", "max_tokens", "method", "max_measures", "seed", "recover", "margin", "metric")
-        inputs = {"costs": sha256_of(self.folder.file("costs.json")), "dropped": plan.dropped, **self.inputs(*decides)}
+        inputs = {
+            "costs": sha256_of(self.folder.file("costs.json")),
+            "layout": LAYOUT,
+            "dropped": plan.dropped,
+            **self.inputs(*decides),
+        }
         path = self.folder.file("advice.json")
 
         def work() -> list[Trial]:
@@ -160,7 +170,7 @@ class Stages(Workbench):
         """Train the short model on the original's outputs; the product is in `model/`."""
         path = self.folder.file("model")
         meta = self._meta(plan, taught=self.recipe.adapts)
-        inputs = {**meta, **self.inputs("task", "seed", "recover")}
+        inputs = {**meta, "rate": recovery_rate(self.job), **self.inputs("task", "seed", "recover")}
         state = self.folder.file("recover.state")
 
         def work() -> Checkpoint:
@@ -191,7 +201,11 @@ class Stages(Workbench):
         """The original, trained on the same data by the same schedule as the short model; in `control/`."""
         path = self.folder.file("control")
         meta = self._kept_meta(taught=self.recipe.adapts)
-        inputs = {**meta, **self.inputs("task", "seed", "recover", "context", "max_tokens")}
+        inputs = {
+            **meta,
+            "rate": recovery_rate(self.job),
+            **self.inputs("task", "seed", "recover", "context", "max_tokens"),
+        }
         state = self.folder.file("control.state")
 
         def work() -> Checkpoint:

@@ -40,9 +40,9 @@ class RecoverSettings(_Settings):
     tokens: int | None = Field(default=None, ge=1, examples=[1_000_000])
     """stop after this many tokens, even within a pass"""
     learning_rate: float | None = Field(default=None, gt=0, le=1, examples=[1e-4])
-    """peak step size of AdamW; without it 1e-4 for a model 768 wide, more for narrower and less for wider ones"""
+    """peak step size of AdamW; without it, by the model's width"""
     batch_tokens: int = Field(default=1024, ge=1)
-    """tokens a step"""
+    """tokens a step; more is faster on a GPU, and takes a higher rate"""
     temperature: float = Field(default=1.0, gt=0, le=100)
     """both models' outputs are divided by this before the divergence is taken"""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -57,12 +57,11 @@ class FinetuneSettings(_Settings):
     epochs: float = Field(default=3.0, gt=0, le=1000)
     """passes over the training data"""
     learning_rate: float | None = Field(default=None, gt=0, le=1, examples=[5e-5])
-    """peak step size of AdamW for pretrained weights; without it 5e-5 for a model 768 wide, more for narrower and less
-    for wider ones"""
+    """peak step size of AdamW for pretrained weights; without it, by the model's width"""
     head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """peak step size for weights that start from nothing"""
     batch_tokens: int = Field(default=1024, ge=1)
-    """tokens a step"""
+    """tokens a step; more is faster on a GPU, and takes a higher rate"""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """AdamW's decoupled decay of matrices, a step, relative to the rate"""
     warmup: float = Field(default=0.1, ge=0, lt=1)

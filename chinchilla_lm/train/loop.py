@@ -165,7 +165,7 @@ class _Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             rate = self.settings.learning_rate
-            raise InputError(f"the loss is {value} at step {step}; pass a learning rate below {rate}")
+            raise InputError(f"the loss is {value} at step {step}; pass a learning rate below {rate:.2g}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.whole = False

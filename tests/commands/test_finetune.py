@@ -250,9 +250,10 @@ def test_what_cannot_teach_is_refused(tagger: Path, tags: Path, texts: Path, mod
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_without_a_rate_the_width_decides(model_folder, tags: Path, tmp_path: Path, chinchilla):
+def test_without_a_rate_the_width_decides(model_folder, texts: Path, tmp_path: Path, chinchilla):
     """Tiny models are narrower than any that the rule was measured on: four times the rate of a base-size model."""
-    words = ["finetune", model_folder("bert"), *TAGGING, "--data", tags, "--finetune-epochs", 1, "--quiet"]
+    words = ["finetune", model_folder(), "--task", "language-modeling", "--data", texts, "--max-tokens", 24]
+    words += ["--finetune-epochs", 1, "--quiet"]
     for name, asked in (("none", []), ("same", [2e-4]), ("other", [5e-5])):
         rate = [word for value in asked for word in ("--finetune-learning-rate", value)]
         assert chinchilla(*words, *rate, "-o", tmp_path / name).status == 0

@@ -14,7 +14,7 @@ import pytest
 from chinchilla_lm import cli
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.pipeline import timing
+from chinchilla_lm.pipeline import planning, timing
 from chinchilla_lm.pipeline.recovery import Recovery, Standing
 from chinchilla_lm.plan import Plan
 from chinchilla_lm.runtime.measuring.clock import Timing
@@ -159,13 +159,36 @@ def test_after_a_fallback_the_report_marks_the_plan_that_was_taken(
     assert chosen["links"] == report["rows"][-1]["links"]
 
 
-def test_a_margin_that_nothing_holds_is_said(tagger: Path, tags: Path, tmp_path: Path, chinchilla):
+@pytest.mark.parametrize(("loss", "status"), [(10.0, 0), (60.0, 1)])
+def test_what_a_trial_leaves_undecided_is_recovered_and_judged_on_dev(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch, loss: float, status: int
+):
+    """Every trial misses the margin of 50 by less than its interval; the model recovered in full holds it, or not."""
+
+    def standing(recovery: Recovery, short: Transformer) -> Standing:
+        tried = (tmp_path / "run" / "trials.json").exists()
+        return Standing(0.9, loss, loss - 5, loss + 5) if tried else Standing(0.9, 52.0, 48.0, 56.0)
+
+    monkeypatch.setattr(Recovery, "standing", standing)
+    monkeypatch.setattr(planning, "RACE_TOKENS", 50)
+    words = ["compress", tagger, *TAGGING, "--data", tags, *without(SHORTENING, "--speedup"), "-o", tmp_path / "run"]
+    done = chinchilla(*words)
+    assert done.status == status
+    assert "is recovered in full first" in done.out
+    assert len(json.loads((tmp_path / "run" / "trials.json").read_text())) == 1
+    if status == 1:
+        assert "no shortened model holds the margin of 50 on dev" in done.err
+        assert "recovered, test" not in done.out, "the test data are not looked at"
+
+
+def test_a_margin_that_nothing_holds_is_said(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch
+):
+    """Without recovery a trial is all that there is: what it leaves undecided is not tried on the test data."""
     shortening = without(SHORTENING, "--speedup", "--margin", "--recover-epochs")
     words = ["compress", tagger, *TAGGING, "--data", tags, *shortening, "--recover-epochs", 0, "--margin", 1e-6]
-    done = chinchilla(*words, "-o", tmp_path / "run")
-    assert done.status in (0, 1, 3)  # on this tiny model some link may cost nothing on dev
-    if done.status == 1:
-        done.refused("no shortened model holds the margin", "--margin", status=1)
+    monkeypatch.setattr(Recovery, "standing", lambda recovery, short: Standing(0.9, 1.0, -1.0, 3.0))
+    chinchilla(*words, "-o", tmp_path / "run").refused("no shortened model holds the margin", "--margin", status=1)
 
 
 def test_a_guard_for_running_text(model_folder, texts: Path, tmp_path: Path, chinchilla):

@@ -1,6 +1,7 @@
 """The bootstrap: it holds the truth as often as it says, pairing narrows it, and equal models differ by exactly 0."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -18,7 +19,7 @@ from chinchilla_lm.evaluate.sums import (
     paired,
     ratio,
 )
-from chinchilla_lm.resampling import students_t
+from chinchilla_lm.resampling import LEVEL, students_t
 
 
 def share(per_document: Floats, unit: Unit = "points", name: str = "accuracy", higher: bool = True) -> Sums:
@@ -77,21 +78,31 @@ def test_interval_matches_the_closed_form_of_a_mean():
     estimate = bootstrap(share(np.column_stack([values, np.ones(1000)])), resamples=20000)
     half = 1.96 * values.std() / math.sqrt(1000)
     assert estimate.value == pytest.approx(values.mean())
-    assert estimate.low == pytest.approx(values.mean() - half, abs=0.05 * half)
-    assert estimate.high == pytest.approx(values.mean() + half, abs=0.05 * half)
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.03 * half)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.03 * half)
 
 
-def test_a_difference_is_drawn_at_96_percent_to_keep_95():
-    """2.0537 is the normal quantile of 0.98."""
+def test_a_difference_is_drawn_at_more_than_95_percent_to_keep_95():
+    """2.1084 is the normal quantile of 0.9825."""
     rng = np.random.default_rng(3)
     ones, old = np.ones(1000), rng.normal(10.0, 2.0, 1000)
     change = rng.normal(0.01, 0.02, 1000)
     difference = paired(
         share(np.column_stack([old, ones])), share(np.column_stack([old + change, ones])), resamples=20000
     )
-    half = 100 * 2.0537 * change.std() / math.sqrt(1000)
+    half = 100 * 2.1084 * change.std() / math.sqrt(1000)
     assert difference.low == pytest.approx(difference.value - half, abs=0.03 * half)
     assert difference.high == pytest.approx(difference.value + half, abs=0.03 * half)
+
+
+@pytest.mark.parametrize("consecutive", [False, True])
+def test_every_difference_is_drawn_wider(monkeypatch: pytest.MonkeyPatch, consecutive: bool):
+    rng = np.random.default_rng(5)
+    old, new = (replace(share(sample(rng, 200)[0]), consecutive=consecutive) for _ in range(2))
+    wide = paired(old, new)
+    monkeypatch.setattr(sums_module, "DRAWN", LEVEL)
+    narrow = paired(old, new)
+    assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_same_seed_same_interval_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch):
