@@ -18,6 +18,7 @@ from chinchilla_lm.score.contract import (
     LONGEST,
     MAX_ROUNDS,
     NEIGHBOURS,
+    SCATTER,
     SHARED_STRETCHES,
     StartRace,
     Target,
@@ -107,9 +108,9 @@ def test_links_that_are_off_by_a_tenth_either_way(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whole_plans_that_are_off_by_a_tenth_either_way(seed):
+def test_whole_plans_that_scatter_about_the_table(seed):
     """Then a plan with more links may hold although one with fewer does not."""
-    machine = Machine(lambda plan: random.Random(f"{seed} {len(plan.kept)}").uniform(0.9, 1.1))
+    machine = Machine(lambda plan: random.Random(f"{seed} {len(plan.kept)}").uniform(1 - SCATTER, 1 + SCATTER))
     best, tries = fulfil(table(), Target(speedup=2.0), cheapest, machine, CONSOLE)
     assert all(one.budget_us <= best.budget_us or not one.holds for one in tries)
     assert len(best.plan.kept) == machine.most_links(Target(speedup=2.0))
@@ -141,10 +142,10 @@ def test_of_plans_that_hold_the_one_that_truly_costs_least_is_kept():
 
 
 def test_the_lower_bound_decides_and_a_straddling_interval_is_timed_longer():
-    fast = 1.03 * 2.0
+    fast = 1.04 * 2.0
     machine = Machine(lambda plan: (TOTAL_US / fast - FIXED_US) / LINK_US / len(plan.kept), error=0.03)
     best, _ = fulfil(table(), Target(speedup=2.0), cheapest, machine, CONSOLE)
-    assert machine.races[0].stretches == LONGEST, "±3 % straddles 2 × 1.01, ±1.5 % does not"
+    assert machine.races[0].stretches == LONGEST, "±3 % straddles 2 × 1.02, ±1.5 % does not"
     assert best.speedup.low >= 2.0 * (1 + HEADROOM)
     near = Machine(lambda plan: (TOTAL_US / 2.03 - FIXED_US) / LINK_US / max(1, len(plan.kept)), error=0.03)
     with pytest.raises(ContractError):
