@@ -30,8 +30,8 @@ from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio
 
 # Seconds that the original, a copy or the control, the shortened and the recovered model are timed, in turn, before it
-# is looked at; four times that where it stays undecided. With half of it, a run of the demo on a noisy machine failed at
-# 1.03 [1.00, 1.05] where 1.01 was asked for.
+# is looked at; four times that where it stays undecided. With half of it, a run of the demo on a noisy machine failed
+# at 1.03 [1.00, 1.05] where 1.01 was asked for.
 FINAL_CLOCK_SECONDS = 16.0
 
 
