@@ -140,8 +140,8 @@ class Planner:
     def _briefly(self, plan: Plan) -> Standing:
         """Where the plan's model stands on dev after the short recovery; what is done stays in the folder until the
         search is."""
-        chosen = {"dropped": plan.dropped, "norms": plan.norms, "tokens": RACE_TOKENS, "version": __version__}
-        chosen["rate"] = recovery_rate(self.bench.job)
+        how = {"tokens": RACE_TOKENS, "rate": recovery_rate(self.bench.job), "version": __version__}
+        chosen = {"dropped": plan.dropped, "norms": plan.norms, **how}
         fields = ("task", "seed", "recover", "context", "max_tokens", "metric")
         identity = sha256_text(json_text({**chosen, **self.bench.inputs(*fields)}))
         done = self.bench.folder.file(f"race-{identity[:16]}.json")
