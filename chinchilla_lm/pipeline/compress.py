@@ -62,34 +62,40 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
     """The plan's model before and after recovery. Where no speed was asked for: of the first of the trials' plans whose
-    interval on dev then lies within the margin, or of the last, if its estimate does. A plan that a person has edited
-    is taken as it is.
+    interval on dev then lies within the margin, or else of the last whose estimate does. A plan that a person has
+    edited is taken as it is.
 
-    Raises ContractError where the last is beyond the margin on dev as well: the test data are not looked at then.
+    Raises ContractError where all are beyond the margin on dev as well: the test data are not looked at then.
     """
-    trials = stages.trials()
+    trials, margin = stages.trials(), stages.recipe.margin
     known = [trial.plan.dropped for trial in trials]
-    others = trials[known.index(plan.dropped) + 1 :] if plan.dropped in known else []
-    plans = [plan, *(trial.plan for trial in others)]
+    if plan.dropped not in known:
+        return plan, *_recovered(stages, plan)
+    plans = [plan, *(trial.plan for trial in trials[known.index(plan.dropped) + 1 :])]
+    within: Plan | None = None
     for plan in plans:
-        plan.save(stages.folder.file("plan.json"))
-        short = stages.shorten(plan)
-        unrecovered = copy.deepcopy(short.model)  # recovery trains it in place
-        recovered = stages.recover(short, plan)
-        if plan.dropped not in known:
-            break
-        standing = stages.recovery.standing(recovered.model)
-        if standing.high < stages.recipe.margin:
-            break
-        if plan is plans[-1]:
-            if standing.loss >= stages.recipe.margin:
-                raise ContractError(nothing_holds(stages.recipe.margin, trials[-1].speedup))
-            break
+        models = _recovered(stages, plan)
+        standing = stages.recovery.standing(models[1].model)
+        if standing.high < margin:
+            return plan, *models
+        if standing.loss < margin:
+            within = plan
+        further = "" if plan is plans[-1] else "; the next slower model is tried"
         stages.console.say(
             f"{len(plan.kept)} links, recovered: loss on dev {standing.loss:.2f} [{standing.low:.2f}, "
-            f"{standing.high:.2f}], not shown to be within {stages.recipe.margin:g}; the next slower model is tried"
+            f"{standing.high:.2f}], not shown to be within {margin:g}{further}"
         )
-    return plan, unrecovered, recovered
+    if within is None:
+        raise ContractError(nothing_holds(margin, trials[-1].speedup, standing.half))
+    return within, *(models if within is plan else _recovered(stages, within))
+
+
+def _recovered(stages: Stages, plan: Plan) -> tuple[Transformer, Checkpoint]:
+    """The plan's model, before and after recovery; the plan is put into the run's folder."""
+    plan.save(stages.folder.file("plan.json"))
+    short = stages.shorten(plan)
+    unrecovered = copy.deepcopy(short.model)  # recovery trains it in place
+    return unrecovered, stages.recover(short, plan)
 
 
 def _warn_of_few_documents(stages: Stages) -> None:

@@ -5,7 +5,8 @@ original. Which speed is tried next follows from what held so far (bisection in 
 five trials narrow a range of 1× to 8× down to some 7 %. A short recovery shows less than a full one (MiniLM's tagger
 with 7 of 12 links gained another 0.7 points of F1), so the first to be recovered in full is one that missed the margin
 by no more than its interval, where there is one. Where dev then does not show a model to be within the margin, the next
-slower one that held is taken. The test set is looked at once, at the end.
+slower one that held is taken; where none held, the next slower one that is undecided. The test set is looked at once,
+at the end.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ TRIALS = 5
 FIRST = 2.0
 # Forward passes that a token of recovery takes as long as: the teacher's, the student's, and twice that backwards.
 TRAINING_PASSES = 4
+# Readings of dev a model that is recovered: before, after, and once more for the answers of the better one.
+DEV_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Effort:
     @property
     def model_seconds(self) -> float:
         """For one model."""
-        return (TRAINING_PASSES * self.tokens + self.dev_tokens) * self.token_seconds
+        readings = DEV_PASSES if self.tokens else 1
+        return (TRAINING_PASSES * self.tokens + readings * self.dev_tokens) * self.token_seconds
 
     @property
     def search_seconds(self) -> float:
@@ -132,7 +136,8 @@ def bisect(most: float, margin: float, attempt: Callable[[float], Trial | None],
 
 def candidates(trials: Sequence[Trial], margin: float, *, further: bool) -> list[Trial]:
     """What to recover in full, in this order, each set of links once: of the undecided trials that are faster than all
-    that hold, the one of least loss; then those that hold, the fastest first.
+    that hold, the one of least loss; then those that hold, the fastest first. Where none holds, the undecided ones that
+    are slower than the first.
 
     further: whether a full recovery teaches more than a trial's; where it does not, what is undecided stays so.
     Raises ContractError where there is nothing to recover.
@@ -140,18 +145,27 @@ def candidates(trials: Sequence[Trial], margin: float, *, further: bool) -> list
     held = sorted((trial for trial in trials if trial.holds(margin)), key=lambda trial: -trial.speedup)
     fastest = held[0].speedup if held else 0.0
     faster = [trial for trial in trials if further and trial.undecided(margin) and trial.speedup > fastest]
-    ordered = [*sorted(faster, key=lambda trial: trial.standing.loss)[:1], *held]
+    first = min(faster, key=lambda trial: trial.standing.loss, default=None)
+    slower = held
+    if first is not None and not held:
+        slower = sorted((one for one in faster if one.speedup < first.speedup), key=lambda trial: -trial.speedup)
+    ordered = [*([first] if first is not None else []), *slower]
     distinct = {trial.plan.dropped: trial for trial in reversed(ordered)}
     chosen = [trial for trial in ordered if distinct[trial.plan.dropped] is trial]
     if not chosen:
-        least = min((trial.speedup for trial in trials), default=1.0)
-        raise ContractError(nothing_holds(margin, least))
+        slowest = min(trials, key=lambda trial: trial.speedup, default=None)
+        if slowest is None:
+            raise ContractError(nothing_holds(margin, 1.0, 0.0))
+        raise ContractError(nothing_holds(margin, slowest.speedup, slowest.standing.half))
     return chosen
 
 
-def nothing_holds(margin: float, slowest: float) -> str:
-    """What is said where no trial comes to a model. slowest: its speed-up."""
+def nothing_holds(margin: float, slowest: float, within: float) -> str:
+    """What is said where no trial comes to a model. slowest: its speed-up. within: half of the interval of its loss."""
+    coarse = ""
+    if within > margin:
+        coarse = f"; dev tells a loss to ±{within:.2g} only, so pass more dev data too"
     return (
         f"no shortened model holds the margin of {margin:g} on dev, the slowest tried at {slowest:.2f}×; "
-        f"allow a larger loss, such as --margin {2 * margin:g}, or more recovery"
+        f"allow a larger loss, such as --margin {2 * margin:g}, or more recovery{coarse}"
     )

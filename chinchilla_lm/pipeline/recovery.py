@@ -36,6 +36,11 @@ class Standing:
     low: float
     high: float
 
+    @property
+    def half(self) -> float:
+        """Half of the interval."""
+        return (self.high - self.low) / 2
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Standing:
         """As it was written; a bound that is not known, null in JSON, is NaN."""
@@ -123,7 +128,8 @@ class Recovery:
         state: Path | None = None,
         identity: str = "",
     ) -> None:
-        """Train in place, for `tokens` at most where given, else as the recipe says with the best dev weights kept."""
+        """Train in place, for `tokens` at most where given, else as the recipe says. The weights that are best on dev
+        are kept, be it those of the start: a link that matters little may cost less than a short training does."""
         job, settings = self.job, self.job.recipe.recover
         weights, rate = settings.weights, recovery_rate(job)
         if tokens is None:
@@ -148,7 +154,7 @@ class Recovery:
             ),
             job.console,
             label=label,
-            evaluate=None if tokens is not None else lambda: self.dev(short),
+            evaluate=lambda: self.dev(short),
             state=state,
             identity=identity,
         )

@@ -163,7 +163,8 @@ def test_after_a_fallback_the_report_marks_the_plan_that_was_taken(
 def test_what_a_trial_leaves_undecided_is_recovered_and_judged_on_dev(
     tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch, loss: float, status: int
 ):
-    """Every trial misses the margin of 50 by less than its interval; the model recovered in full holds it, or not."""
+    """Every trial misses the margin of 50 by less than its interval; the first model recovered in full holds it, or none
+    does."""
 
     def standing(recovery: Recovery, short: Transformer) -> Standing:
         tried = (tmp_path / "run" / "trials.json").exists()
@@ -175,7 +176,9 @@ def test_what_a_trial_leaves_undecided_is_recovered_and_judged_on_dev(
     done = chinchilla(*words)
     assert done.status == status
     assert "is recovered in full first" in done.out
-    assert len(json.loads((tmp_path / "run" / "trials.json").read_text())) == 1
+    candidates = len(json.loads((tmp_path / "run" / "trials.json").read_text()))
+    assert candidates > 1
+    assert done.out.count("recover: peak rate") == (1 if status == 0 else candidates)
     assert ("no shortened model holds the margin of 50 on dev" in done.err) is (status == 1)
     assert ("recovered, test" in done.out) is (status == 0), "the test data are looked at only where dev allows it"
 
