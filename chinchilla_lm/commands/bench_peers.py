@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.say(line)
     checkpoint = job.checkpoint
     work, judge, quality = _work(args, job, original.model.config.max_positions)
-    sizes = [work.tokens] if work.task == LANGUAGE else [len(text) for text in work.texts]
+    sizes = [work.tokens] if work.task == LANGUAGE else [len(text) for text in work.raced]
     flops = {
         whose: sum(pass_flops(one.model, 1, size) for size in sizes)
         for whose, one in (("ours", checkpoint), ("theirs", original))
@@ -180,7 +180,8 @@ def _notes(result: dict[str, Any], work: Work) -> list[str]:
         "of products: operations over the peak of the same numbers, bytes for weights of 8 and 4 bits",
     ]
     if work.task != "language-modeling":
-        return [*notes, "p50 and p95: texts alone, one after the other"]
+        passes = f"texts/s: of passes over {len(work.raced):,} of them, from all over the data"
+        return [*notes, passes, "p50 and p95: texts alone, one after the other"]
     if any("metrics_of" in row for row in result["rows"]):
         notes.append("* of llama.cpp on the same file, since llama-bench tells none")
     return [

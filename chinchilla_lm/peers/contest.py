@@ -17,7 +17,7 @@ from chinchilla_lm.peers.entrant import Entrant, Prompts
 from chinchilla_lm.peers.llama_bench import LlamaBench
 from chinchilla_lm.peers.process import PeerError
 from chinchilla_lm.peers.table import OURS
-from chinchilla_lm.peers.work import Ids, Work
+from chinchilla_lm.peers.work import Work
 from chinchilla_lm.runtime.measuring.clock import orders
 
 LEAST_ROUNDS, MOST_ROUNDS = 10, 30
@@ -108,15 +108,24 @@ def read_memory(entrants: Sequence[Entrant]) -> None:
             entrant.end(PeerError(f"after the race: {error}"))
 
 
-def read_quality(entrants: Sequence[Entrant], windows: Ids, console: Console) -> None:
-    """Perplexity of each entrant on windows of token ids."""
+def read_quality(entrants: Sequence[Entrant], work: Work, console: Console) -> None:
+    """Perplexity of each entrant on the windows, or its logits of all texts."""
     with console.progress(len(entrants), "quality", "engines") as progress:
         for entrant in entrants:
-            if entrant.alive and windows:
+            if entrant.alive:
                 try:
-                    with entrant.awake("decode") as process:
-                        nats = process.call("nats", windows=windows)
-                    entrant.quality["perplexity"] = float(np.exp(sum(nats) / sum(len(one) - 1 for one in windows)))
+                    _read_quality(entrant, work)
                 except PeerError as error:
                     entrant.end(PeerError(f"quality: {error}"))
             progress.advance(1, f"{entrant.engine} {entrant.form}")
+
+
+def _read_quality(entrant: Entrant, work: Work) -> None:
+    if work.windows:
+        with entrant.awake("decode") as process:
+            nats = process.call("nats", windows=work.windows)
+        entrant.quality["perplexity"] = float(np.exp(sum(nats) / sum(len(one) - 1 for one in work.windows)))
+    if work.texts:
+        with entrant.awake("texts") as process:
+            answer = process.call("label", texts=work.texts)
+        entrant.logits = answer["labels"], answer["logits"].encode("ascii")

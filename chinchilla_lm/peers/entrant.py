@@ -12,7 +12,7 @@ import numpy as np
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.table import LANGUAGE
 from chinchilla_lm.peers.trials import best_threads
-from chinchilla_lm.peers.work import SHORT, SINGLES, TRIAL_TEXTS, Ids, Work
+from chinchilla_lm.peers.work import SHORT, TRIAL_TOKENS, Ids, Work, some_of
 
 
 class Prompts:
@@ -28,12 +28,10 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """seconds: of one token, step, pass or text; see Work. singles: of each step of `decode`, or text alone. logits:
-    of all texts, labels and base64."""
+    """seconds: of one token, step, pass or text; see Work. singles: of each step of `decode`, or text alone."""
 
     seconds: float
     singles: list[float] = field(default_factory=list)
-    logits: tuple[int, bytes] | None = None
 
 
 @dataclass(eq=False)
@@ -55,7 +53,7 @@ class Entrant:
     seconds: dict[str, list[float]] = field(default_factory=dict)  # by measure
     singles: list[float] = field(default_factory=list)
     quality: dict[str, float] = field(default_factory=dict)
-    logits: tuple[int, bytes] | None = None
+    logits: tuple[int, bytes] | None = None  # of all texts: labels and base64
 
     @property
     def alive(self) -> bool:
@@ -80,7 +78,6 @@ class Entrant:
             return
         self.seconds.setdefault(measure, []).append(answer.seconds)
         self.singles += answer.singles
-        self.logits = answer.logits or self.logits
 
     def forget(self) -> None:
         """Nothing has been measured."""
@@ -113,13 +110,12 @@ def ask(process: Process, measure: str, work: Work, prompts: Prompts, round_: in
         if measure == "prefill":
             return Answer(first)
         return Answer(sum(steps) / len(steps), steps if measure == "decode" else [])
-    some = [work.texts[(round_ * SINGLES + i) % len(work.texts)] for i in range(SINGLES)]
+    some = work.alone(round_)
     process.call("single", texts=some[:5])
     if measure == "single":
         found = process.call("single", texts=some)
         return Answer(float(np.median(found)), found)
-    answer = process.call("label", texts=work.texts)
-    return Answer(answer["seconds"], logits=(answer["labels"], answer["logits"].encode("ascii")))
+    return Answer(process.call("label", texts=work.raced)["seconds"])
 
 
 def pilot(
@@ -149,7 +145,7 @@ class _Trials:
     """Processes of one program on different numbers of threads, and what is tried on them."""
 
     def __init__(self, start: Callable[[int], tuple[Process, float]], work: Work) -> None:
-        self._start, self._work = start, replace(work, texts=work.texts[:TRIAL_TEXTS])
+        self._start, self._work = start, replace(work, texts=some_of(work.texts, TRIAL_TOKENS))
         self._prompts = Prompts(work.vocabulary)
         self._problem = PeerError("there is no number of threads to try")
         self.processes: dict[int, Process] = {}

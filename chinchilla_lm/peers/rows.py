@@ -90,7 +90,7 @@ def _asked(work: Work) -> Row:
 def _rates(seconds: Mapping[str, list[float]], work: Work) -> Row:
     """Medians by their keys, the quartiles as `spread`, and of which rounds: `rounds` by measure, and `wide`, measures
     whose quartiles are still too far apart, and how far."""
-    amounts = {"prefill": work.tokens, "batch": SEQUENCES, "texts": len(work.texts)}
+    amounts = {"prefill": work.tokens, "batch": SEQUENCES, "texts": len(work.raced)}
     rates = {key: amounts.get(one, 1) / np.array(seconds[one]) for one, key in RATES.items() if one in seconds}
     return {key: float(np.median(rate)) for key, rate in rates.items()} | {
         "seconds": dict(seconds),

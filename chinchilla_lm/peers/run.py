@@ -71,7 +71,7 @@ def compete(
         rounds = race(entrants, builds, work, seconds, console)
         roof.look_again()
         read_memory(entrants)
-        read_quality(entrants, work.windows, console)
+        read_quality(entrants, work, console)
         if judge is not None:
             _judge(entrants, work, judge)
         rows = [as_row(one, work, roof, flops["ours" if one.engine == OURS else "theirs"]) for one in entrants]

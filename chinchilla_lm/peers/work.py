@@ -7,19 +7,22 @@ Measures of a language model, by what a worker is asked to write:
     long     the same behind LONG tokens of context
     batch    SEQUENCES short prompts together; time of a step for all
 
-and of a tagger: `texts`, a pass over all texts, and `single`, texts alone, one after the other.
+and of a tagger: `texts`, a pass over texts from all over the data, PASS_TOKENS in all, and `single`, texts alone, one
+after the other. A tagger of base size that reads whole documents needs a minute for all of CoNLL-2003's test set.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from chinchilla_lm.peers.table import LANGUAGE
 
 SHORT, LONG, SEQUENCES = 16, 1024, 8
 STEPS = 32  # that `long` and `batch` decode, and the least of `decode`
-SINGLES = 200  # texts a round that are answered alone
-TRIAL_TEXTS = 256  # of a pass that tries a number of threads
+PASS_TOKENS = 16_384  # that a tagger reads in a pass
+SINGLES, SINGLE_TOKENS = 200, 4_096  # texts a round that are answered alone, at most
+TRIAL_TOKENS = 4_096  # of a pass that tries a number of threads
 
 Ids = list[list[int]]
 
@@ -36,6 +39,17 @@ class Work:
     new_tokens: int = 64
     texts: Ids = field(default_factory=list)
     windows: Ids = field(default_factory=list)
+
+    @property
+    def raced(self) -> Ids:
+        """The texts of a pass."""
+        return some_of(self.texts, PASS_TOKENS)
+
+    def alone(self, round_: int) -> Ids:
+        """The texts of a round that are answered alone; every round has others, as long as there are any."""
+        length = sum(map(len, self.texts)) / len(self.texts)
+        count = max(1, min(SINGLES, int(SINGLE_TOKENS / length)))
+        return [self.texts[(round_ * count + i) % len(self.texts)] for i in range(count)]
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -63,3 +77,9 @@ class Work:
             return max(map(len, self.texts), default=1)
         asked = [rows * (tokens + new) for rows, tokens, new in map(self.prompt, self.measures)]
         return max(*asked, self.tokens + STEPS, *map(len, self.windows))
+
+
+def some_of(texts: Ids, tokens: int) -> Ids:
+    """Texts at even distances, about so many tokens of them in all, and at least one."""
+    step = max(1, math.ceil(sum(map(len, texts)) / tokens))
+    return texts[::step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,13 +225,12 @@ def test_who_cannot_be_tried_is_passed_over():
 
 
 def test_who_fails_late_keeps_its_speeds_and_nobody_left_ends_the_race(measured: Roof):
-    windows = [[1, 2, 3]]
     rounds = [1.0] * (1 + 10) * 3
     good = entrant("a", "x", Stub([*rounds, 12.0, PeerError("died")]))
     bad = entrant("b", "y", Stub([1.0, PeerError("crashed")]))
     assert race([good, bad], [], WORK, 0.0, QUIET) == 10
     read_memory([good, bad])
-    read_quality([good, bad], windows, QUIET)
+    read_quality([good, bad], replace(WORK, windows=[[1, 2, 3]]), QUIET)
     row = as_row(good, WORK, measured, 1.0)
     assert (row["decode_tokens_per_s"], row["peak_mb"], row["error"]) == (1.0, 12.0, "quality: died")
     assert (row["latency_ms"]["p50"], row["first_token_ms"]["p95"]) == (1000.0, 1000.0)
@@ -239,6 +239,17 @@ def test_who_fails_late_keeps_its_speeds_and_nobody_left_ends_the_race(measured:
     assert "seconds" not in as_row(bad, WORK, measured, 1.0)
     gone = entrant("c", "z", Stub([PeerError("gone")]))
     assert race([gone], [], WORK, 60.0, QUIET) == 0
+
+
+@pytest.mark.parametrize(("length", "alone", "raced"), [(16, 200, 1000), (384, 10, 42), (20_000, 1, 1)])
+def test_a_tagger_s_work_is_bounded_in_tokens(length: int, alone: int, raced: int):
+    """A round of 4,096 tokens alone, 200 texts at most, and a pass of 16,384, from all over the data."""
+    texts = [[number] * length for number in range(1000)]
+    work = Work("token-classification", 1000, 512, texts=texts)
+    assert [one[0] for one in work.alone(0)] == list(range(alone))
+    assert [one[0] for one in work.alone(3)] == [(3 * alone + i) % 1000 for i in range(alone)]
+    assert len(work.raced) == raced
+    assert work.raced[-1][0] >= (900 if raced > 1 else 0)
 
 
 class Noisy(ByMeasure):
