@@ -41,7 +41,7 @@ def main() -> None:
     table = []
     for name in args.formats:
         form = FORMATS[name]
-        packed = _aligned(form.pack(weights, **form.options))
+        packed = _aligned(form.pack(weights))
         shape = {"outputs": OUTPUTS, "inputs": INPUTS, "offset": 0, "bias": None}
         header = {"format": form.kind, **shape, **form.options}
         for isa in args.sets:

@@ -147,18 +147,33 @@ def bench(
 
 
 def pack(
-    model: str, *, format: str, out: str, task: str | None = None, cache: str = "auto", quiet: bool = False
+    model: str,
+    *,
+    format: str,
+    out: str,
+    task: str | None = None,
+    cache: str = "auto",
+    solver: str | None = None,
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
+    quiet: bool = False,
 ) -> PackResult:
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
 
     out: a folder, empty or not there yet. task: the head to pack, where the model's config names none. cache: how keys
-    and values are kept, `bf16` or `int8` (`auto`: int8 beside weights of 8 and 4 bits). Raises
-    InputError for an unknown format, and for a model that cannot be read, has no trained head, or is packed already.
+    and values are kept, `bf16` or `int8` (`auto`: int8 beside weights of 8 and 4 bits). format: others
+    for some matrices stand behind it, as in `int4,head=int8`. solver: `round` or `gptq` (None: the latter where there
+    is `calibration`), which needs `calibration`, data of the model's task, and reads so many tokens of their training
+    split (None: 65,536).
+    Raises InputError for an unknown format or solver, and for a model that cannot be read, has no trained head, or is
+    packed already.
     """
     with needing("pack"):
+        from chinchilla_lm.pipeline.pack import Packing
         from chinchilla_lm.pipeline.pack import pack as run
 
-        return run(model, format, Path(out), Console(quiet=quiet), task, cache)
+        asked = Packing(model, format, Path(out), task, cache, solver, calibration, calibration_tokens)
+        return run(asked, Console(quiet=quiet))
 
 
 def export(model: str, *, out: str, to: str = "hf", force: bool = False, quiet: bool = False) -> ExportResult:

@@ -56,6 +56,11 @@ class GatedDelta(Link):
         """See Link."""
         return self.inner
 
+    @property
+    def second(self) -> nn.Linear:
+        """See Link."""
+        return self.out
+
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """What the tokens up to each position left in the memory, [B, T, D]; a text does not see padding behind it."""
         rows, positions, _ = x_BTD.shape

@@ -89,6 +89,7 @@ class Norm(nn.Module):
 class Link(nn.Module, ABC):
     """One residual sublayer: `forward` returns the residual stream with its contribution in it."""
 
+    name: str  # as a plan has it: `3.attn`
     norm: Norm | None
 
     def __init__(self, config: ModelConfig, block: int) -> None:
@@ -105,6 +106,11 @@ class Link(nn.Module, ABC):
     @abstractmethod
     def first(self) -> nn.Linear:
         """The matrix that the norm in front, if there is one, is for."""
+
+    @property
+    @abstractmethod
+    def second(self) -> nn.Linear:
+        """The matrix whose outputs are the link's contribution."""
 
     @abstractmethod
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -162,6 +168,11 @@ class Attention(Link):
     def first(self) -> nn.Linear:
         """See Link."""
         return self.qkv
+
+    @property
+    def second(self) -> nn.Linear:
+        """See Link."""
+        return self.out
 
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Attention over this pass's and, with a cache, all earlier positions, [B, T, D]."""
@@ -279,6 +290,11 @@ class MLP(Link):
     def first(self) -> nn.Linear:
         """See Link."""
         return self.up
+
+    @property
+    def second(self) -> nn.Linear:
+        """See Link."""
+        return self.down
 
     def contribution(self, x_BTD: Tensor, context: Context) -> Tensor:
         """[B, T, D]."""

@@ -120,6 +120,14 @@ class Transformer(nn.Module):
         assert isinstance(module, Link)
         return module
 
+    def matrices(self) -> dict[str, nn.Linear]:
+        """The large matrices that are left, in the chain's order: `3.attn.first`, `3.attn.second` … and a decoder's
+        `head`."""
+        links = [module for module in self.links.values() if isinstance(module, Link)]
+        found = {f"{link.name}.{place}": getattr(link, place) for link in links for place in ("first", "second")}
+        decoder = self.head.output if self.config.head.kind == "language-modeling" else None
+        return found if decoder is None else found | {"head": decoder}
+
     def embed(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, Context]:
         """The stream in front of the first link, [B, T, D], and what the links of this pass share."""
         past = 0 if cache is None else cache.length

@@ -28,12 +28,12 @@ def from_halves(halves: NDArray[np.uint16]) -> Floats:
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
-def pack(matrix_NK: Floats) -> Bytes:
+def lay(matrix_NK: Floats) -> Bytes:
     """Panels of [K/2][16][2] bfloat16."""
     return to_panels(to_halves(pad(matrix_NK, STEP)), 2).view(np.uint8).reshape(-1)
 
 
-def unpack(packed: Bytes, outputs: int, inputs: int) -> Floats:
+def read(packed: Bytes, outputs: int, inputs: int) -> Floats:
     """float32 [N, K]."""
     panels = rows_of(packed, outputs).view(np.uint16)
     return from_halves(from_panels(panels.reshape(len(panels), -1, 16, 2)))[:outputs, :inputs]

@@ -1,6 +1,4 @@
-"""int8: w ≈ q · s, with a float16 scale for each group of inputs of an output, or one a row.
-
-q is in −127 … 127, as many steps below zero as above it.
+"""int8 as panels: float16 scales [K / 64][16], or one float32 a row, and [K/4][16][4] bytes.
 
 The inputs of a product are rounded the same way when it is made, with a scale for each group of a token, or one a token
 (Dettmers et al. 2022, LLM.int8(), without its outliers in float16). One scale a token is not enough for a small
@@ -12,46 +10,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, from_panels, pad, round_up, rows_of, to_panels
-from chinchilla_lm.pack.sides import finite_half, from_side, side_bytes, to_side
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, from_panels, pad, round_up, rows_of, to_panels
+from chinchilla_lm.pack.quantized import Quantized, Scales
+from chinchilla_lm.pack.sides import from_side, side_bytes, to_side
+from chinchilla_lm.pack.uniform import Uniform
 
 STEP = 64
-OFFSET = 128
-MOST = 127
 
 
-def pack(matrix_NK: Floats, group: int, asymmetric: bool = False) -> Bytes:
-    """Panels of scales and [K/4][16][4] bytes. group 0: one float32 scale a row."""
-    assert not asymmetric
-    padded = pad(np.asarray(matrix_NK, np.float32), STEP)
-    outputs, inputs = padded.shape
-    groups_NGJ = padded.reshape(outputs, -1, group or inputs)
-    peaks = np.abs(groups_NGJ).max(2) / np.float32(MOST)
-    if group:
-        halves = finite_half(peaks)
-        side, scales = to_side(halves), halves.astype(np.float32)
+def lay(rounded: Quantized) -> Bytes:
+    """The bytes of a rounded matrix."""
+    codes = pad(rounded.codes_NK, STEP, rounded.middle)
+    weights = to_panels(codes, 4)
+    if rounded.group:
+        side = to_side(pad(rounded.scales_NG, 1), codes.shape[1] // rounded.group)
     else:
-        scales = peaks
-        side = np.ascontiguousarray(peaks.reshape(-1, LANES)).view(np.uint8)
-    safe = np.where(scales > 0, scales, np.float32(1.0))[..., None]
-    steps = groups_NGJ / safe
-    np.rint(steps, out=steps)
-    np.clip(steps, -MOST, MOST, out=steps)  # a scale that was rounded down to float16 leads beyond
-    steps += OFFSET
-    weights = to_panels(steps.astype(np.uint8).reshape(outputs, inputs), 4)
+        side = np.ascontiguousarray(pad(rounded.scales_NG, 1).reshape(-1, LANES)).view(np.uint8)
     return np.concatenate((side, weights.reshape(len(weights), -1)), axis=1).reshape(-1)
 
 
-def unpack(packed: Bytes, outputs: int, inputs: int, group: int, asymmetric: bool = False) -> Floats:
-    """float32 [N, K]."""
-    assert not asymmetric
+def read(packed: Bytes, outputs: int, inputs: int, how: Uniform) -> Quantized:
+    """The rounded matrix of such bytes."""
     panels = rows_of(packed, outputs)
-    groups = round_up(inputs, STEP) // group if group else 1
-    side = side_bytes(groups) if group else ALIGNMENT
+    groups = -(-inputs // how.group) if how.group else 1
+    side = side_bytes(round_up(inputs, STEP) // how.group) if how.group else ALIGNMENT
     codes = from_panels(np.ascontiguousarray(panels[:, side:]).reshape(len(panels), -1, LANES, 4))
-    if group:
-        scales = from_side(panels[:, :side], groups)
-    else:
-        scales = np.ascontiguousarray(panels[:, :side]).view(np.float32).reshape(-1, 1, 1)
-    values = (codes.astype(np.float32) - OFFSET).reshape(len(codes), groups, -1) * scales
-    return values.reshape(len(codes), -1)[:outputs, :inputs]
+    head = np.ascontiguousarray(panels[:, :side])
+    scales: Scales = from_side(head, groups) if how.group else head.view(np.float32).reshape(-1, 1)
+    return Quantized(codes[:outputs, :inputs], scales[:outputs], None, how.group, how.middle)

@@ -3,7 +3,8 @@
 A product then needs no sum across lanes, and a panel is one forward stream of bytes. native/kernels.h has the layout of
 each format; the C++ reads what is written here.
 
-N outputs, K inputs; padded: N to 16 with zero rows, K to a format's step with zeros.
+N outputs, K inputs; padded: N to 16, K to a format's step, with zeros or the code of zero. What stands behind
+the inputs is multiplied with zeros.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def pad(matrix_NK: NDArray, step: int) -> NDArray:
-    """Zeros to N a multiple of 16, and K of `step`."""
+def pad(matrix_NK: NDArray, step: int, zero: int = 0) -> NDArray:
+    """`zero` up to N a multiple of 16, and K of `step`."""
     outputs, inputs = matrix_NK.shape
     added = (0, round_up(outputs, LANES) - outputs), (0, round_up(inputs, step) - inputs)
-    return np.pad(matrix_NK, added) if added != ((0, 0), (0, 0)) else matrix_NK
+    return np.pad(matrix_NK, added, constant_values=zero) if added != ((0, 0), (0, 0)) else matrix_NK
 
 
 def to_panels(matrix_NK: NDArray, together: int) -> NDArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, Floats, round_up
+from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, round_up
 
 Halves = NDArray[np.float16]
 
@@ -15,19 +15,18 @@ def side_bytes(groups: int) -> int:
     return round_up(groups * 2 * LANES, ALIGNMENT)
 
 
-def to_side(values_NG: Halves) -> Bytes:
-    """[N / 16, bytes]: [G][16] of each panel."""
-    outputs, groups = values_NG.shape
-    panels = np.ascontiguousarray(values_NG.reshape(outputs // LANES, LANES, groups).transpose(0, 2, 1))
+def to_side(values_NG: NDArray[np.floating], groups: int) -> Bytes:
+    """[N / 16, bytes]: [G][16] of each panel. groups: as many as the padded inputs have; those that lack one have 0."""
+    outputs, known = values_NG.shape
+    panels = np.ascontiguousarray(values_NG.reshape(outputs // LANES, LANES, known).transpose(0, 2, 1))
     flat = panels.reshape(len(panels), -1).view(np.uint8)
     return np.pad(flat, ((0, 0), (0, side_bytes(groups) - flat.shape[1])))
 
 
-def from_side(side: Bytes, groups: int) -> Floats:
-    """[N, G, 1] from `to_side`."""
+def from_side(side: Bytes, groups: int) -> Halves:
+    """[N, G] from `to_side`, of the first `groups`."""
     flat = np.ascontiguousarray(side[:, : groups * 2 * LANES]).view(np.float16)
-    panels = flat.reshape(len(flat), groups, LANES).transpose(0, 2, 1)
-    return panels.astype(np.float32).reshape(-1, groups, 1)
+    return np.ascontiguousarray(flat.reshape(len(flat), groups, LANES).transpose(0, 2, 1)).reshape(-1, groups)
 
 
 def finite_half(values: NDArray[np.floating]) -> Halves:

@@ -62,32 +62,29 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
     """The plan's model before and after recovery. Where no speed was asked for: of the first of the trials' plans whose
-    interval on dev then lies within the margin, or else of the last whose estimate does. A plan that a person has
-    edited is taken as it is.
+    interval on dev then lies within the margin, or whose estimate does, where none of those behind it held in its
+    trial. A plan that a person has edited is taken as it is.
 
-    Raises ContractError where all are beyond the margin on dev as well: the test data are not looked at then.
+    Raises ContractError where the last is beyond the margin on dev as well: the test data are not looked at then.
     """
     trials, margin = stages.trials(), stages.recipe.margin
     known = [trial.plan.dropped for trial in trials]
     if plan.dropped not in known:
         return plan, *_recovered(stages, plan)
-    plans = [plan, *(trial.plan for trial in trials[known.index(plan.dropped) + 1 :])]
-    within: Plan | None = None
-    for plan in plans:
+    first = known.index(plan.dropped)
+    rest = [plan, *(trial.plan for trial in trials[first + 1 :])]
+    for index, plan in enumerate(rest, first + 1):
         models = _recovered(stages, plan)
         standing = stages.recovery.standing(models[1].model)
-        if standing.high < margin:
+        surer = any(trial.holds(margin) for trial in trials[index:])
+        if standing.high < margin or (standing.loss < margin and not surer):
             return plan, *models
-        if standing.loss < margin:
-            within = plan
-        further = "" if plan is plans[-1] else "; the next slower model is tried"
+        further = "; the next slower model is tried" if index < len(trials) else ""
         stages.console.say(
             f"{len(plan.kept)} links, recovered: loss on dev {standing.loss:.2f} [{standing.low:.2f}, "
             f"{standing.high:.2f}], not shown to be within {margin:g}{further}"
         )
-    if within is None:
-        raise ContractError(nothing_holds(margin, trials[-1].speedup, standing.half))
-    return within, *(models if within is plan else _recovered(stages, within))
+    raise ContractError(nothing_holds(margin, trials[-1].speedup, standing.half))
 
 
 def _recovered(stages: Stages, plan: Plan) -> tuple[Transformer, Checkpoint]:

@@ -27,8 +27,6 @@ TRIALS = 5
 FIRST = 2.0
 # Forward passes that a token of recovery takes as long as: the teacher's, the student's, and twice that backwards.
 TRAINING_PASSES = 4
-# Readings of dev a model that is recovered: before, after, and once more for the answers of the better one.
-DEV_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,8 @@ class Effort:
     calibration_tokens: int
     """that are read for each"""
     token_seconds: float
+    dev_readings: int = 1
+    """of the latter, a model: before, in and after its recovery"""
     recovery_tokens: int = 0
     """of a full recovery, where one follows that is longer than the trials'"""
     advice: bool = False
@@ -83,8 +83,7 @@ class Effort:
     @property
     def model_seconds(self) -> float:
         """For one model."""
-        readings = DEV_PASSES if self.tokens else 1
-        return (TRAINING_PASSES * self.tokens + readings * self.dev_tokens) * self.token_seconds
+        return (TRAINING_PASSES * self.tokens + self.dev_readings * self.dev_tokens) * self.token_seconds
 
     @property
     def search_seconds(self) -> float:

@@ -112,6 +112,7 @@ class Planner:
             measures=recipe.max_measures if "refine" in self.methods() else 0,
             calibration_tokens=sum(batch.batch.tokens for batch in batches),
             token_seconds=recovery.token_seconds,
+            dev_readings=recovery.dev_readings(RACE_TOKENS),
             recovery_tokens=recovery.tokens(),
             advice=advice,
         )

@@ -93,6 +93,10 @@ class Recovery:
         """How many tokens `train` learns from, of `most`."""
         return round(self._epochs(most) * self._available) if self.job.recipe.recover.epochs > 0 else 0
 
+    def dev_readings(self, most: int | None = None) -> int:
+        """How often a model is judged that is trained so: at the start, after each epoch, and as it is at last."""
+        return 2 + math.ceil(self._epochs(most)) if self.tokens(most) else 1
+
     @cached_property
     def _available(self) -> int:
         return max(1, sum(len(one.ids) for one in self.encoded))

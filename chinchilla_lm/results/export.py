@@ -4,12 +4,15 @@ from typing import TypedDict
 
 
 class PackResult(TypedDict):
-    """A packed model: `chinchilla pack --json`. output: its folder, and bytes of all files there. It has no certificate
-    yet, whatever the model had that it was made of."""
+    """A packed model: `chinchilla pack --json`. output: its folder, and bytes of all files there; bits: of a weight,
+    with scales and minima, in the mean over all matrices and tables. It has no certificate yet, whatever the model had
+    that it was made of."""
 
     format: str
+    solver: str
     output: str
     bytes: int
+    bits: float
     seconds: float
     certificate: None
 

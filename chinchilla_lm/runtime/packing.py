@@ -5,14 +5,17 @@ Its tokenizer is written out in full, so that it needs none of the rules by whic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import building
 from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.tokenizer import save_plain
 from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.compile import draft
 from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
@@ -21,19 +24,36 @@ from chinchilla_lm.runtime.engine.program import Draft, cached_in, write_program
 Size = tuple[str, int, int]
 
 
+def refuse_packed(model: str | Path) -> None:
+    """Raises InputError for a model that is packed already."""
+    if is_packed(model):
+        raise InputError(f"{model} is packed already, and packing twice loses twice; pack the model that it came from")
+
+
 def write_packed(
     model: str | Path, form: str, folder: Path, task: str | None = None, cache: str = "auto"
 ) -> list[Size]:
-    """Pack a model into a folder, wholly or not at all; (what, bytes, weights) of its parts. cache: of keys and values.
+    """Pack a model into a folder, wholly or not at all, each weight rounded by itself; (what, bytes, weights) of its
+    parts. cache: of keys and values.
 
     Raises InputError for a model that cannot be read, has no trained head, or is packed already.
     """
-    if is_packed(model):
-        raise InputError(f"{model} is packed already, and packing twice loses twice; pack the model that it came from")
+    refuse_packed(model)
     checkpoint = checkpoints.load(model, task=task)
     if checkpoint.fresh:
         raise InputError(f"{model} has no trained head for {task}; run chinchilla finetune first")
-    laid = draft(checkpoint.model, form)
+    return write_checkpoint(checkpoint, form, folder, cache)
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    form: str,
+    folder: Path,
+    cache: str = "auto",
+    rounded: Mapping[str, Quantized] | None = None,
+) -> list[Size]:
+    """The same of a model in memory. rounded: its large matrices, where a solver has rounded them."""
+    laid = draft(checkpoint.model, form, rounded=rounded)
     card = Card.of(checkpoint)
     header = laid.header | {"card": card.to_dict()}
     if cache != "auto":

@@ -163,8 +163,7 @@ def test_after_a_fallback_the_report_marks_the_plan_that_was_taken(
 def test_what_a_trial_leaves_undecided_is_recovered_and_judged_on_dev(
     tagger: Path, tags: Path, tmp_path: Path, chinchilla, monkeypatch: pytest.MonkeyPatch, loss: float, status: int
 ):
-    """Every trial misses the margin of 50 by less than its interval; recovered in full the first model holds it, or none
-    does."""
+    """Every trial misses the margin of 50 by less than its interval; in full the first holds it, or none does."""
 
     def standing(recovery: Recovery, short: Transformer) -> Standing:
         tried = (tmp_path / "run" / "trials.json").exists()

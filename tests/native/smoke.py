@@ -36,7 +36,7 @@ def main() -> int:
             form.pack_into(weights, packed)
             header = {"format": form.kind, "outputs": OUTPUTS, "inputs": INPUTS, "offset": 0, "bias": None}
             found = engine.multiply(isa, header | dict(form.options), packed, x)
-            expected = x @ form.unpack(packed, OUTPUTS, INPUTS, **form.options).T
+            expected = x @ form.unpack(packed, OUTPUTS, INPUTS).T
             error = float(np.abs(found - expected).max() / np.abs(expected).max())
             if not error < ROUNDING[form.kind]:
                 print(f"{isa} {name}: off by {error:.1e} of the largest result")

@@ -69,9 +69,9 @@ def as_multiplied(form: Format, x: NDArray[np.float32]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("name", ["int8", "int8-row"])
 def test_the_largest_bytes_have_room(isa: str, name: str):
     form, scales = FORMATS[name], 64
-    packed = aligned(form.pack(np.ones((16, 64), np.float32), **form.options))
+    packed = aligned(form.pack(np.ones((16, 64), np.float32)))
     packed[scales:] = 0  # weights of -128, which a file may hold though none is packed so
-    meant = form.unpack(packed, 16, 64, **form.options)
+    meant = form.unpack(packed, 16, 64)
     for x in (np.ones((9, 64), np.float32), -np.ones((9, 64), np.float32)):
         got = engine.multiply(isa, header(form, 16, 64), packed, padded(x))
         assert np.allclose(got, x @ meant.T, rtol=1e-5)
@@ -84,9 +84,9 @@ def test_a_product_is_that_of_the_rounded_numbers(isa: str, name: str):
     random = np.random.default_rng(0)
     for outputs, inputs in SHAPES:
         weights = random.standard_normal((outputs, inputs)).astype(np.float32)
-        packed = aligned(form.pack(weights, **form.options))
+        packed = aligned(form.pack(weights))
         assert packed.size == form.bytes(outputs, inputs)
-        meant = form.unpack(packed, outputs, inputs, **form.options)
+        meant = form.unpack(packed, outputs, inputs)
         for rows in ROWS:
             x = clear_of_ties(form, random.standard_normal((rows, inputs)).astype(np.float32))
             got = engine.multiply(isa, header(form, outputs, inputs), packed, padded(x))
@@ -104,8 +104,8 @@ def test_the_largest_numbers_have_room(isa: str, name: str, rows: int):
     signs = np.sign(np.random.default_rng(2).standard_normal((33, 256))).astype(np.float32)
     weights = np.concatenate((np.ones((16, 256), np.float32), -np.ones((16, 256), np.float32), signs))
     weights[:, ::32] *= 0.999  # not all alike: an asymmetric group of one number is its minimum and nothing else
-    packed = aligned(form.pack(weights, **form.options))
-    meant = form.unpack(packed, *weights.shape, **form.options).astype(np.float64)
+    packed = aligned(form.pack(weights))
+    meant = form.unpack(packed, *weights.shape).astype(np.float64)
     for x in (np.ones((rows, 256), np.float32), -np.ones((rows, 256), np.float32), signs[:rows]):
         got = engine.multiply(isa, header(form, *weights.shape), packed, padded(x))
         assert np.abs(got - x.astype(np.float64) @ meant.T).max() < 3e-6 * 256, (isa, name)
@@ -117,7 +117,7 @@ def test_the_largest_numbers_have_room(isa: str, name: str, rows: int):
 def test_the_smallest_inputs_are_next_to_nothing(isa: str, name: str, size: float):
     form = FORMATS[name]
     weights = np.random.default_rng(3).standard_normal((20, 128)).astype(np.float32)
-    packed = aligned(form.pack(weights, **form.options))
+    packed = aligned(form.pack(weights))
     x = np.full((9, 128), size, np.float32)
     x[:, ::3] *= -1
     got = engine.multiply(isa, header(form, 20, 128), packed, padded(x))
@@ -129,9 +129,9 @@ def test_the_smallest_inputs_are_next_to_nothing(isa: str, name: str, size: floa
 def test_a_row_comes_out_as_it_was_packed(isa: str, name: str):
     form = FORMATS[name]
     weights = np.random.default_rng(1).standard_normal((35, 83)).astype(np.float32)
-    packed = aligned(form.pack(weights, **form.options))
+    packed = aligned(form.pack(weights))
     got = engine.unpack(isa, header(form, 35, 83), packed)
-    np.testing.assert_allclose(got, form.unpack(packed, 35, 83, **form.options), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(got, form.unpack(packed, 35, 83), rtol=1e-6, atol=1e-7)
 
 
 def exactly(what: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -205,3 +205,15 @@ def test_rotation(isa: str, size: int):
     cosine, sine = np.cos(angle), np.sin(angle)
     exact = np.concatenate((first * cosine - second * sine, second * cosine + first * sine))
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_engine_counts_the_bytes_of_a_matrix_as_python_does(name: str, shape: tuple[int, int]):
+    """There are two tables of formats, one a side: as many bytes are enough for the other, and one less is not."""
+    form = FORMATS[name]
+    packed = aligned(form.pack(np.ones(shape, np.float32)))
+    assert packed.size == form.bytes(*shape)
+    engine.unpack(SETS[0], header(form, *shape), packed)
+    with pytest.raises(ValueError, match="outside the program's bytes"):
+        engine.unpack(SETS[0], header(form, *shape), packed[:-1])

@@ -22,7 +22,7 @@ def test_bfloat16(shape: tuple[int, int]) -> None:
     matrix = bits.view(np.float32)
     room = np.full(FORMATS["bf16"].bytes(*shape), 7, np.uint8)
     FORMATS["bf16"].pack_into(matrix, room)
-    assert np.array_equal(room, bf16.pack(matrix))
+    assert np.array_equal(room, bf16.lay(matrix))
 
 
 def test_q8_0() -> None:

@@ -83,7 +83,7 @@ def test_holding_is_the_estimate_showing_the_interval():
 
 def test_what_the_trials_take_is_said_before_them():
     """6 models on 10,000 tokens, each four passes over a token, and thrice 2,000 of dev: 46,000 passes of 1 ms."""
-    effort = Effort(5, 6, 10_000, 2_000, measures=200, calibration_tokens=500, token_seconds=0.001)
+    effort = Effort(5, 6, 10_000, 2_000, 200, 500, 0.001, dev_readings=3)
     assert effort.words() == (
         "5 speeds are tried on dev: up to 6 models are recovered on 10,000 tokens and judged, about 0:46 each, 4:36 in "
         "all, by how fast the original reads dev; on top come the searches, of 200 measurements or 1:40 each at most, "

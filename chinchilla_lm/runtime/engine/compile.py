@@ -9,7 +9,7 @@ D hidden features, N outputs, K inputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,12 +22,14 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import Activation, RopeConfig
 from chinchilla_lm.models.delta import GatedDelta
 from chinchilla_lm.models.disentangled import DisentangledAttention, Distances
-from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Norm
+from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Link, Norm
 from chinchilla_lm.models.rope import attention_factor, inverse_frequencies
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import to_halves
-from chinchilla_lm.pack.formats import FORMATS, PIECE, Format, format_named
+from chinchilla_lm.pack.formats import FORMATS, PIECE, Format
+from chinchilla_lm.pack.mixed import Mixed, mixed
 from chinchilla_lm.pack.panels import LANES, Bytes, Floats, round_up, rows_of
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.engine.program import Draft, Fill, Parts, Program, together
 
 Part = dict[str, Any]
@@ -39,37 +41,43 @@ PART = 1 << 22  # weights that are read at a time: 17 MB as floats, which the al
 Read = Callable[[str, slice | None], torch.Tensor]
 
 
-def compile_model(model: Transformer, format_name: str, read: Read | None = None) -> Program:
+def compile_model(model: Transformer, formats: str, read: Read | None = None) -> Program:
     """The program of a model, as `draft` has it, in memory."""
-    return draft(model, format_name, read).program()
+    return draft(model, formats, read).program()
 
 
-def draft(model: Transformer, format_name: str, read: Read | None = None) -> Draft:
-    """The program of a model, its large matrices in one format; they are packed when its data is made.
+def draft(
+    model: Transformer, formats: str, read: Read | None = None, rounded: Mapping[str, Quantized] | None = None
+) -> Draft:
+    """The program of a model, its large matrices in one format, or in several (`pack.mixed`); they are packed when its
+    data is made.
 
     What is small beside them, or is looked up and not multiplied, is bfloat16 (float32 in a program of `f32`): the
     outputs of a classification head, embeddings that no decoder shares. So is the cache of keys and values, but with
     int8 and int4 weights it is int8, a scale for each key and each value. Raises InputError for an unknown
-    format; so does the making of the data for weights that are not finite numbers.
+    format, or a matrix that the model lacks; so does the making of the data for weights that are not finite numbers.
 
     read: gives a parameter by its name, or some of its rows, where the model itself has no storage. A large file is so
-    packed without ever being in memory as floats.
+    packed without ever being in memory as floats. rounded: large matrices, by the name of the parameter, that a solver
+    has rounded in these formats.
     """
-    return _Compiler(model, format_named(format_name), read).draft()
+    return _Compiler(model, mixed(formats), read, rounded or {}).draft()
 
 
 class _Compiler:
-    def __init__(self, model: Transformer, form: Format, read: Read | None) -> None:
-        self.model, self.config, self.form, self.read = model, model.config, form, read
+    def __init__(self, model: Transformer, formats: Mixed, read: Read | None, rounded: Mapping[str, Quantized]) -> None:
+        self.model, self.config, self.read, self.rounded = model, model.config, read, rounded
+        formats.check(model.matrices())
+        self.formats = formats
         self.names = {id(one): name for name, one in model.named_parameters(remove_duplicate=False)}
-        self.small = FORMATS["f32" if form.name == "f32" else "bf16"]
+        self.small = FORMATS["f32" if formats.default.name == "f32" else "bf16"]
         self.data = Parts()
         self.ropes = list(dict.fromkeys(rope for rope in self.config.ropes if rope is not None))
 
     def draft(self) -> Draft:
         config = self.config
         header = {
-            "format": self.form.name,
+            "format": str(self.formats),
             "hidden": config.hidden_size,
             "vocabulary": config.vocab_size,
             "max_positions": config.max_positions,
@@ -86,7 +94,7 @@ class _Compiler:
 
     def cache(self) -> str:
         """The format of keys and values. What is read once, by a bidirectional model, is not worth rounding further."""
-        return "int8" if self.config.causal and self.form.name.startswith(("int8", "int4")) else self.small.name
+        return "int8" if self.config.causal and self.formats.default.rounding is not None else self.small.name
 
     def rope(self, rope: RopeConfig) -> Part:
         """Radians a position; `longer` is for texts of more than `switch` tokens, and `scale` of cosine and sine."""
@@ -182,9 +190,9 @@ class _Compiler:
     def attention(self, link: Attention) -> Part:
         return {
             "kind": "attention",
-            "first": self.gates_last(link) if link.gated else self.linear(link.qkv, link.name),
+            "first": self.gates_last(link) if link.gated else self.first(link),
             "gated_heads": link.gated,
-            "second": self.linear(link.out, link.name),
+            "second": self.second(link),
             "heads": link.heads,
             "kv_heads": link.kv_heads,
             "head_dim": link.head_dim,
@@ -203,19 +211,21 @@ class _Compiler:
         """Queries, keys, values, gates: in torch each head's gate stands behind its query."""
         order = gate_order(link.heads, link.kv_heads, link.head_dim)
         bias = None if link.qkv.bias is None else self.numbers(link.qkv.bias, link.name)[order]
-        shape = link.qkv.out_features, link.qkv.in_features
+        shape, form = (link.qkv.out_features, link.qkv.in_features), self.formats.of(f"{link.name}.first")
 
         def pack(room: Bytes) -> None:
-            self.form.pack_into(self.numbers(link.qkv.weight, link.name)[order], room)
+            found = self.rounded.get(self.names[id(link.qkv.weight)])
+            rows = self.numbers(link.qkv.weight, link.name)[order] if found is None else found.take(order)
+            form.pack_into(rows, room)
 
-        return self.matrix(shape, pack, bias, self.form)
+        return self.matrix(shape, pack, bias, form)
 
     def delta(self, link: GatedDelta) -> Part:
         delta = link.delta
         return {
             "kind": "delta",
-            "first": self.linear(link.inner, link.name),
-            "second": self.linear(link.out, link.name),
+            "first": self.first(link),
+            "second": self.second(link),
             "key_heads": delta.key_heads,
             "value_heads": delta.value_heads,
             "key_dim": delta.key_dim,
@@ -235,8 +245,8 @@ class _Compiler:
     def mlp(self, link: MLP) -> Part:
         return {
             "kind": "mlp",
-            "first": self.alternating(link.up, link.name) if link.gated else self.linear(link.up, link.name),
-            "second": self.linear(link.down, link.name),
+            "first": self.alternating(link) if link.gated else self.first(link),
+            "second": self.second(link),
             "gated": link.gated,
             "activation": self.config.activation,
         }
@@ -255,7 +265,7 @@ class _Compiler:
             "transform": self.norm(head.transform_norm),
             "output": None
             if head.output is None
-            else self.linear(head.output, "head", self.form if decoder else self.small),
+            else self.linear(head.output, "head", self.formats.of("head") if decoder else self.small),
             "scale": head.scale,
             "softcap": head.softcap or 0.0,
         }
@@ -276,27 +286,41 @@ class _Compiler:
         with_weights.load_state_dict(weights, assign=True)
         return with_weights
 
-    def linear(self, module: nn.Linear, where: str, form: Format | None = None) -> Part:
+    def first(self, link: Link) -> Part:
+        return self.linear(link.first, link.name, self.formats.of(f"{link.name}.first"))
+
+    def second(self, link: Link) -> Part:
+        return self.linear(link.second, link.name, self.formats.of(f"{link.name}.second"))
+
+    def linear(self, module: nn.Linear, where: str, form: Format) -> Part:
         bias = None if module.bias is None else self.numbers(module.bias, where)
         shape = module.out_features, module.in_features
+        found = self.rounded.get(self.names[id(module.weight)])
 
         def pack(room: Bytes) -> None:
             def part(rows: slice, some: Bytes) -> None:
-                (form or self.form).pack_into(self.numbers(module.weight, where, rows), some)
+                weights = self.numbers(module.weight, where, rows) if found is None else found.part(rows)
+                form.pack_into(weights, some)
 
             together([partial(part, *one) for one in _parts(shape, room)])
 
-        return self.matrix(shape, pack, bias, form or self.form)
+        return self.matrix(shape, pack, bias, form)
 
-    def alternating(self, module: nn.Linear, where: str) -> Part:
+    def alternating(self, link: MLP) -> Part:
         """Gate and up in one."""
+        module, where, form = link.up, link.name, self.formats.of(f"{link.name}.first")
         bias = None if module.bias is None else _alternate(self.numbers(module.bias, where)[:, None])[:, 0]
         shape = 2 * round_up(module.out_features // 2, LANES), module.in_features
 
         def pack(room: Bytes) -> None:
-            self.form.pack_into(_alternate(self.numbers(module.weight, where)), room)
+            found = self.rounded.get(self.names[id(module.weight)])
+            if found is None:
+                form.pack_into(_alternate(self.numbers(module.weight, where)), room)
+            else:
+                order = _alternate(np.arange(1, module.out_features + 1)[:, None])[:, 0] - 1  # -1: a row of zeros
+                form.pack_into(found.take(order), room)
 
-        return self.matrix(shape, pack, bias, self.form)
+        return self.matrix(shape, pack, bias, form)
 
     def matrix(self, shape: tuple[int, int], pack: Fill, bias_N: Floats | None, form: Format) -> Part:
         """pack: writes the packed matrix into the bytes that it is given."""
@@ -367,7 +391,7 @@ def _lay_rows(values: Floats, room: Bytes) -> None:
         halves[row : row + step] = to_halves(values[row : row + step])
 
 
-def _alternate(both: Floats) -> Floats:
+def _alternate(both: NDArray[Any]) -> NDArray[Any]:
     """Gate and up, [2N, K] with gate first, as 16 rows of gate, 16 of up, and so on, each padded to 16."""
     gate, up = np.split(both, 2)
     missing = (0, -len(gate) % LANES), (0, 0)

@@ -176,7 +176,7 @@ class _State:
             raise ValueError(f"{name}: no format is {part.get('format')!r} with groups of {part.get('group')!r}")
         outputs, inputs = part["outputs"], part["inputs"]
         packed = self._bytes(part["offset"], form.bytes(outputs, inputs))
-        self._put(f"{name}.weight", form.unpack(packed, outputs, inputs, **form.options))
+        self._put(f"{name}.weight", form.unpack(packed, outputs, inputs))
         if part["bias"] is not None:
             self._put(f"{name}.bias", self._floats(part["bias"], outputs))
 

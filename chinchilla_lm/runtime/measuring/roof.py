@@ -202,7 +202,7 @@ def _our_product(n: int, name: str) -> Work:
     module, form, cores = engine_module(), FORMATS[name], usable_cores()
     assert module is not None, "asked for where there is an engine"
     random = np.random.default_rng(0)
-    packed = form.pack(random.standard_normal((n, n), np.float32), **form.options).reshape(-1).view(np.uint8)
+    packed = form.pack(random.standard_normal((n, n), np.float32)).reshape(-1).view(np.uint8)
     parts = Parts()
     parts.add(packed.size, lambda room: np.copyto(room, packed))
     data = parts.made()
