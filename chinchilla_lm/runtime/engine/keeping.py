@@ -19,6 +19,7 @@ from chinchilla_lm.runtime.engine.program import Header
 
 MOST = 4 << 30  # bytes of all copies together
 PAUSE = 1.0  # seconds until writing begins, so that the first token comes first
+LOOK = 0.02  # seconds between two looks at what another thread has done
 ABANDONED = 3600.0  # seconds after which nobody is still writing a copy
 PIECE = 1 << 24  # bytes between two looks at whether to stop
 NAME = "chinchilla keeps a copy"
@@ -31,12 +32,14 @@ class Stopped(Exception):
 class Writer:
     """A thread that writes in its own time.
 
-    The process waits for it at its end; Ctrl-C then has it stop and clean up.
+    The process waits for it at its end; Ctrl-C then has it stop and clean up. It looks again and again instead of
+    waiting for an event: Ctrl-C may strike when the lock within an event was just taken, which then nobody gives back,
+    and the process hangs (Python 3.11, on a busy machine).
     """
 
     def __init__(self, write: Callable[[threading.Event], None]) -> None:
         """write: raises Stopped soon after the event that it is given is set, and leaves nothing half written."""
-        self._hurry, self._stop, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._hurry, self._done, self._stop = False, False, threading.Event()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, args=(write,), name=NAME, daemon=True)
 
@@ -50,20 +53,26 @@ class Writer:
         """Wait until it is done; a process that was forked off has no such thread."""
         if os.getpid() != self._process:
             return
-        self._hurry.set()
         try:
-            self._done.wait()  # Python 3.11 takes a thread for ended when a signal interrupts its join
+            self._hurry = True
+            self._await()
         except KeyboardInterrupt:
             self._stop.set()
-            self._done.wait()
+            self._await()
+
+    def _await(self) -> None:
+        while not self._done:
+            time.sleep(LOOK)
 
     def _run(self, write: Callable[[threading.Event], None]) -> None:
-        self._hurry.wait(PAUSE)
+        begin = time.monotonic() + PAUSE
+        while not self._hurry and time.monotonic() < begin:
+            time.sleep(LOOK)
         try:
             with suppress(OSError, InputError, MemoryError, Stopped):  # there is then no copy, and nothing else is lost
                 write(self._stop)
         finally:
-            self._done.set()
+            self._done = True
             atexit.unregister(self.finish)
 
 
