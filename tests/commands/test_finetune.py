@@ -129,7 +129,7 @@ def ranked(source: random.Random) -> dict[str, object]:
 )
 def test_texts_and_pairs_of_texts_are_learnt(model_folder, tmp_path: Path, chinchilla, task: str, row, metric: str):
     data = write_jsonl(tmp_path / "data", SIZES, row)
-    tuning = ["--finetune-epochs", 30, "--finetune-batch-tokens", 200, "--finetune-learning-rate", 5e-3]
+    tuning = ["--finetune-epochs", 15, "--finetune-batch-tokens", 200, "--finetune-learning-rate", 5e-3]
     words = ["finetune", model_folder("bert"), "--task", task, "--data", data, *tuning, "-o", tmp_path / "run"]
     done = chinchilla(*words, "--json", "--quiet")
     assert done.status == 0, done.err
