@@ -160,9 +160,9 @@ def pack(
 ) -> PackResult:
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
 
-    out: a folder, empty or not there yet. task: the head to pack, where the model's config names none. cache: how keys
-    and values are kept, `bf16` or `int8` (`auto`: int8 beside weights of 8 and 4 bits). format: others
-    for some matrices stand behind it, as in `int4,head=int8`. solver: `round` or `gptq` (None: the latter where there
+    format: of all large matrices, and behind it others for some, as in `int4,head=int8`. out: a folder, empty or not
+    there yet. task: the head to pack, where the model's config names none. cache: how keys and values are kept, `bf16`
+    or `int8` (`auto`: int8 beside weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there
     is `calibration`), which needs `calibration`, data of the model's task, and reads so many tokens of their training
     split (None: 65,536).
     Raises InputError for an unknown format or solver, and for a model that cannot be read, has no trained head, or is

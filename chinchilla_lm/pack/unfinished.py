@@ -38,6 +38,8 @@ class Unfinished:
             return None
         if found["codes"].size and not how.least <= found["codes"].min() <= found["codes"].max() <= how.most:
             return None
+        if not all(np.isfinite(one).all() for key, one in found.items() if key != "codes"):
+            return None
         return Quantized(found["codes"], found["scales"], found.get("minima"), how.group, how.middle)
 
     def put(self, name: str, rounded: Quantized) -> None:

@@ -157,9 +157,9 @@ def _solved(asked: Packing, console: Console) -> list[Size]:
         with console.progress(len(solver.roundings), asked.solved_by, "matrices") as progress:
             solver.on_matrix = lambda name: progress.advance(1, name)
             rounded = solver.run()
+        sizes = write_checkpoint(checkpoint, str(formats), asked.folder, asked.cache, rounded)
     except KeyboardInterrupt:
         console.say(f"what is done is kept in {unfinished.folder}; the same command goes on from there")
         raise
-    sizes = write_checkpoint(checkpoint, str(formats), asked.folder, asked.cache, rounded)
     unfinished.clear()
     return sizes
