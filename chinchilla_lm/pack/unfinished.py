@@ -44,7 +44,7 @@ class Unfinished:
 
     def put(self, name: str, rounded: Quantized) -> None:
         """Keep a matrix. Raises InputError where the disk refuses."""
-        parts = {"codes": rounded.codes_NK, "scales": rounded.scales_NG}
+        parts = {"codes": rounded.codes_NV, "scales": rounded.scales_NG}
         if rounded.minima_NG is not None:
             parts["minima"] = rounded.minima_NG
         write_atomic(self._path(name), save({key: np.ascontiguousarray(one) for key, one in parts.items()}))

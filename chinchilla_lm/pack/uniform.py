@@ -10,6 +10,7 @@ N outputs, G groups of J inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,11 @@ class Uniform:
     bits: int
     group: int
     asymmetric: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a program's header says of it."""
+        return {"group": self.group, "asymmetric": self.asymmetric}
 
     @property
     def middle(self) -> int:

@@ -55,8 +55,8 @@ def test_the_error_of_products_is_a_fraction_of_rounding(name, most):
     test = held_out.T @ held_out
     rounded = product_error(weight, how.round(weight.numpy()), test)
     assert product_error(weight, solved, test) < most * rounded
-    assert solved.codes_NK.min() >= how.least
-    assert solved.codes_NK.max() <= how.most
+    assert solved.codes_NV.min() >= how.least
+    assert solved.codes_NV.max() <= how.most
     assert solved.scales_NG.dtype == (np.float16 if how.group else np.float32)
 
 
