@@ -64,5 +64,5 @@ def test_the_nearest_entry_is_that_of_numpy(dims, entries, monkeypatch):
 )
 def test_vectors_that_do_not_fit_a_codebook_are_refused(x, book, room):
     assert ENGINE is not None
-    with pytest.raises(ValueError, match="do not fit together|none of ours"):
+    with pytest.raises(ValueError, match=r"do not fit together|none of ours"):
         ENGINE.nearest(np.zeros(x, np.float32), np.zeros(book, np.float32), np.zeros(room, np.uint8))
