@@ -22,8 +22,8 @@ def described(formats: Mapping[str, Format]) -> Mixed:
     wanted = {_place(name): form for name, form in formats.items() if name != "head"}
     base: dict[str, Format] = {}
     for place in dict.fromkeys(place for _, place in wanted):
-        there = [form for (_, one), form in wanted.items() if one == place]
-        base[place] = Counter(there).most_common(1)[0][0]
+        there = Counter(form for (_, one), form in wanted.items() if one == place)
+        base[place] = max(there, key=lambda form: (there[form], form == default))
     others = [(f"*.{place}", form) for place, form in base.items() if form != default]
     left = {key: form for key, form in wanted.items() if form != base[key[1]]}
     for places in (

@@ -27,7 +27,7 @@ from chinchilla_lm.score.rounding import Rounding, Sensitivity, errors_alone
 # Tokens of calibration text, at most: each matrix alone is measured on the first, which takes a pass over all that is
 # behind it; whole models on the second, which are others where there are enough. 2,048 give the coefficients of
 # SmolLM2 to about 15 %.
-ALONE_TOKENS, TOGETHER_TOKENS = 2048, 8192
+ALONE_TOKENS, TOGETHER_TOKENS = 2048, 4096
 
 
 @dataclass(frozen=True, slots=True)
