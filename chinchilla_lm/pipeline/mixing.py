@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.allocate import Option, allocate, worthwhile
 from chinchilla_lm.pack.described import described
 from chinchilla_lm.pack.formats import Format
@@ -24,10 +25,11 @@ from chinchilla_lm.runtime.packing import shapes
 from chinchilla_lm.score.ledger import Cost
 from chinchilla_lm.score.rounding import Rounding, Sensitivity, errors_alone
 
-# Tokens of calibration text, at most: each matrix alone is measured on the first, which takes a pass over all that is
-# behind it; whole models on the second, which are others where there are enough. 2,048 give the coefficients of
-# SmolLM2 to about 15 %.
-ALONE_TOKENS, TOGETHER_TOKENS = 2048, 4096
+# Products that the measuring of all matrices may take, each with a pass over what is behind it, and the tokens that
+# this comes to: 2,048 for SmolLM2-135M, whose coefficients they give to about 15 %, more for smaller models, of which a
+# tagger's differ more from text to text.
+WORK = 26e12
+LEAST_TOKENS, MOST_TOKENS = 2048, 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _sensitivities(candidates: Sequence[Format], of: Material, console: Console)
         console.say("no calibration data: every matrix counts alike, by its relative squared error alone")
         with console.progress(total, "round", "matrices") as progress:
             return errors_alone(model, candidates, ledger, lambda name: progress.advance(1, name))
-    rounding = Rounding(model, some(of.batches[::2], ALONE_TOKENS), ledger)
+    rounding = Rounding(model, some(of.batches[::2], _tokens(model)), ledger)
     with console.progress(total, "measure", "matrices") as progress:
         return rounding.alone(candidates, lambda name: progress.advance(1, name))
 
@@ -126,7 +128,7 @@ def _try(
     """All of them, stored whole and measured where there is text to measure on."""
     costs: list[Cost | None] = [None] * len(formats)
     if of.batches:
-        batches = some(of.batches[1::2] or of.batches, TOGETHER_TOKENS)
+        batches = some(of.batches[1::2] or of.batches, 2 * _tokens(of.checkpoint.model))
         rounding = Rounding(of.checkpoint.model, batches, of.ledger())
         with console.progress(len(formats) * len(budget.shapes), "verify", "matrices") as progress:
             costs = [rounding.together(one, lambda name: progress.advance(1, name)) for one in formats]
@@ -134,6 +136,13 @@ def _try(
         Tried(one, budget.size(one), sum(found[name].predicted(one.of(name).name) for name in budget.shapes), cost)
         for one, cost in zip(formats, costs, strict=True)
     ]
+
+
+def _tokens(model: Transformer) -> int:
+    """Of calibration text on which each matrix alone is measured; whole models are on twice as many others."""
+    matrices = model.matrices()
+    weights = sum(linear.weight.numel() for name, linear in matrices.items() if name != "head")
+    return max(LEAST_TOKENS, min(MOST_TOKENS, int(WORK / (len(matrices) * max(1, weights)))))
 
 
 def some(batches: Sequence[EncodedBatch], tokens: int) -> list[EncodedBatch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,7 @@ def test_a_single_format_that_diverges_less_is_taken(pack: Pack, texts: Path, mo
 
     def misled(*given: Any) -> Any:
         found = real(*given)
-        for one in found.values():
-            one.errors.update({"int4": 0.0})
-        return found
+        return {name: replace(one, errors={**one.errors, "int4": 0.0}) for name, one in found.items()}
 
     monkeypatch.setattr(mixing.Rounding, "alone", misled)
     done = pack("--bits", 10, "--formats", "int4-sym,int4", "--calibration", texts, "--solver", "round")
@@ -226,7 +225,12 @@ def test_a_run_that_was_stopped_goes_on(pack: Pack, out: Path, texts: Path, monk
         assert not out.exists()
     measured: list[int] = []
     cost_of = Measure.cost_of
-    monkeypatch.setattr(Measure, "cost_of", lambda *given: measured.append(1) or cost_of(*given))
+
+    def counted(*given: Any) -> Any:
+        measured.append(1)
+        return cost_of(*given)
+
+    monkeypatch.setattr(Measure, "cost_of", counted)
     again = pack(*words)
     assert again.status == 0, again.err
     tried = len(whole.result["mix"]["tried"])

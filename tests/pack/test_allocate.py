@@ -52,7 +52,7 @@ def test_no_choice_within_the_budget_costs_less(seed: int):
 @pytest.mark.parametrize("seed", range(40))
 def test_coarse_ticks_never_exceed_the_budget_and_more_room_is_never_worse(seed: int, ticks: int):
     items = some_items(random.Random(seed), step=3)
-    costs = []
+    costs: list[float] = []
     for budget in range(0, 400, 7):
         chosen = allocate(items, budget, ticks)
         if chosen is None:

@@ -16,7 +16,7 @@ from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.mixed import mixed
-from chinchilla_lm.score.ledger import Ledger
+from chinchilla_lm.score.ledger import Cost, Ledger
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.score.rounding import REFERENCE, Rounding, errors_alone, relative_error, stored
 from tests.score.calibration import BODIES, HEADS, calibration, compared
@@ -122,9 +122,9 @@ def test_a_coarser_format_costs_more_in_truth_and_by_prediction(model, ledger, t
     found = Rounding(original, batches, ledger).alone(FORMS)
     for name in original.matrices():
         costs = {}
-        for form in ("int8", "int4-sym"):
-            costs[form] = divergence(original, rounded(original, {name: form}), batches)
-            assert found[name].predicted(form) == pytest.approx(costs[form], rel=1.0)
+        for coarse in ("int8", "int4-sym"):
+            costs[coarse] = divergence(original, rounded(original, {name: coarse}), batches)
+            assert found[name].predicted(coarse) == pytest.approx(costs[coarse], rel=1.0)
         assert costs["int8"] < costs["int4-sym"]
         assert found[name].predicted("int8") < found[name].predicted("int4-sym")
     without_text = errors_alone(original, FORMS, Ledger(tmp_path / "no text.jsonl", "two"), lambda name: None)
@@ -165,7 +165,12 @@ def test_measurements_are_kept(model, tmp_path, monkeypatch):
         kept().alone(FORMS, stop)
     costs: list[float] = []
     cost_of = Measure.cost_of
-    monkeypatch.setattr(Measure, "cost_of", lambda *given: costs.append(0.0) or cost_of(*given))
+
+    def counted(measure: Measure, streams: list[torch.Tensor]) -> Cost:
+        costs.append((found := cost_of(measure, streams)).value)
+        return found
+
+    monkeypatch.setattr(Measure, "cost_of", counted)
     assert kept().alone(FORMS) == whole
     assert len(costs) == len(whole) - 6
     assert kept().alone(FORMS) == whole
