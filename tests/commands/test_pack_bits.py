@@ -262,3 +262,7 @@ def test_a_tagger_in_python(tagger: Path, tags: Path, tmp_path: Path):
     assert held is not None
     assert held.metric == "entity_f1"
     assert json.dumps(found)
+    plain = api.pack(str(tagger), out=str(tmp_path / "plain"), bits=9.0, formats="int4-sym,int8", quiet=True)
+    assert plain["mix"] is not None
+    assert plain["certificate"] is None
+    assert plain["evaluation"] is None
