@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from chinchilla_lm import api
 from chinchilla_lm.pack.formats import FORMATS
@@ -196,6 +199,20 @@ def test_calibration_text_that_is_test_text_is_left_out(pack: Pack, tmp_path: Pa
     assert re.search(rf"\d+ calibration records stand in the test data of {texts} and were left out", done.err)
     clean = pack("--bits", 9, "--solver", "round", "--calibration", texts, *judged, to=tmp_path / "clean")
     assert "were left out" not in clean.err
+
+
+def test_a_model_whose_activations_overflow_is_refused(
+    pack: Pack, out: Path, model_folder, texts: Path, tmp_path: Path
+):
+    broken = shutil.copytree(model_folder(), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    for name in tensors:
+        if name.endswith("o_proj.weight"):
+            tensors[name] = torch.full_like(tensors[name], 3e38)
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    done = pack("--bits", 10, "--calibration", texts, "--quiet", model=broken)
+    done.refused("outputs are not numbers; check its weights")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("when", ["measuring", "verifying", "solving"])
