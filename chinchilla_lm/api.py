@@ -156,6 +156,7 @@ def pack(
     solver: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    screen_head: bool = False,
     quiet: bool = False,
 ) -> PackResult:
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
@@ -164,15 +165,16 @@ def pack(
     there yet. task: the head to pack, where the model's config names none. cache: how keys and values are kept, `bf16`
     or `int8` (`auto`: int8 beside weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there
     is `calibration`), which needs `calibration`, data of the model's task, and reads so many tokens of their training
-    split (None: 65,536).
-    Raises InputError for an unknown format or solver, and for a model that cannot be read, has no trained head, or is
-    packed already.
+    split (None: 65,536). screen_head: add a copy of a language model's decoder in fewer bits, by which greedy choice
+    finds the same tokens and reads little of the decoder itself.
+    Raises InputError for an unknown format or solver, for a head that has no use for a screen, and for a model that
+    cannot be read, has no trained head, or is packed already.
     """
     with needing("pack"):
         from chinchilla_lm.pipeline.pack import Packing
         from chinchilla_lm.pipeline.pack import pack as run
 
-        asked = Packing(model, format, Path(out), task, cache, solver, calibration, calibration_tokens)
+        asked = Packing(model, format, Path(out), task, cache, solver, calibration, calibration_tokens, screen_head)
         return run(asked, Console(quiet=quiet))
 
 

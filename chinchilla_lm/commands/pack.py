@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"tokens of it (default {CALIBRATION_TOKENS:,})",
     )
+    parser.add_argument(
+        "--screen-head",
+        action="store_true",
+        help="add a copy of the decoder in 4 and 8 bits, by which greedy choice finds the same tokens and reads little "
+        "of the decoder itself; it pays beside a head of bf16 or f32, and a large vocabulary",
+    )
     add_cache_argument(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
 
@@ -57,6 +63,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.solver,
         args.calibration,
         args.calibration_tokens,
+        args.screen_head,
     )
     console.result(pack(asked, console))
     return 0

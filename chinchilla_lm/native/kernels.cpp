@@ -33,6 +33,6 @@ constexpr auto multiply_best = multiply;
 
 extern const Kernels kernels;
 const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply_best, prepare, unpack_row, norm_row, activate, gate,
-                         shift, softmax, tally, weigh, put_value, rotate, add_row, open_row, delta_step, cap_row};
+                         shift, softmax, tally, weigh, put_value, rotate, add_row, open_row, delta_step, cap_row, largest_at, within};
 
 }  // namespace chinchilla::CHINCHILLA_ISA

@@ -30,7 +30,7 @@ class Packing:
     formats: one for all matrices, or several (`pack.mixed`); task: the head, where the model's config names none;
     cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None: the better one where there are
     calibration data; calibration: data of the model's task, whose training split is read, `calibration_tokens` of it
-    (None: 65,536).
+    (None: 65,536); screen_head: with a copy of the decoder by which greedy choice reads little of it.
     """
 
     model: str
@@ -41,6 +41,7 @@ class Packing:
     solver: str | None = None
     calibration: str | None = None
     calibration_tokens: int | None = None
+    screen_head: bool = False
 
     @property
     def solved_by(self) -> str:
@@ -79,7 +80,7 @@ def pack(asked: Packing, console: Console) -> PackResult:
     asked.check()
     formats, begun = mixed(asked.formats), time.perf_counter()
     if asked.solved_by == "round":
-        sizes = write_packed(asked.model, str(formats), asked.folder, asked.task, asked.cache)
+        sizes = write_packed(asked.model, str(formats), asked.folder, asked.task, asked.cache, asked.screen_head)
     else:
         sizes = _solved(asked, console)
     seconds = time.perf_counter() - begun
@@ -157,7 +158,7 @@ def _solved(asked: Packing, console: Console) -> list[Size]:
         with console.progress(len(solver.roundings), asked.solved_by, "matrices") as progress:
             solver.on_matrix = lambda name: progress.advance(1, name)
             rounded = solver.run()
-        sizes = write_checkpoint(checkpoint, str(formats), asked.folder, asked.cache, rounded)
+        sizes = write_checkpoint(checkpoint, str(formats), asked.folder, asked.cache, rounded, asked.screen_head)
     except KeyboardInterrupt:
         console.say(f"what is done is kept in {unfinished.folder}; the same command goes on from there")
         raise
