@@ -23,7 +23,7 @@ from chinchilla_lm.runtime.engine.program import Header, Laid, Parts, Program
 from chinchilla_lm.runtime.sampling import Sampler
 
 TEXTS = 32  # that are written together
-LEAST_TOKENS, TOKENS_A_FEATURE = 2048, 4  # as many states as say where the axes lie
+LEAST_TOKENS, TOKENS_A_FEATURE = 2048, 8  # as many states as say where the axes lie
 
 
 @dataclass(frozen=True, slots=True)
