@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--screen-head",
         action="store_true",
         help="add a copy of the decoder in 4 and 8 bits, by which greedy choice finds the same tokens and reads little "
-        "of the decoder itself; it pays beside a head of bf16 or f32, and a large vocabulary",
+        "of the decoder itself; most beside a head of bf16 or f32, and a large vocabulary",
     )
     add_cache_argument(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")

@@ -31,7 +31,7 @@ Doubles = NDArray[np.float64]
 Rows = Callable[[slice], Doubles]
 
 LEAD = 64  # axes in the first matrix: a group of its format
-LEAD_FORMAT, REST_FORMAT, AXES_FORMAT = FORMATS["int8"], FORMATS["int4-sym"], FORMATS["bf16"]
+LEAD_FORMAT, REST_FORMAT, AXES_FORMAT = FORMATS["int8"], FORMATS["int4-sym-g64"], FORMATS["bf16"]
 SHRINKS = (1.0, 0.93, 0.86, 0.8)  # scales of 4 bits that are tried: what is largest is clipped, the others gain
 PIECE = 1 << 21  # weights that are worked on at a time: 17 MB as doubles
 SAMPLE = 4096  # rows that the metric is made for, about; it holds for all

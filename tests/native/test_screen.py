@@ -16,7 +16,7 @@ import pytest
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack.formats import FORMATS
-from chinchilla_lm.pack.screen import LEAD, screen
+from chinchilla_lm.pack.screen import LEAD, LEAD_FORMAT, REST_FORMAT, screen
 from chinchilla_lm.runtime.engine.compile import compile_model
 from chinchilla_lm.runtime.engine.demand import SCREENED_ROWS, screen_bytes
 from chinchilla_lm.runtime.engine.native import NativeModel, engine_module
@@ -231,6 +231,25 @@ def test_few_words_are_left():
     assert assert_same(screened(bare(states, weights, "bf16"), states), len(states), 1)[3] == 4
 
 
+def test_bounds_that_are_too_small_choose_other_words():
+    """That the cases are hard enough for a wrong bound to be seen."""
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(10):
+        states, weights = random.standard_normal((20, 160)), random.standard_normal((333, 160)) * 0.01 + 0.1
+        program = screened(bare(states, weights, "f32"), states)
+        screen = program.header["head"]["screen"] | dict.fromkeys(("residual", "length", "stray"), 0.0)
+        head = program.header["head"] | {"screen": screen}
+        careless, plain = (
+            NativeModel(Program(program.header | {"head": head}, program.data), 1),
+            NativeModel(program, 1),
+        )
+        for token in range(len(states)):
+            ids = [np.array([token], np.int32)]
+            wrong += int(careless.best(ids)[0][0] != plain.best(ids)[0][0])
+    assert wrong
+
+
 @pytest.mark.parametrize("form", ["bf16", "int8", "int8-row", "f32"])
 def test_the_bound_is_above_the_error(form: str):
     """What the screen says of each word, against the matrix in double precision."""
@@ -239,9 +258,9 @@ def test_the_bound_is_above_the_error(form: str):
         packed = FORMATS[form]
         exact = packed.unpack(packed.pack(weights.astype(np.float32)), *weights.shape).astype(np.float64)
         found = screen(exact.__getitem__, len(exact), states.T @ states)
-        copied = [(FORMATS["int8"], found.lead, found.lead_inputs)]
+        copied = [(LEAD_FORMAT, found.lead, found.lead_inputs)]
         if found.rest is not None:
-            copied.append((FORMATS["int4-sym"], found.rest, weights.shape[1] - found.lead_inputs))
+            copied.append((REST_FORMAT, found.rest, weights.shape[1] - found.lead_inputs))
         copy_VJ = np.concatenate([one.unpack(data, len(weights), size) for one, data, size in copied], axis=1)
         by_axes = states @ found.axes_JK.T.astype(np.float64)
         error = np.abs(states @ (exact - found.center_K).T - by_axes @ copy_VJ.T.astype(np.float64))
