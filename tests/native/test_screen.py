@@ -6,6 +6,7 @@ Programs here have no links: an embedding, whose rows are the states, and a head
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from chinchilla_lm.runtime.engine.native import NativeModel, engine_module
 from chinchilla_lm.runtime.engine.program import Parts, Program, read_program, write_program
 from chinchilla_lm.runtime.engine.screening import moments, with_screen
 from tests.native.examples import load
+from tests.native.test_fuzz import CASES as CASES_OF_HEADERS
+from tests.native.test_fuzz import changed, enlarged, try_out
 
 ENGINE = engine_module()
 SETS = [] if ENGINE is None else ENGINE.kernel_names()
@@ -89,28 +92,28 @@ def assert_same(program: Program, states: int, threads: int, rows: int = 1) -> t
     return model.take_screened()
 
 
-def gaussian(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return random.standard_normal((6, 160)), random.standard_normal((333, 160))
+def gaussian(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return drawn.standard_normal((6, 160)), drawn.standard_normal((333, 160))
 
 
-def decaying(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def decaying(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """States along few axes, as a trained model's are; rows with much in common."""
-    axes = np.linalg.qr(random.standard_normal((256, 256)))[0] * np.exp(-np.arange(256) / 20)[:, None]
-    return random.standard_normal((6, 256)) @ axes * 40, random.standard_normal((2000, 256)) * 0.1 + 0.2
+    axes = np.linalg.qr(drawn.standard_normal((256, 256)))[0] * np.exp(-np.arange(256) / 20)[:, None]
+    return drawn.standard_normal((6, 256)) @ axes * 40, drawn.standard_normal((2000, 256)) * 0.1 + 0.2
 
 
-def outliers(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def outliers(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Features that are thousands of times the others, in states and in weights."""
-    states, weights = random.standard_normal((6, 200)), random.standard_normal((500, 200))
+    states, weights = drawn.standard_normal((6, 200)), drawn.standard_normal((500, 200))
     states[:, [3, 77]] *= 4000
     weights[:, [9, 110]] *= 300
     weights[::50] *= 30
     return states, weights
 
 
-def ties(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def ties(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows that are equal, or differ in the last place of one weight, in panels of their own."""
-    states, weights = random.standard_normal((6, 128)), random.standard_normal((400, 128)).astype(np.float32) * 0.05
+    states, weights = drawn.standard_normal((6, 128)), drawn.standard_normal((400, 128)).astype(np.float32) * 0.05
     for index, state in enumerate(states):
         row = (state / np.linalg.norm(state)).astype(np.float32)
         for place in (11 + index, 150 + index, 151 + index * 17, 399 - index):
@@ -119,41 +122,41 @@ def ties(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return states, weights
 
 
-def all_alike(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return random.standard_normal((4, 96)), np.tile(random.standard_normal(96), (200, 1))
+def all_alike(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return drawn.standard_normal((4, 96)), np.tile(drawn.standard_normal(96), (200, 1))
 
 
-def nothing(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    states, weights = random.standard_normal((4, 96)), random.standard_normal((200, 96))
+def nothing(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    states, weights = drawn.standard_normal((4, 96)), drawn.standard_normal((200, 96))
     states[1] = 0
     weights[:150] = 0
     return states, weights
 
 
-def tiny_numbers(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return random.standard_normal((4, 96)) * 1e-30, random.standard_normal((200, 96)) * 1e-9
+def tiny_numbers(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return drawn.standard_normal((4, 96)) * 1e-30, drawn.standard_normal((200, 96)) * 1e-9
 
 
-def large_numbers(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def large_numbers(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Sums that overflow: nothing bounds them."""
-    states, weights = random.standard_normal((4, 96)), random.standard_normal((200, 96))
+    states, weights = drawn.standard_normal((4, 96)), drawn.standard_normal((200, 96))
     states[:2] *= 1e30
     return states, weights * 1e9
 
 
-def no_numbers(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    states = random.standard_normal((6, 96))
+def no_numbers(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    states = drawn.standard_normal((6, 96))
     states[0, 5], states[1, 90], states[2, 0], states[3] = np.nan, np.inf, -np.inf, np.nan
-    return states, random.standard_normal((200, 96))
+    return states, drawn.standard_normal((200, 96))
 
 
-def few_inputs(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def few_inputs(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """All axes lead, and the last panel is not full."""
-    return random.standard_normal((6, 37)), random.standard_normal((75, 37))
+    return drawn.standard_normal((6, 37)), drawn.standard_normal((75, 37))
 
 
-def few_words(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return random.standard_normal((4, 80)), random.standard_normal((3, 80))
+def few_words(drawn: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return drawn.standard_normal((4, 80)), drawn.standard_normal((3, 80))
 
 
 CASES: list[Case] = [
@@ -368,3 +371,22 @@ def test_heads_that_have_no_use_for_one(change: dict[str, Any], message: str):
         with_screen(bare(*few_inputs(np.random.default_rng(0)), "int4"), np.eye(37))
     with pytest.raises(InputError, match="not numbers"):
         with_screen(program, np.full((37, 37), np.nan))
+
+
+def test_changed_screens(sound: Program):
+    """Only what the header says of the screen; of what is taken the answers stay words."""
+    screen = sound.header["head"]["screen"]
+    for seed in range(CASES_OF_HEADERS):
+        drawn = random.Random(seed)
+        change = changed if drawn.random() < 0.7 else enlarged
+        head = sound.header["head"] | {"screen": change(screen, drawn)}
+        try_out(Program(sound.header | {"head": head}, sound.data), seed)
+
+
+def test_weights_of_random_bytes(sound: Program):
+    """All but the vectors, which are refused where they are no numbers."""
+    screen = sound.header["head"]["screen"]
+    for seed in range(3):
+        data = made(sound).data
+        data[: screen["center"]] = np.random.default_rng(seed).integers(0, 256, screen["center"], dtype=np.uint8)
+        assert try_out(Program(sound.header, data), seed)
