@@ -27,7 +27,8 @@ class Packing:
     where the model's config names none; cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None:
     the better one where there are calibration data; calibration: data of the model's task, whose training split is
     read, `calibration_tokens` of it (None: 65,536). margin: largest loss of quality on the test split of `data` that
-    passes, against the model `against` (None: `model`); None: the result is not judged.
+    passes, against the model `against` (None: `model`); None: the result is not judged. screen_head: with a copy of the
+    decoder by which greedy choice reads little of it.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Packing:
     against: str | None = None
     margin: float | None = None
     data: str | None = None
+    screen_head: bool = False
 
     @property
     def solved_by(self) -> str:
