@@ -323,10 +323,10 @@ class Job:
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
         """Calibration batches, and the hash of the documents that they are chosen from."""
-        chosen = self._some(self.calibration_records)
+        chosen = self.some(self.calibration_records)
         return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
 
-    def _some(self, records: Sequence[Any]) -> list[Encoded]:
+    def some(self, records: Sequence[Any]) -> list[Encoded]:
         """Windows from all over the records, about `calibration_tokens` in all, chosen by the seed."""
         encoded = self.encode(records)
         order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()

@@ -37,6 +37,8 @@ from chinchilla_lm.results.evaluate import (
 )
 from chinchilla_lm.results.export import (
     ExportResult,
+    MixFound,
+    MixTried,
     PackResult,
 )
 from chinchilla_lm.results.figures import (
@@ -84,6 +86,8 @@ __all__ = [
     "LinkParameters",
     "Machine",
     "MetricInterval",
+    "MixFound",
+    "MixTried",
     "NativeEngine",
     "PackResult",
     "PassTime",
