@@ -47,7 +47,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_solving(parser: argparse.ArgumentParser) -> None:
-    from chinchilla_lm.pack.formats import CALIBRATION_TOKENS, SOLVERS
+    from chinchilla_lm.pack.formats import CALIBRATION_TOKENS, DISTIL_BELOW, DISTIL_TOKENS, SOLVERS
 
     parser.add_argument(
         "--solver",
@@ -65,6 +65,13 @@ def _add_solving(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=f"tokens of it (default {CALIBRATION_TOKENS:,})",
+    )
+    parser.add_argument(
+        "--distil",
+        type=int,
+        metavar="TOKENS",
+        help="tokens of it from which scales, codebooks and norms then learn the original's outputs, 0: none "
+        f"(default {DISTIL_TOKENS:,} where a format has fewer than {DISTIL_BELOW:.0f} bits, else none)",
     )
 
 
@@ -96,6 +103,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         solver=args.solver,
         calibration=args.calibration,
         calibration_tokens=args.calibration_tokens,
+        distil=args.distil,
         against=args.against,
         margin=args.margin,
         data=args.data,
