@@ -9,7 +9,7 @@ N outputs, K inputs, G groups of J inputs, V codes of d inputs, E entries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from chinchilla_lm.pack.panels import Floats
 from chinchilla_lm.pack.quantized import Codes, Entries, Quantized, Scales, gathered, spread_out
 from chinchilla_lm.pack.sides import finite_half
+from chinchilla_lm.pack.uniform import Uniform
 
 LARGEST = 127  # of an entry: kernels rely on it that none is −128
 # The codebook for normally distributed numbers: of so many vectors, in so many rounds of k-means.
@@ -42,9 +43,15 @@ class Codebook:
         return self.entries.bit_length() - 1
 
     @property
+    def middle(self) -> int:
+        """The code that stands for zero in a row of zeros, whose scale is zero."""
+        return 0
+
+    @property
     def options(self) -> dict[str, Any]:
         """What a program's header says of it."""
-        return {"bits": self.bits, "dims": self.dims, "kept": 0, "group": self.group or 64, "row_scales": not self.group}
+        group = self.group or 64  # that inputs are rounded in
+        return {"bits": self.bits, "dims": self.dims, "kept": 0, "group": group, "row_scales": not self.group}
 
     def begun(self) -> Entries:
         """The codebook that is used without data, and from which solvers learn. int8 [E, d]."""
@@ -52,32 +59,29 @@ class Codebook:
             return np.arange(-self.entries // 2, self.entries // 2, dtype=np.int8)[:, None]
         return normal_codebook(self.dims, self.entries)
 
+    def as_uniform(self) -> Uniform:
+        """Rounding to entries that are at even steps."""
+        return Uniform(self.bits, self.group)
+
+    def of_even(self, rounded: Quantized) -> Quantized:
+        """What rounding to even steps made, as codes of this codebook."""
+        return replace(rounded, middle=0, codebook_ED=self.begun(), columns=rounded.shape[1])
+
     def round(self, matrix_NK: Floats) -> Quantized:
         """The nearest entry to each vector, the scale of each group fitted to it. float32 [N, K]."""
-        matrix = np.asarray(matrix_NK, np.float32)
-        outputs, inputs = matrix.shape
-        book, wide = self.begun(), self.group or inputs
-        scales = self._first_scales(matrix, book)
-        for last in (False, True):
-            codes = nearest(gathered(matrix / along(_no_zeros(scales), wide, inputs), self.dims), book.astype(np.float32))
-            if last:
-                break
-            levels = spread_out(book.astype(np.float32)[codes], inputs)
-            scales = finite_half(group_sums(levels * matrix, wide) / np.maximum(group_sums(levels**2, wide), 1e-12))
-        return Quantized(codes, scales, None, self.group, 0, book, None, inputs)
-
-    def _first_scales(self, matrix_NK: Floats, book_ED: Entries) -> Scales:
-        """Even steps reach a group's largest weight, other entries have the spread of its weights. float16 [N, G]."""
-        inputs = matrix_NK.shape[1]
-        wide = self.group or inputs
         if self.even:
-            padded = np.pad(matrix_NK, ((0, 0), (0, -inputs % wide))).reshape(len(matrix_NK), -1, wide)
-            at = np.abs(padded).argmax(2)[..., None]
-            # Its own sign at the end that reaches one step further.
-            return finite_half(np.take_along_axis(padded, at, 2)[..., 0] / np.float32(book_ED.min()))
+            return self.of_even(self.as_uniform().round(matrix_NK))
+        matrix = np.asarray(matrix_NK, np.float32)
+        inputs, book = matrix.shape[1], self.begun().astype(np.float32)
+        wide = self.group or inputs
         counts = group_sums(np.ones((1, inputs), np.float32), wide)
-        spread = np.sqrt(group_sums(matrix_NK**2, wide) / counts)
-        return finite_half(spread / np.float32(book_spread(self.dims, self.entries)))
+        spread = np.sqrt(group_sums(matrix**2, wide) / counts)
+        scales = finite_half(spread / np.float32(book_spread(self.dims, self.entries)))
+        codes = nearest(gathered(matrix / along(no_zeros(scales), wide, inputs), self.dims), book)
+        levels = spread_out(book[codes], inputs)
+        scales = finite_half(group_sums(levels * matrix, wide) / np.maximum(group_sums(levels**2, wide), 1e-12))
+        codes = nearest(gathered(matrix / along(no_zeros(scales), wide, inputs), self.dims), book)
+        return Quantized(codes, scales, None, self.group, 0, self.begun(), None, inputs)
 
 
 def along(values_NG: Scales, wide: int, inputs: int) -> Floats:
@@ -134,5 +138,6 @@ def _normal(dims: int, entries: int) -> tuple[Entries, float]:
     return np.rint(book * steps).astype(np.int8), steps
 
 
-def _no_zeros(scales: Scales) -> Scales:
+def no_zeros(scales: Scales) -> Scales:
+    """1 in place of each zero, to divide by."""
     return np.where(scales != 0, scales, np.float16(1.0))

@@ -3,8 +3,8 @@
     codebook   [d][E] bytes, an entry's number + 128, E at least 16, up to a multiple of 64 bytes; none for eight bits
     panel      float16 scales [G][16], or [16] where all of a row share one; then blocks of codes
 
-Codes stand as vectors of 64, four of each of the panel's 16 outputs (`quantized.inputs_of` says of which inputs). A block
-holds as many vectors as it takes to fill bytes:
+Codes stand as vectors of 64, four of each of the panel's 16 outputs (`quantized.inputs_of` says of which inputs). A
+block holds as many vectors as it takes to fill bytes:
 
     8 bits     one vector
     4 bits     two: the low nibbles, the high ones
@@ -22,7 +22,7 @@ import numpy as np
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack.codebook import Codebook
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, from_panels, pad, round_up, rows_of, to_panels
-from chinchilla_lm.pack.quantized import Entries, Quantized
+from chinchilla_lm.pack.quantized import Entries, Mask, Quantized
 from chinchilla_lm.pack.sides import from_side, side_bytes, to_side
 from chinchilla_lm.pack.sparse import BLOCK, BLOCK_INPUTS, Sparse
 
@@ -86,8 +86,9 @@ def read(packed: Bytes, outputs: int, inputs: int, how: Codebook | Sparse) -> Qu
         known = inputs if how.dims == 1 else -(-inputs // (4 * how.dims)) * 4
         codes = from_panels(vectors)[:outputs, :known]
         return Quantized(codes, scales, None, how.group, 0, book, None, inputs)
-    codes, mask = (one[:outputs, :inputs] for one in _spread(blocks, how))
-    return Quantized(codes, scales, None, how.group, how.middle, book, mask, inputs if how.entries else 0)
+    kept, mask = _spread(blocks, how)
+    kept, mask = kept[:outputs, :inputs], mask[:outputs, :inputs]
+    return Quantized(kept, scales, None, how.group, how.middle, book, mask, inputs if how.entries else 0)
 
 
 def _with_vectors(codes: Bytes, vectors: int) -> Bytes:
@@ -108,15 +109,17 @@ def _blocks(vectors: Bytes, bits: int) -> Bytes:
         return vectors.reshape(panels, -1)
     if bits == 4:
         both = vectors.reshape(panels, -1, 2, BLOCK)
-        return (both[:, :, 0] | both[:, :, 1] << 4).reshape(panels, -1)
+        return _one_byte(both[:, :, 0], both[:, :, 1]).reshape(panels, -1)
     if bits == 6:
         four = vectors.reshape(panels, -1, 4, BLOCK)
-        low = (four[:, :, 0::2] & 15) | (four[:, :, 1::2] & 15) << 4
-        high = sum((four[:, :, [u]] >> 4) << 2 * u for u in range(4))
+        nibbles: Bytes = np.bitwise_and(four, 15)
+        low = _one_byte(nibbles[:, :, 0::2], nibbles[:, :, 1::2])
+        high = np.bitwise_or.reduce([(four[:, :, [u]] >> 4) << 2 * u for u in range(4)])
     else:
         eight = vectors.reshape(panels, -1, 2, 4, BLOCK)
-        low = sum((eight[:, :, :, u] & 3) << 2 * u for u in range(4))
-        high = sum((vectors.reshape(panels, -1, 8, BLOCK)[:, :, [u]] >> 2) << u for u in range(8))
+        low = np.bitwise_or.reduce([(eight[:, :, :, u] & 3) << 2 * u for u in range(4)])
+        bits_of = vectors.reshape(panels, -1, 8, BLOCK)
+        high = np.bitwise_or.reduce([(bits_of[:, :, [u]] >> 2) << u for u in range(8)])
     return np.concatenate((low, high), axis=2).reshape(panels, -1)
 
 
@@ -168,10 +171,15 @@ def _kept(rounded: Quantized, inputs: int, how: Sparse) -> Bytes:
 def _nibbles(values: Bytes) -> Bytes:
     """Those of two masks in one: low nibbles of the first, high ones of the second."""
     both = values.reshape(-1, 2, values.shape[1])
-    return both[:, 0] | both[:, 1] << 4
+    return _one_byte(both[:, 0], both[:, 1])
 
 
-def _spread(blocks: Bytes, how: Sparse) -> tuple[Bytes, Bytes]:
+def _one_byte(low: Bytes, high: Bytes) -> Bytes:
+    made: Bytes = np.bitwise_or(low, np.left_shift(high, 4))
+    return made
+
+
+def _spread(blocks: Bytes, how: Sparse) -> tuple[Bytes, Mask]:
     """Codes and mask, [N, K] with padding, of blocks [panels, bytes]."""
     panels, size = len(blocks), MASKS * (8 + how.kept * how.bits // 8)
     parts = blocks.reshape(-1, size)

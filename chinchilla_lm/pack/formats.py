@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,19 +25,8 @@ PIECE = 1 << 18
 LARGE = 4096
 
 
-class Rounding(Protocol):
-    """How weights become codes, each by itself."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What a program's header says of it."""
-
-    @property
-    def group(self) -> int:
-        """Inputs that share a scale; 0: all of a row do."""
-
-    def round(self, matrix_NK: Floats) -> Quantized:
-        """Of a matrix, float32 [N, K]."""
+# How weights become codes, each by itself: `round` of a matrix, and what a program's header says of it, `options`.
+Rounding = Uniform | Codebook | Sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +64,8 @@ class Format:
         """Bytes of a packed matrix, without any data."""
         return self.front + round_up(outputs, LANES) // LANES * self.panel(round_up(inputs, self.step))
 
-    def pack(self, matrix_NK: Floats) -> Bytes:
-        """The bytes of a matrix, [N, K] float32."""
+    def pack(self, matrix_NK: Floats | Quantized) -> Bytes:
+        """The bytes of a matrix, [N, K] float32, or of one that is rounded."""
         outputs, inputs = matrix_NK.shape
         room = np.empty(self.bytes(outputs, inputs), np.uint8)
         self.pack_into(matrix_NK, room)
@@ -185,7 +174,8 @@ CALIBRATION_TOKENS = 65_536
 DISTIL_TOKENS, DISTIL_BELOW = 65_536, 4.0
 SOLVERS: dict[str, str] = {
     "round": "each weight to the nearest, by itself",
-    "gptq": "Frantar et al. 2023, with scales fitted to the codes; needs calibration data",
+    "gptq": "Frantar et al. 2023, with scales fitted to the codes; of codebooks GPTVQ, of sparse formats ALPS; needs "
+    "calibration data",
 }
 
 

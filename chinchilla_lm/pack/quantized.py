@@ -94,9 +94,11 @@ def vectors_of(inputs: int, dims: int) -> int:
 
 
 def inputs_of(inputs: int, dims: int) -> NDArray[np.intp]:
-    """Which inputs each code stands for, [V, d]. Of every block of 4·d inputs, code t = 0 … 3 stands for t, 4 + t, 8 + t …:
-    four codes of an output that lie side by side then give its levels of four inputs side by side, which is what a dot
-    product of bytes multiplies."""
+    """Which inputs each code stands for, [V, d].
+
+    Of every block of 4·d inputs, code t = 0 … 3 stands for t, 4 + t, 8 + t …: four codes of an output that lie side by
+    side then give its levels of four inputs side by side, which is what a dot product of bytes multiplies.
+    """
     codes = np.arange(vectors_of(inputs, dims))
     return (codes // 4 * 4 * dims + codes % 4)[:, None] + 4 * np.arange(dims)
 

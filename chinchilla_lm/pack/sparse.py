@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_lm.pack.codebook import Codebook, along, group_sums, nearest
+from chinchilla_lm.pack.codebook import Codebook, along, group_sums, nearest, no_zeros
 from chinchilla_lm.pack.panels import LANES, Floats
 from chinchilla_lm.pack.quantized import Mask, Quantized
 from chinchilla_lm.pack.sides import finite_half
@@ -57,7 +57,7 @@ class Sparse:
         return {"bits": self.bits, "dims": 1, "kept": self.kept, "group": self.group, "row_scales": False}
 
     def mask(self, importance_NK: Floats) -> Mask:
-        """The weights that are kept: those with the largest importance, the first of several. bool [N, K]."""
+        """The weights that are kept: those with the largest importance. bool [N, K]."""
         outputs, inputs = importance_NK.shape
         padded = np.pad(
             importance_NK, ((0, -outputs % LANES), (0, -inputs % BLOCK_INPUTS)), constant_values=-np.inf
@@ -92,7 +92,7 @@ class Sparse:
         if book is None:
             padded = np.pad(kept, ((0, 0), (0, -inputs % wide))).reshape(len(kept), -1, wide)
             scales = finite_half(np.abs(padded).max(2) / EIGHT_BITS)
-            steps = np.rint(kept / along(np.where(scales != 0, scales, 1), wide, inputs))
+            steps = np.rint(kept / along(no_zeros(scales), wide, inputs))
             codes = (np.clip(steps, -EIGHT_BITS, EIGHT_BITS) + 128).astype(np.uint8)
             return Quantized(codes, scales, None, wide, 128, None, mask_NK)
         counts = np.maximum(group_sums(mask_NK.astype(np.float32), wide), 1.0)
@@ -100,7 +100,8 @@ class Sparse:
         spread = np.sqrt(group_sums(kept**2, wide) / counts)
         scales = finite_half(spread / np.float32(np.sqrt((levels**2).mean())))
         for last in (False, True):
-            codes = nearest((kept / along(np.where(scales != 0, scales, 1), wide, inputs))[:, :, None], levels)
+            steps = (kept / along(no_zeros(scales), wide, inputs)).astype(np.float32)
+            codes = nearest(steps[:, :, None], levels)
             if last:
                 break
             meant = np.where(mask_NK, levels[codes, 0], np.float32(0.0))
@@ -117,8 +118,7 @@ def with_zero(book_ED: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def _largest(values: Floats, count: int) -> Mask:
-    """Which numbers along the last axis are the `count` largest, the first of several."""
-    order = np.argsort(-values, axis=-1, kind="stable")[..., :count]
+    """Which numbers along the last axis are the `count` largest."""
     chosen = np.zeros(values.shape, np.bool_)
-    np.put_along_axis(chosen, order, True, -1)
+    np.put_along_axis(chosen, np.argpartition(-values, count - 1, axis=-1)[..., :count], True, -1)
     return chosen & np.isfinite(values)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack.codebook import Codebook
+from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.quantized import Quantized, gathered, inputs_of, spread_out, vectors_of
 from chinchilla_lm.pack.uniform import Uniform
 
@@ -18,7 +18,8 @@ def drawn(name: str, outputs: int, inputs: int) -> Quantized:
     assert how is not None
     random = np.random.default_rng(7)
     groups = -(-inputs // how.group) if how.group else 1
-    scales = random.standard_normal((outputs, groups)).astype(np.float32 if name == "int8-row" else np.float16)
+    scales = random.standard_normal((outputs, groups))
+    scales = scales.astype(np.float32) if name == "int8-row" else scales.astype(np.float16)
     if isinstance(how, Uniform):
         codes = random.integers(how.least, how.most + 1, (outputs, inputs)).astype(np.uint8)
         minima = random.standard_normal((outputs, groups)).astype(np.float16) if how.asymmetric else None
@@ -29,7 +30,7 @@ def drawn(name: str, outputs: int, inputs: int) -> Quantized:
         return Quantized(codes, scales, None, how.group, 0, book, None, inputs)
     if book is not None:
         book[0] = 0
-    mask = how.mask(random.standard_normal((outputs, inputs)))
+    mask = how.mask(random.standard_normal((outputs, inputs), np.float32))
     mask[:, ::7] = False  # blocks that keep fewer than they may
     codes[~mask] = how.middle
     return Quantized(codes, scales, None, how.group, how.middle, book, mask, inputs if how.entries else 0)
@@ -86,9 +87,9 @@ def test_each_input_has_one_place_in_one_code(dims, inputs):
 
 
 def test_masks_that_keep_too_much_are_refused():
-    form = FORMATS["sparse-50"]
-    rounded = form.rounding.round(np.ones((16, 64), np.float32))
-    rounded.mask_NK[:, :4] = True
+    form, mask = FORMATS["sparse-50"], np.zeros((16, 64), np.bool_)
+    mask[:, :4] = True
+    rounded = Quantized(np.ones((16, 64), np.uint8), np.ones((16, 1), np.float16), None, 64, 128, None, mask)
     with pytest.raises(InputError, match="a mask keeps 64 of the 64 weights of a block, more than the 32"):
         form.lay(rounded)
 
