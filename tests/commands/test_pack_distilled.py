@@ -29,11 +29,12 @@ def packing(model, out, text, *more, form="int4-sym"):
     return ["pack", str(model), "--format", form, "-o", str(out), *calibration, *more]
 
 
-def test_a_model_that_learnt_is_nearer_to_its_original(model_folder, tmp_path, text, capsys):
+@pytest.mark.parametrize("form", ["int4-sym", "codebook-2x64"])
+def test_a_model_that_learnt_is_nearer_to_its_original(model_folder, tmp_path, text, capsys, form):
     """The engine runs what torch trained: codes as the solver left them, other scales and norms."""
     folder, found = model_folder(), {}
     for name, tokens in (("solved", "0"), ("learnt", "40000")):
-        assert main([*packing(folder, tmp_path / name, text, "--distil", tokens), "--json"]) == 0
+        assert main([*packing(folder, tmp_path / name, text, "--distil", tokens, form=form), "--json"]) == 0
         found[name] = json.loads(capsys.readouterr().out)
     assert found["solved"]["distilled"] is None
     learnt = found["learnt"]["distilled"]
@@ -43,8 +44,8 @@ def test_a_model_that_learnt_is_nearer_to_its_original(model_folder, tmp_path, t
     matrices = {}
     for name, program in programs.items():
         part = program.header["operations"][1]["second"]
-        packed = program.data[part["offset"] :][: FORMATS["int4-sym"].bytes(part["outputs"], part["inputs"])]
-        matrices[name] = FORMATS["int4-sym"].rounded(np.asarray(packed), part["outputs"], part["inputs"])
+        packed = program.data[part["offset"] :][: FORMATS[form].bytes(part["outputs"], part["inputs"])]
+        matrices[name] = FORMATS[form].rounded(np.asarray(packed), part["outputs"], part["inputs"])
     assert np.array_equal(matrices["solved"].codes_NV, matrices["learnt"].codes_NV)
     assert not np.array_equal(matrices["solved"].scales_NG, matrices["learnt"].scales_NG)
     original = load(folder, "native", dtype="float32")
@@ -59,6 +60,7 @@ def test_a_model_that_learnt_is_nearer_to_its_original(model_folder, tmp_path, t
 def test_formats_of_few_bits_learn_unless_they_are_told_not_to(model_folder, tmp_path, text, capsys):
     for form, more, learns in [
         ("int4-sym", [], False),
+        ("codebook-2x16", [], True),
         ("int4-sym", ["--distil", "300"], True),
         ("int4-sym", ["--distil", "0"], False),
     ]:
