@@ -39,6 +39,7 @@ from chinchilla_lm.train.rounded import RoundedMatrix
 RATES = {"scales": 3e-3, "minima": 3e-3, "codebook": 3e-3, "vectors": 3e-3}
 # How often the held-out text is read during a run, besides its start.
 READINGS = 4
+TOKENS = "embedding.tokens.weight"
 # A vector of zeros moves in parts of this.
 LEAST_UNIT = 1e-2
 
@@ -93,6 +94,7 @@ class Student(nn.Module):
         units = {name: unit for name, unit in _units(model).items() if name not in rounded}
         self.vectors = nn.ModuleDict({_entry(name): _Vector(parameters[name], unit) for name, unit in units.items()})
         self.names = [*rounded, *units]
+        self.shared = next((name for name in rounded if parameters[name] is parameters[TOKENS]), None)
         for name in rounded:
             parameters[name].data = parameters[name].data.new_empty(0)
         calls = {"embed": model.embed, "run": model.run, "finish": model.finish, "classify": model.head.classify}
@@ -107,13 +109,9 @@ class Student(nn.Module):
     def divergence(self, batch: EncodedBatch, teacher: Teacher) -> Tensor:
         """KL(teacher ‖ student) in nats, the mean over the positions of the batch that have a target."""
         theirs, _ = teacher.look(batch, ())
-        head = self._weights("head.")
-        hidden = picked(self.model, batch, self._last(batch.batch, head))
+        hidden = picked(self.model, batch, self._last(batch.batch))
+        head = self._weights("head.")  # once, not for each piece
         names = list(head)
-        # Once, not for each piece.
-        trained = [
-            one.to(self.dtype) if one.ndim == 2 and self.dtype is torch.bfloat16 else one for one in head.values()
-        ]
 
         def classify(piece: Tensor, *weights: Tensor) -> Tensor:
             found: Tensor = self._call("classify", dict(zip(names, weights, strict=True)), piece)
@@ -121,36 +119,40 @@ class Student(nn.Module):
 
         assert self.model.head.output is not None
         outputs = self.model.head.output.out_features
+        trained = list(head.values())
         return mean_in_pieces(classify, outputs, trained, hidden, lambda ours, part: logit_kl(ours, theirs(part)))
 
-    def _last(self, batch: Batch, head: dict[str, Tensor]) -> Tensor:
-        """The last hidden state, [B, T, D]. head: the weights of the head, which the embedding may share."""
-        x, context = self._call("embed", self._weights("embedding.") | head, batch, tied=True)
+    def _last(self, batch: Batch) -> Tensor:
+        """The last hidden state, [B, T, D]."""
+        weights = self._weights("embedding.")
+        if self.shared is not None:  # of a matrix that is a decoder too, the rows of the tokens at hand
+            tokens, places = batch.ids.unique(return_inverse=True)
+            weights[TOKENS] = self.matrices[_entry(self.shared)](rows=tokens)
+            batch = Batch(places, batch.mask, batch.segments)
+        x, context = self._call("embed", weights, batch)
         for at, name in enumerate(self.model.names):
             if key(name) in self.model.links:
 
                 def run(x_BTD: Tensor, name: str = name, at: int = at) -> Tensor:
-                    weights = self._weights(f"links.{key(name)}.", None if self.dtype is torch.float32 else self.dtype)
-                    found: Tensor = self._call("run", weights, x_BTD, context, at, at + 1)
+                    found: Tensor = self._call("run", self._weights(f"links.{key(name)}."), x_BTD, context, at, at + 1)
                     return found
 
                 x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if self.training else run(x)
         found: Tensor = self._call("finish", self._weights("norm."), x)
         return found
 
-    def _weights(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        found = {}
+    def _weights(self, prefix: str) -> dict[str, Tensor]:
+        """What is rounded or trained of the model's parameters that begin so; matrices in the dtype of the products."""
+        found, dtype = {}, None if self.dtype is torch.float32 else self.dtype
         for name in self.names:
             if name.startswith(prefix):
                 entry = _entry(name)
                 found[name] = self.matrices[entry](dtype) if entry in self.matrices else self.vectors[entry]()
         return found
 
-    def _call(self, method: str, weights: Mapping[str, Tensor], *inputs: Any, tied: bool = False) -> Any:
-        module = self._calls[method][0]
-        return functional_call(
-            module, {f"model.{name}": one for name, one in weights.items()}, inputs, tie_weights=tied
-        )
+    def _call(self, method: str, weights: Mapping[str, Tensor], *inputs: Any) -> Any:
+        named = {f"model.{name}": one for name, one in weights.items()}
+        return functional_call(self._calls[method][0], named, inputs, tie_weights=False)
 
     @torch.no_grad()
     def finish(self) -> dict[str, Quantized]:

@@ -16,7 +16,7 @@ N outputs, K inputs, G groups of inputs, V codes of d inputs, E entries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,61 @@ from chinchilla_lm.pack.sides import finite_half
 
 # Weights that are looked up at a time, so that what lies between stays in the cache.
 PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """What stays: codes uint8 [N, V], mask bool [N, K] or None, the code of zero, inputs of a group (0: all), and K."""
+
+    codes_NV: Tensor
+    mask_NK: Tensor | None
+    middle: int
+    group: int
+    inputs: int
+
+    def take(self, rows: Tensor) -> _Codes:
+        """Those of some outputs, int64."""
+        return replace(self, codes_NV=self.codes_NV[rows], mask_NK=None if self.mask_NK is None else self.mask_NK[rows])
+
+    def pieces(self) -> Iterator[slice]:
+        """Its outputs, some at a time."""
+        outputs, step = len(self.codes_NV), max(1, PIECE // self.inputs)
+        for first in range(0, outputs, step):
+            yield slice(first, min(first + step, outputs))
+
+    def levels(self, rows: slice, book_ED: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What the codes of some outputs mean before they are scaled, [n, K]."""
+        codes = self.codes_NV[rows]
+        if book_ED is None:
+            levels = codes.to(dtype).sub_(self.middle)
+        elif book_ED.shape[1] == 1:
+            levels = torch.index_select(book_ED[:, 0], 0, codes.int().view(-1)).view(codes.shape)
+        else:  # `pack.quantized.inputs_of` says where the numbers of a code stand
+            index, dims = codes.int().view(-1), book_ED.shape[1]
+            blocks = book_ED.new_empty(len(codes), codes.shape[1] // 4, dims, 4)
+            for place in range(dims):
+                numbers = torch.index_select(book_ED[:, place].contiguous(), 0, index)
+                blocks[:, :, place] = numbers.view(len(codes), -1, 4)
+            levels = blocks.view(len(codes), -1)[:, : self.inputs]
+        return levels if self.mask_NK is None else levels.masked_fill(~self.mask_NK[rows], 0)
+
+    def entry_sums(self, values_NK: Tensor, rows: slice, book_ED: Tensor) -> Tensor:
+        """The sum of what stands where each number of each entry does, over some outputs, [E, d]."""
+        codes, (entries, dims) = self.codes_NV[rows], book_ED.shape
+        if self.mask_NK is not None:
+            values_NK = values_NK.masked_fill(~self.mask_NK[rows], 0)
+        index = codes.long().view(-1)
+        if dims == 1:
+            return torch.zeros_like(book_ED[:, 0]).scatter_add_(0, index, values_NK.reshape(-1))[:, None]
+        padded = F.pad(values_NK, (0, codes.shape[1] * dims - self.inputs))
+        blocks = padded.view(len(codes), -1, dims, 4)
+        sums = [book_ED.new_zeros(entries).scatter_add_(0, index, blocks[:, :, d].reshape(-1)) for d in range(dims)]
+        return torch.stack(sums, dim=1)
+
+    def by_group(self, values_NK: Tensor) -> Tensor:
+        """[n, G, inputs of a group], the last group filled up with zeros."""
+        wide = self.group or self.inputs
+        return F.pad(values_NK, (0, -self.inputs % wide)).view(len(values_NK), -1, wide)
 
 
 class RoundedMatrix(nn.Module):
@@ -69,10 +124,14 @@ class RoundedMatrix(nn.Module):
         self.minima = None if minima is None else nn.Parameter(torch.zeros_like(scales))
         self.codebook = None if unit is None or entries is None else nn.Parameter(torch.zeros_like(entries))
 
-    def forward(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix, [N, K], in `dtype` or that of its parameters."""
+    def forward(self, dtype: torch.dtype | None = None, rows: Tensor | None = None) -> Tensor:
+        """The matrix, [N, K], in `dtype` or that of its parameters. rows: of which outputs, all where it is None."""
         scales, minima, book = self._parts() if self.training else self._stored()
-        found: Tensor = _Weight.apply(self, dtype or scales.dtype, scales, minima, book)
+        about = self.rounded
+        codes = _Codes(self.codes_NV, self.mask_NK, about.middle, about.group, about.shape[1])
+        if rows is not None:
+            codes, scales, minima = codes.take(rows), scales[rows], None if minima is None else minima[rows]
+        found: Tensor = _Weight.apply(codes, dtype or scales.dtype, scales, minima, book)
         return found
 
     def quantized(self) -> Quantized:
@@ -113,48 +172,6 @@ class RoundedMatrix(nn.Module):
         stored = finite_half(values_NG.numpy()) if kind == "float16" else values_NG.numpy().astype(kind)
         return torch.from_numpy(stored).to(values_NG.dtype)
 
-    def pieces(self) -> Iterator[slice]:
-        """Its outputs, some at a time."""
-        outputs, inputs = self.rounded.shape
-        step = max(1, PIECE // inputs)
-        for first in range(0, outputs, step):
-            yield slice(first, min(first + step, outputs))
-
-    def levels(self, rows: slice, book_ED: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """What the codes of some outputs mean before they are scaled, [n, K]."""
-        codes, inputs = self.codes_NV[rows], self.rounded.shape[1]
-        if book_ED is None:
-            levels = codes.to(dtype).sub_(self.rounded.middle)
-        elif book_ED.shape[1] == 1:
-            levels = torch.index_select(book_ED[:, 0], 0, codes.int().view(-1)).view(codes.shape)
-        else:  # `pack.quantized.inputs_of` says where the numbers of a code stand
-            index, dims = codes.int().view(-1), book_ED.shape[1]
-            blocks = book_ED.new_empty(len(codes), codes.shape[1] // 4, dims, 4)
-            for place in range(dims):
-                blocks[:, :, place] = torch.index_select(book_ED[:, place].contiguous(), 0, index).view(
-                    len(codes), -1, 4
-                )
-            levels = blocks.view(len(codes), -1)[:, :inputs]
-        return levels if self.mask_NK is None else levels.masked_fill(~self.mask_NK[rows], 0)
-
-    def entry_sums(self, values_NK: Tensor, rows: slice, book_ED: Tensor) -> Tensor:
-        """The sum of what stands where each number of each entry does, over some outputs, [E, d]."""
-        codes, (entries, dims) = self.codes_NV[rows], book_ED.shape
-        if self.mask_NK is not None:
-            values_NK = values_NK.masked_fill(~self.mask_NK[rows], 0)
-        index = codes.long().view(-1)
-        if dims == 1:
-            return torch.zeros_like(book_ED[:, 0]).scatter_add_(0, index, values_NK.reshape(-1))[:, None]
-        padded = F.pad(values_NK, (0, codes.shape[1] * dims - values_NK.shape[1]))
-        blocks = padded.view(len(codes), -1, dims, 4)
-        sums = [book_ED.new_zeros(entries).scatter_add_(0, index, blocks[:, :, d].reshape(-1)) for d in range(dims)]
-        return torch.stack(sums, dim=1)
-
-    def by_group(self, values_NK: Tensor) -> Tensor:
-        """[n, G, inputs of a group], the last group filled up with zeros."""
-        wide = self.rounded.group or values_NK.shape[1]
-        return F.pad(values_NK, (0, -values_NK.shape[1] % wide)).view(len(values_NK), -1, wide)
-
 
 class _Weight(torch.autograd.Function):
     """[N, K] of scales, minima and codebook."""
@@ -162,37 +179,36 @@ class _Weight(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        matrix: RoundedMatrix,
+        codes: _Codes,
         dtype: torch.dtype,
         scales_NG: Tensor,
         minima_NG: Tensor | None,
         book_ED: Tensor | None,
     ) -> Tensor:
-        ctx.matrix = matrix
+        ctx.codes = codes
         ctx.save_for_backward(scales_NG, minima_NG, book_ED)
-        inputs = matrix.rounded.shape[1]
-        found = torch.empty(matrix.rounded.shape, dtype=dtype)
-        for rows in matrix.pieces():
-            values = matrix.by_group(matrix.levels(rows, book_ED, scales_NG.dtype)) * scales_NG[rows, :, None]
+        found = torch.empty(len(scales_NG), codes.inputs, dtype=dtype)
+        for rows in codes.pieces():
+            values = codes.by_group(codes.levels(rows, book_ED, scales_NG.dtype)) * scales_NG[rows, :, None]
             if minima_NG is not None:
                 values += minima_NG[rows, :, None]
-            found[rows] = values.view(len(values), -1)[:, :inputs]
+            found[rows] = values.view(len(values), -1)[:, : codes.inputs]
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        matrix: RoundedMatrix = ctx.matrix
+        codes: _Codes = ctx.codes
         scales_NG, minima_NG, book_ED = ctx.saved_tensors
-        of_scales, inputs = torch.empty_like(scales_NG), matrix.rounded.shape[1]
+        of_scales = torch.empty_like(scales_NG)
         of_minima = None if minima_NG is None else torch.empty_like(minima_NG)
         of_book = torch.zeros_like(book_ED) if ctx.needs_input_grad[4] else None
-        for rows in matrix.pieces():
-            grouped = matrix.by_group(gradients[0][rows].to(scales_NG.dtype))
-            levels = matrix.by_group(matrix.levels(rows, book_ED, scales_NG.dtype))
+        for rows in codes.pieces():
+            grouped = codes.by_group(gradients[0][rows].to(scales_NG.dtype))
+            levels = codes.by_group(codes.levels(rows, book_ED, scales_NG.dtype))
             of_scales[rows] = (grouped * levels).sum(2)
             if of_minima is not None:
                 of_minima[rows] = grouped.sum(2)
             if of_book is not None:
-                scaled = (grouped * scales_NG[rows, :, None]).view(len(grouped), -1)[:, :inputs]
-                of_book += matrix.entry_sums(scaled, rows, book_ED)
+                scaled = (grouped * scales_NG[rows, :, None]).view(len(grouped), -1)[:, : codes.inputs]
+                of_book += codes.entry_sums(scaled, rows, book_ED)
         return None, None, of_scales, of_minima, of_book

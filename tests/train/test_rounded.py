@@ -82,6 +82,8 @@ def test_values_and_gradients_are_those_of_the_plain_expression(form: str, piece
     assert (matrix.minima is None) == (form != "int4")
     ours, theirs = matrix(), plainly(matrix)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    some = torch.tensor([31, 0, 7])
+    assert torch.equal(matrix(rows=some), ours[some])
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found, wanted = (torch.autograd.grad((one * upstream).sum(), list(matrix.parameters())) for one in (ours, theirs))
     for one, other in zip(found, wanted, strict=True):
