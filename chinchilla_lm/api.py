@@ -159,7 +159,7 @@ def pack(
     solver: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
-    distil: int | None = None,
+    distil: int = 0,
     margin: float | None = None,
     data: str | None = None,
     against: str | None = None,
@@ -174,8 +174,7 @@ def pack(
     `round` or `gptq` (None: the latter where there is `calibration`), which needs `calibration`, data of the model's
     task, and reads so many tokens of their training split (None: 65,536). `bits` measures on it what each matrix costs;
     without it, matrices differ by their rounding errors alone. distil: tokens of it from which scales, codebooks, norms
-    and biases of the rounded model learn the original's outputs (None: 65,536 where a format has fewer than 4 bits,
-    else none).
+    and biases of the rounded model learn the original's outputs.
 
     margin: the largest loss of quality that passes on the test split of `data`, against the model `against` (None:
     `model`); the certificate is written into `out`, whether it passed or not: see `certificate`. None: not judged.

@@ -47,7 +47,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_solving(parser: argparse.ArgumentParser) -> None:
-    from chinchilla_lm.pack.formats import CALIBRATION_TOKENS, DISTIL_BELOW, DISTIL_TOKENS, SOLVERS
+    from chinchilla_lm.pack.formats import CALIBRATION_TOKENS, SOLVERS
 
     parser.add_argument(
         "--solver",
@@ -69,9 +69,9 @@ def _add_solving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distil",
         type=int,
+        default=0,
         metavar="TOKENS",
-        help="tokens of it from which scales, codebooks and norms then learn the original's outputs, 0: none "
-        f"(default {DISTIL_TOKENS:,} where a format has fewer than {DISTIL_BELOW:.0f} bits, else none)",
+        help="tokens of it from which scales, codebooks and norms then learn the original's outputs (default 0)",
     )
 
 

@@ -21,8 +21,6 @@ from chinchilla_lm.pack.uniform import Uniform
 
 # Weights that are packed at a time; measured on SmolLM2-135M: 2^16 … 2^20 take the same time, 2^14 half as much again.
 PIECE = 1 << 18
-# Outputs and inputs of a large matrix, beside which a codebook is small.
-LARGE = 4096
 
 
 # How weights become codes, each by itself: `round` of a matrix, and what a program's header says of it, `options`.
@@ -54,11 +52,6 @@ class Format:
     def options(self) -> dict[str, Any]:
         """What a program's header says of a matrix besides its kind."""
         return {} if self.rounding is None else self.rounding.options
-
-    @property
-    def bits(self) -> float:
-        """Of a weight of a large matrix, with scales and what else is stored."""
-        return 8 * self.bytes(LARGE, LARGE) / LARGE**2
 
     def bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a packed matrix, without any data."""
@@ -170,8 +163,6 @@ FORMATS: dict[str, Format] = {
 
 # Tokens of calibration text that solvers read where no number is asked for.
 CALIBRATION_TOKENS = 65_536
-# Tokens of it that a model learns from, to make up for what rounding lost, where a format has fewer bits than this.
-DISTIL_TOKENS, DISTIL_BELOW = 65_536, 4.0
 SOLVERS: dict[str, str] = {
     "round": "each weight to the nearest, by itself",
     "gptq": "Frantar et al. 2023, with scales fitted to the codes; of codebooks GPTVQ, of sparse formats ALPS; needs "

@@ -101,14 +101,13 @@ def _solved(
     did, where it was asked for."""
     from chinchilla_lm.pack.solve import Solver
 
-    tokens = asked.distil_tokens(formats)
-    original = prepare(of.checkpoint.model, torch.device("cpu"), of.dtype) if tokens else None
+    original = prepare(of.checkpoint.model, torch.device("cpu"), of.dtype) if asked.distil else None
     batches = [one.batch for one in of.batches]
     solver = Solver(of.checkpoint.model, batches, formats, dtype=of.dtype, unfinished=of.solved(formats))
     with console.progress(len(solver.roundings), asked.solved_by, "matrices") as progress:
         solver.on_matrix = lambda name: progress.advance(1, name)
         rounded = solver.run()
-    return (rounded, None) if original is None else distilled(of, original, rounded, formats, tokens)
+    return (rounded, None) if original is None else distilled(of, original, rounded, formats, asked.distil)
 
 
 def _judged_by(asked: Packing, kind: str | None) -> Recipe:

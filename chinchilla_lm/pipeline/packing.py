@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
-from chinchilla_lm.pack.formats import DISTIL_BELOW, DISTIL_TOKENS, FORMATS, SOLVERS, Format, format_named
+from chinchilla_lm.pack.formats import FORMATS, SOLVERS, Format, format_named
 from chinchilla_lm.pack.mixed import Mixed, mixed
 from chinchilla_lm.runtime.engine.program import CACHES, cached_in
 from chinchilla_lm.runtime.packing import refuse_packed
@@ -26,9 +26,9 @@ class Packing:
     all matrices, at most, with the formats `offered`, their names with commas (None: all that round); task: the head,
     where the model's config names none; cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None:
     the better one where there are calibration data; calibration: data of the model's task, whose training split is
-    read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the rounded model then learns from (None:
-    65,536 where a format has fewer than 4 bits, else none). margin: largest loss of quality on the test split of `data`
-    that passes, against the model `against` (None: `model`); None: the result is not judged.
+    read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the rounded model then learns from. margin:
+    largest loss of quality on the test split of `data` that passes, against the model `against` (None: `model`); None:
+    the result is not judged.
     """
 
     model: str
@@ -41,7 +41,7 @@ class Packing:
     solver: str | None = None
     calibration: str | None = None
     calibration_tokens: int | None = None
-    distil: int | None = None
+    distil: int = 0
     against: str | None = None
     margin: float | None = None
     data: str | None = None
@@ -67,12 +67,6 @@ class Packing:
     def original(self) -> str:
         """What the packed model is judged against."""
         return self.against or self.model
-
-    def distil_tokens(self, formats: Mixed) -> int:
-        """How many tokens a model in these formats learns from after its solver; 0: none."""
-        if self.distil is not None or self.solved_by == "round":
-            return self.distil or 0
-        return DISTIL_TOKENS if any(form.bits < DISTIL_BELOW for form in formats.all()) else 0
 
     def check(self) -> None:
         """Raises InputError for what does not go together, before anything is read."""
@@ -117,7 +111,7 @@ class Packing:
             raise InputError("--calibration-tokens is of calibration data; pass --calibration DATA")
         if self.calibration_tokens is not None and self.calibration_tokens < 1:
             raise InputError(f"--calibration-tokens {self.calibration_tokens} is not above 0; leave it away")
-        if self.distil is not None and self.distil < 0:
+        if self.distil < 0:
             raise InputError(f"--distil {self.distil} is below 0; pass a number of tokens, or 0 for none")
         if self.distil and solver == "round":
             remedy = "pass --calibration DATA" if self.calibration is None else "leave --solver round away"

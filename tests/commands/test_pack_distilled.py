@@ -57,18 +57,6 @@ def test_a_model_that_learnt_is_nearer_to_its_original(model_folder, tmp_path, t
     assert float(np.square(logits["learnt"] - twin).sum()) < 0.003 * float(np.square(twin).sum())
 
 
-def test_formats_of_few_bits_learn_unless_they_are_told_not_to(model_folder, tmp_path, text, capsys):
-    for form, more, learns in [
-        ("int4-sym", [], False),
-        ("codebook-2x16", [], True),
-        ("int4-sym", ["--distil", "300"], True),
-        ("int4-sym", ["--distil", "0"], False),
-    ]:
-        out = tmp_path / f"{form}{len(more)}{learns}"
-        assert main([*packing(model_folder(), out, text, *more, form=form), "--json"]) == 0
-        assert (json.loads(capsys.readouterr().out)["distilled"] is not None) == learns
-
-
 @pytest.mark.parametrize("after", [2, 4])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(model_folder, tmp_path, text, capsys, monkeypatch, after):
     arguments = packing(model_folder(), tmp_path / "out", text, "--distil", "12000")
