@@ -26,9 +26,9 @@ class Packing:
     all matrices, at most, with the formats `offered`, their names with commas (None: all that round); task: the head,
     where the model's config names none; cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None:
     the better one where there are calibration data; calibration: data of the model's task, whose training split is
-    read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the rounded model then learns from. margin:
-    largest loss of quality on the test split of `data` that passes, against the model `against` (None: `model`); None:
-    the result is not judged.
+    read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the rounded model then learns from.
+    margin: largest loss of quality on the test split of `data` that passes, against the model `against` (None:
+    `model`); None: the result is not judged.
     """
 
     model: str
