@@ -153,7 +153,7 @@ def pack(
     out: str,
     format: str | None = None,
     bits: float | None = None,
-    formats: Sequence[str] | None = None,
+    formats: str | Sequence[str] | None = None,
     task: str | None = None,
     cache: str = "auto",
     solver: str | None = None,
@@ -168,13 +168,13 @@ def pack(
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
 
     format: of all large matrices, and behind it others for some, as in `int4,head=int8`. In its place `bits`: of a
-    weight in the mean over all these matrices, at most; each then has one of `formats` (None: all that round), so that
-    the model loses least. out: a folder, empty or not there yet. task: the head to pack, where the model's config names
-    none. cache: how keys and values are kept, `bf16` or `int8` (`auto`: int8 beside weights of 8 and 4 bits). solver:
-    `round` or `gptq` (None: the latter where there is `calibration`), which needs `calibration`, data of the model's
-    task, and reads so many tokens of their training split (None: 65,536). `bits` measures on it what each matrix costs;
-    without it, matrices differ by their rounding errors alone. distil: tokens of it from which scales, codebooks, norms
-    and biases of the rounded model learn the original's outputs.
+    weight in the mean over all these matrices, at most; each then has one of `formats` (None: all that round; a list or
+    names with commas), so that the model loses least. out: a folder, empty or not there yet. task: the head to pack,
+    where the model's config names none. cache: how keys and values are kept, `bf16` or `int8` (`auto`: int8 beside
+    weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there is `calibration`), which needs
+    `calibration`, data of the model's task, and reads so many tokens of their training split (None: 65,536). `bits`
+    measures on it what each matrix costs; without it, matrices differ by their rounding errors alone. distil: tokens of
+    it from which scales, codebooks, norms and biases of the rounded model learn the original's outputs.
 
     margin: the largest loss of quality that passes on the test split of `data`, against the model `against` (None:
     `model`); the certificate is written into `out`, whether it passed or not: see `certificate`. None: not judged.
@@ -190,7 +190,7 @@ def pack(
             folder=Path(out),
             form=format,
             bits=bits,
-            offered=None if formats is None else ",".join(formats),
+            offered=formats if formats is None or isinstance(formats, str) else ",".join(formats),
             task=task,
             cache=cache,
             solver=solver,

@@ -128,7 +128,7 @@ def _try(
     """All of them, stored whole and measured where there is text to measure on."""
     costs: list[Cost | None] = [None] * len(formats)
     if of.batches:
-        batches = some(of.batches[1::2] or of.batches, 2 * _tokens(of.checkpoint.model))
+        batches = some(of.batches[1::2] or of.batches, _tokens(of.checkpoint.model))
         rounding = Rounding(of.checkpoint.model, batches, of.ledger())
         with console.progress(len(formats) * len(budget.shapes), "verify", "matrices") as progress:
             costs = [rounding.together(one, lambda name: progress.advance(1, name)) for one in formats]
@@ -139,7 +139,7 @@ def _try(
 
 
 def _tokens(model: Transformer) -> int:
-    """Of calibration text on which each matrix alone is measured; whole models are on twice as many others."""
+    """Of calibration text on which each matrix alone is measured, and of other text for whole models."""
     matrices = model.matrices()
     weights = sum(linear.weight.numel() for name, linear in matrices.items() if name != "head")
     return max(LEAST_TOKENS, min(MOST_TOKENS, int(WORK / (len(matrices) * max(1, weights)))))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from chinchilla_lm import api
 from chinchilla_lm.pack.formats import FORMATS
@@ -198,6 +201,20 @@ def test_calibration_text_that_is_test_text_is_left_out(pack: Pack, tmp_path: Pa
     assert "were left out" not in clean.err
 
 
+def test_a_model_whose_activations_overflow_is_refused(
+    pack: Pack, out: Path, model_folder, texts: Path, tmp_path: Path
+):
+    broken = shutil.copytree(model_folder(), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    for name in tensors:
+        if name.endswith("o_proj.weight"):
+            tensors[name] = torch.full_like(tensors[name], 3e38)
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    done = pack("--bits", 10, "--calibration", texts, "--quiet", model=broken)
+    done.refused("outputs are not numbers; check its weights")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("when", ["measuring", "verifying", "solving"])
 def test_a_run_that_was_stopped_goes_on(pack: Pack, out: Path, texts: Path, monkeypatch, when: str):
     words = ("--bits", 10, "--formats", "int8,int4,int4-sym", "--calibration", texts, "--calibration-tokens", 4000)
@@ -262,3 +279,7 @@ def test_a_tagger_in_python(tagger: Path, tags: Path, tmp_path: Path):
     assert held is not None
     assert held.metric == "entity_f1"
     assert json.dumps(found)
+    plain = api.pack(str(tagger), out=str(tmp_path / "plain"), bits=9.0, formats="int4-sym,int8", quiet=True)
+    assert plain["mix"] is not None
+    assert plain["certificate"] is None
+    assert plain["evaluation"] is None
