@@ -35,7 +35,8 @@ from chinchilla_lm.train.pieces import mean_in_pieces
 from chinchilla_lm.train.recover import Teacher, picked
 from chinchilla_lm.train.rounded import RoundedMatrix
 
-# Peak rates of Adam, in the units of what is trained.
+# Peak rates of Adam, in the units of what is trained. Assumed, not searched: six steps of 512 tokens on SmolLM2-135M
+# rounded without data to 3.3 bits lowered the mean loss from 4.52 to 4.12 nats, at 1.2e-2 to 4.04.
 RATES = {"scales": 3e-3, "minima": 3e-3, "codebook": 3e-3, "vectors": 3e-3}
 # How often the held-out text is read during a run, besides its start.
 READINGS = 4
