@@ -159,6 +159,7 @@ def pack(
     solver: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    distil: int = 0,
     margin: float | None = None,
     data: str | None = None,
     against: str | None = None,
@@ -173,7 +174,8 @@ def pack(
     where the model's config names none. cache: how keys and values are kept, `bf16` or `int8` (`auto`: int8 beside
     weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there is `calibration`), which needs
     `calibration`, data of the model's task, and reads so many tokens of their training split (None: 65,536). `bits`
-    measures on it what each matrix costs; without it, matrices differ by their rounding errors alone.
+    measures on it what each matrix costs; without it, matrices differ by their rounding errors alone. distil: tokens of
+    it from which scales, codebooks, norms and biases of the rounded model learn the original's outputs.
 
     margin: the largest loss of quality that passes on the test split of `data`, against the model `against` (None:
     `model`); the certificate is written into `out`, whether it passed or not: see `certificate`. None: not judged.
@@ -197,6 +199,7 @@ def pack(
             solver=solver,
             calibration=calibration,
             calibration_tokens=calibration_tokens,
+            distil=distil,
             against=against,
             margin=margin,
             data=data,

@@ -12,6 +12,7 @@ import torch
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
 from chinchilla_lm.data.encode import DataWarning, Encoded
+from chinchilla_lm.data.encoded import enough
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import SPLITS, Dataset, records_sha256
 from chinchilla_lm.data.splits import disjoint, document_hashes
@@ -323,23 +324,16 @@ class Job:
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
         """Calibration batches, and the hash of the documents that they are chosen from."""
-        chosen = self.some(self.calibration_records)
-        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
-
-    def some(self, records: Sequence[Any]) -> list[Encoded]:
-        """Windows from all over the records, about `calibration_tokens` in all, chosen by the seed."""
-        encoded = self.encode(records)
-        order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
-        chosen: list[Encoded] = []
-        total = 0
-        for index in order:
-            if total >= self.recipe.calibration_tokens:
-                break
-            chosen.append(encoded[index])
-            total += len(encoded[index].ids)
+        chosen = enough(self.shuffled(self.calibration_records), self.recipe.calibration_tokens)
         if not chosen:
             raise InputError("0 calibration windows: the data are shorter than one window; pass --calibration TEXT")
-        return chosen
+        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
+
+    def shuffled(self, records: Sequence[Any]) -> list[Encoded]:
+        """The windows of records in an order that the seed decides: the first of them are some from all over."""
+        encoded = self.encode(records)
+        order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
+        return [encoded[index] for index in order]
 
     def ready(self, model: Transformer) -> Transformer:
         """The model as torch serves it: norms folded, in the recipe's dtype, on its device."""

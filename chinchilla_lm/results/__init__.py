@@ -36,6 +36,7 @@ from chinchilla_lm.results.evaluate import (
     EvaluateResult,
 )
 from chinchilla_lm.results.export import (
+    Distillation,
     ExportResult,
     MixFound,
     MixTried,
@@ -74,6 +75,7 @@ __all__ = [
     "Cpu",
     "CudaDevice",
     "Decision",
+    "Distillation",
     "DoctorMachine",
     "DoctorResult",
     "EvaluateResult",

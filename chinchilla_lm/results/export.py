@@ -27,17 +27,27 @@ class MixFound(TypedDict):
     tried: list[MixTried]
 
 
+class Distillation(TypedDict):
+    """What distillation after a solver did: tokens: learnt from; kl_before, kl_after: nats to the original on held-out
+    calibration text. They are equal where nothing was better than what the solver left."""
+
+    tokens: int
+    kl_before: float
+    kl_after: float
+
+
 class PackResult(TypedDict):
     """A packed model: `chinchilla pack --json`. output: its folder, and bytes of all files there; bits: of a weight,
-    with scales and minima, in the mean over all matrices and tables; mix: what `--bits` found. evaluation: what judging
-    it found, where a margin was asked for, and certificate: its verdict. None has a certificate before, whatever the
-    model had that it was made of."""
+    with scales and minima, in the mean over all matrices and tables; mix: what `--bits` found; distilled: None where it
+    was not. evaluation: what judging it found, where a margin was asked for, and certificate: its verdict. None has a
+    certificate before, whatever the model had that it was made of."""
 
     format: str
     solver: str
     output: str
     bytes: int
     bits: float
+    distilled: Distillation | None
     seconds: float
     mix: MixFound | None
     evaluation: EvaluateResult | None
