@@ -21,7 +21,7 @@ from gguf import GGUFValueType, GGUFWriter
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.export.ggml import BLOCK, KINDS, Kind, encode, exact_kind, kind_of_codes, row_bytes
-from chinchilla_lm.export.gguf_metadata import Sheet, architecture_of, check, describe, tables
+from chinchilla_lm.export.gguf_metadata import UNTIED, WINDOWLESS, Sheet, architecture_of, check, describe, tables
 from chinchilla_lm.export.parts import Portable
 from chinchilla_lm.files import building_file
 from chinchilla_lm.models.checkpoint import Checkpoint
@@ -85,6 +85,13 @@ class Draft:
     def changes(self) -> dict[str, int]:
         """What became of tensors, and of how many."""
         return dict(Counter(one.change for one in self.entries.values() if one.change is not None))
+
+    @property
+    def ignored_window(self) -> int | None:
+        """A window that the file names, in tokens, and llama.cpp takes no notice of."""
+        architecture = self.sheet.metadata["general.architecture"]
+        named = self.sheet.metadata.get(f"{architecture}.attention.sliding_window")
+        return named if named and architecture in WINDOWLESS else None
 
     def write(self, path: str | Path) -> None:
         """Write the file, wholly or not at all. Raises InputError where the disk refuses."""
@@ -178,6 +185,8 @@ def _entries(found: Portable, architecture: str, form: str | None) -> dict[str, 
             assert not isinstance(values, Quantized)
             values = values + np.float32(1.0)
         entries[name] = Entry(values, _kind(name, values, form))
+    if architecture in UNTIED:
+        entries.setdefault(DECODER, entries[EMBEDDING])
     return entries
 
 

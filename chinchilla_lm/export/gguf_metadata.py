@@ -1,8 +1,9 @@
 """What a GGUF file says of a model's shape, and whether that is all there is to say.
 
-The keys are llama.cpp's (gguf-py/gguf/constants.py). Nothing else is checked by hand: what has been put down is read
-again by our own reader, `models/gguf.py`, and a model whose config does not come back is refused. So a window, an
-activation or a rotation that the architecture has no key for can never be lost in silence.
+The keys are llama.cpp's (gguf-py/gguf/constants.py). What has been put down is read again by our own reader,
+`models/gguf.py`, and a model whose config does not come back is refused: so a window, an activation or a rotation that
+the architecture has no key for can never be lost in silence. By hand stand here only the places where llama.cpp's
+loader takes less than a file can say.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from chinchilla_lm.models.gguf import ARCHITECTURES, LONG_FACTORS, ROPE_FACTORS,
 from chinchilla_lm.models.gguf_file import TensorInfo
 from chinchilla_lm.models.rope import attention_factor, inverse_frequencies, rotary_dim
 
+# Whose loaders know biases of query, key, value and output (llama.cpp, src/llama-model.cpp, load_tensors).
+BIASED = ("llama", "qwen2", "granite")
+# Which have no decoder of their own, and which must have one.
+TIED, UNTIED = ("gemma2",), ("olmo2",)
+# Which are run without their window, whatever the file says.
+WINDOWLESS = ("phi3",)
 # Numbers are float32 in the file, and read with the fewest digits that give the same one.
 CLOSE = 1e-6
 
@@ -149,7 +156,11 @@ def tables(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def check(sheet: Sheet, config: ModelConfig, architecture: str) -> None:
-    """Raise InputError for what does not come back when a file's description is read again."""
+    """Raise InputError for what does not come back when a file's description is read again, or llama.cpp refuses."""
+    if config.qkv_bias and architecture not in BIASED:
+        raise InputError(f"llama.cpp loads no {architecture} with biases of its attention; pass --to hf")
+    if not config.head.tied and architecture in TIED:
+        raise InputError(f"llama.cpp loads no {architecture} with a decoder of its own; pass --to hf")
     hf = read_config(sheet, architecture)
     found = family_of(hf).read(hf)
     found = replace(found, family=config.family, head=replace(found.head, tied=config.head.tied))

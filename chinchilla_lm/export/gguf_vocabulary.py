@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,18 @@ def _frame(tokenizer: PlainTokenizer, source: Path, pieces: bool) -> dict[str, A
     """Which tokens stand around a text."""
     bare, framed = tokenizer.encode("x", add_special_tokens=False), tokenizer.encode("x")
     bos, eos = (tokenizer.specials.get(role) for role in ("bos_token", "eos_token"))
-    found: dict[str, Any] = {}
-    for first in (False, True):
-        for last in (False, True):
-            before = [tokenizer.convert_tokens_to_ids(bos)] if first and bos is not None else []
-            after = [tokenizer.convert_tokens_to_ids(eos)] if last and eos is not None else []
-            if [*before, *bare, *after] == framed and not found:
-                found = {"tokenizer.ggml.add_bos_token": first, "tokenizer.ggml.add_eos_token": last}
-    if not found:
+    sides: tuple[list[list[int | None]], ...] = [[]], [[]]
+    for ways, token in zip(sides, (bos, eos), strict=True):
+        ways += [] if token is None else [[tokenizer.convert_tokens_to_ids(token)]]
+    found = next(
+        (
+            {"tokenizer.ggml.add_bos_token": bool(before), "tokenizer.ggml.add_eos_token": bool(after)}
+            for before, after in product(*sides)
+            if [*before, *bare, *after] == framed
+        ),
+        None,
+    )
+    if found is None:
         raise InputError(
             f"the tokenizer in {source} puts tokens around a text that are no BOS and no EOS, which GGUF files cannot "
             "say; pass --to hf"

@@ -121,7 +121,7 @@ def export(asked: Exporting, console: Console) -> ExportResult:
             "programs that take the best tag of each word find up to a point of F1 less"
         )
     held = certificate_in(checkpoint.source, console)
-    written = TARGETS[asked.to](asked, checkpoint, codes)
+    written = TARGETS[asked.to](asked, checkpoint, codes, console)
     paths = [asked.out] if asked.out.is_file() else sorted(path for path in asked.out.rglob("*") if path.is_file())
     files = {path.name: path.stat().st_size for path in paths}
     console.table(["file", "bytes"], list(files.items()), f"written to {asked.out}")
@@ -129,13 +129,11 @@ def export(asked: Exporting, console: Console) -> ExportResult:
         console.table(["weights", "bytes"], list(written.weights.items()))
     for change, count in written.changes.items():
         console.show(f"{count} tensor{'s' if count > 1 else ''}: {change}")
-    if held is not None and asked.to == "hf":
-        console.show(
-            f"no certificate: that of {asked.model} is of its own files, not of these; one of their own: "
-            f"{how_to_certify(str(asked.out), held.original.name, checkpoint.model.config.head.kind)}"
-        )
-    elif held is not None:
-        console.show(f"no certificate: that of {asked.model} is of its own files, not of these")
+    if held is not None:
+        how = how_to_certify(str(asked.out), held.original.name, checkpoint.model.config.head.kind)
+        # Our loader reads no folder of compressed-tensors.
+        own = "" if asked.to == "compressed-tensors" else f"; one of their own: {how}"
+        console.show(f"no certificate: that of {asked.model} is of its own files, not of these{own}")
     silent = _silent(checkpoint, written.absent)
     if written.absent:
         console.show(f"blocks left out: {_listed(written.absent)}; those behind them moved up")
@@ -160,13 +158,13 @@ def _read(model: str) -> tuple[Checkpoint, Mapping[str, Quantized]]:
     return unpack_with_codes(model) if is_packed(model) else (load(model), {})
 
 
-def _hf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized]) -> Written:
+def _hf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized], console: Console) -> Written:
     export_hf(checkpoint, asked.out, asked.form or "f32")
     changes = {"its codes dequantised": len(codes)} if codes else {}
     return Written({}, changes, _absent(checkpoint), *_with_transformers(asked.out))
 
 
-def _compressed(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized]) -> Written:
+def _compressed(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized], console: Console) -> Written:
     made = codes if asked.form is None else rounded(checkpoint, mixed(asked.form))
     weights = export_compressed(checkpoint, made, asked.out)
     changes = {} if codes else {"rounded, each weight to the nearest": sum(name.startswith("links.") for name in made)}
@@ -176,13 +174,18 @@ def _compressed(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Qu
     return Written(weights, changes, _absent(checkpoint), load, f"{hint} (needs pip install compressed-tensors)")
 
 
-def _gguf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized]) -> Written:
+def _gguf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized], console: Console) -> Written:
     def words(architecture: str) -> dict[str, Any]:
         if checkpoint.source is None:
             raise InputError(f"{asked.model} has no tokenizer; pass a folder that holds tokenizer.json")
         return vocabulary(checkpoint.source, architecture, checkpoint.model.config.vocab_size)
 
     made = draft(checkpoint, codes, asked.out, form=asked.form, vocabulary=words, name=_name(asked.model))
+    if made.ignored_window is not None:
+        console.warn(
+            f"llama.cpp runs this model without its window: texts of more than {made.ignored_window} tokens get other "
+            "answers there"
+        )
     made.write(asked.out)
     load = f'llama_cpp.Llama("{asked.out}")'
     kept = made.found.checkpoint.model.config.num_blocks == checkpoint.model.config.num_blocks
@@ -190,7 +193,7 @@ def _gguf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantize
     return Written(made.bytes_by_kind, made.changes, absent, load, f"run it with: llama-cli -m {asked.out}")
 
 
-TARGETS: dict[str, Callable[[Exporting, Checkpoint, Mapping[str, Quantized]], Written]] = {
+TARGETS: dict[str, Callable[[Exporting, Checkpoint, Mapping[str, Quantized], Console], Written]] = {
     "hf": _hf,
     "compressed-tensors": _compressed,
     "gguf": _gguf,
