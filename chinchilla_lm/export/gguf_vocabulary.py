@@ -120,8 +120,9 @@ def _frame(tokenizer: PlainTokenizer, source: Path, pieces: bool) -> dict[str, A
 
 def _byte_level(spec: dict[str, Any], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     merges = [one if isinstance(one, str) else " ".join(one) for one in spec["model"]["merges"]]
-    seen = set()
-    for name, rule in RULES.items():
+    seen, whole_words = set(), bool(spec["model"].get("ignore_merges"))
+    # Whether whole words come before merges, few texts tell; so the rules that say as the tokenizer does come first.
+    for name, rule in sorted(RULES.items(), key=lambda one: one[1][1] != whole_words):
         if rule not in seen:
             seen.add(rule)
             yield {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges} | found
