@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFValueType, GGUFWriter
+from gguf import GGUFWriter
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.export.ggml import BLOCK, KINDS, Kind, encode, exact_kind, kind_of_codes, row_bytes
@@ -61,8 +61,8 @@ class Entry:
         if not isinstance(self.values, Quantized):
             return None if self.kind.rounding is None or not self.values.any() else f"rounded to {self.kind.name}"
         if self.kind is not kind_of_codes(self.values):
-            return f"its codes dequantised and written anew as {self.kind.name}"
-        return None if self.values.group else "its codes kept, their scales rounded from float32 to float16"
+            return f"codes dequantised and written anew as {self.kind.name}"
+        return None if self.values.group else "codes kept, scales rounded from float32 to float16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,7 @@ def draft(
 ) -> Draft:
     """The file of a model. codes: of its rounded matrices, by parameter. form: a kind for all matrices (see `KINDS`);
     None: codes stay as they are, and floats have the fewest bits that hold them. name: what the model is called.
-    vocabulary: of an architecture, the
-    metadata of the tokenizer.
+    vocabulary: of an architecture, the metadata of the tokenizer.
 
     A block without links is left out; where the file would then mean something else, as of a Gemma, whose windows go by
     a block's number, it stays as one of zeros. Raises InputError for what GGUF files cannot say.
@@ -209,17 +208,14 @@ def _interleaved(values: Floats | Quantized, heads: int) -> Floats | Quantized:
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    """A metadata entry, of the type that its value has; lists are of texts, whole numbers or floats."""
-    if isinstance(value, list):
-        if value:  # an empty one has no type
-            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=_type(value[0]))
-    else:
-        writer.add_key_value(key, value, _type(value, whole=GGUFValueType.UINT32))
-
-
-def _type(value: Any, whole: GGUFValueType = GGUFValueType.INT32) -> GGUFValueType:
+    """A metadata entry, of the type that its value has; of a list the writer finds it, and an empty one has none."""
     if isinstance(value, bool):
-        return GGUFValueType.BOOL
-    if isinstance(value, str):
-        return GGUFValueType.STRING
-    return whole if isinstance(value, int) else GGUFValueType.FLOAT32
+        writer.add_bool(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif value:
+        writer.add_array(key, value)

@@ -160,7 +160,7 @@ def _read(model: str) -> tuple[Checkpoint, Mapping[str, Quantized]]:
 
 def _hf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized], console: Console) -> Written:
     export_hf(checkpoint, asked.out, asked.form or "f32")
-    changes = {"its codes dequantised": len(codes)} if codes else {}
+    changes = {"codes dequantised": len(codes)} if codes else {}
     return Written({}, changes, _absent(checkpoint), *_with_transformers(asked.out))
 
 

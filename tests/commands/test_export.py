@@ -71,7 +71,7 @@ def test_a_packed_model_is_written_as_what_its_codes_mean(capsys, model_folder, 
     write_packed(model_folder(), "int8", tmp_path / "packed")
     words = ["export", str(tmp_path / "packed"), "--to", "hf", "-o", str(tmp_path / "stock"), "--json"]
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["changes"] == {"its codes dequantised": 13}
+    assert json.loads(capsys.readouterr().out)["changes"] == {"codes dequantised": 13}
     ids, twin = Batch(torch.arange(20)[None]), unpack_checkpoint(tmp_path / "packed").model
     with torch.inference_mode():
         assert torch.equal(load(tmp_path / "stock").model(ids), twin(ids))

@@ -21,7 +21,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.pack.mixed import mixed
 from chinchilla_lm.runtime.engine.unpacking import unpack_with_codes
 from chinchilla_lm.runtime.packing import write_packed
-from tests.models.test_checkpoint import shortened
+from tests.models.test_checkpoint import add_tokenizer, shortened
 from tests.models.tiny import assert_same, auto_class, batch, saved, theirs
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
@@ -44,7 +44,9 @@ def dequantised(tensors: dict[str, Tensor], module: str, bits: int) -> Tensor:
 def packed(
     tmp_path: Path, name: str, form: str, kind: str = "language-modeling", **more: Any
 ) -> tuple[Checkpoint, Any]:
-    write_packed(str(saved(tmp_path, name, kind, **more)[1]), form, tmp_path / "packed")
+    folder = saved(tmp_path, name, kind, **more)[1]
+    add_tokenizer(folder)
+    write_packed(str(folder), form, tmp_path / "packed")
     return unpack_with_codes(tmp_path / "packed")
 
 

@@ -12,10 +12,11 @@ import torch
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.export.gguf import Draft, draft
-from chinchilla_lm.models.checkpoint import Checkpoint, load
+from chinchilla_lm.models.checkpoint import Checkpoint, load, save
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.engine.unpacking import unpack_with_codes
 from chinchilla_lm.runtime.packing import write_packed
-from tests.models.test_checkpoint import shortened
+from tests.models.test_checkpoint import add_tokenizer, shortened
 from tests.models.test_gguf import ALL_TURN
 from tests.models.tiny import batch, saved
 
@@ -48,6 +49,13 @@ DROPS: list[dict[str, Any]] = [
 ]
 
 
+def packed(folder: Path, form: str, tmp_path: Path) -> tuple[Checkpoint, dict[str, Quantized]]:
+    """What a model is when it was packed: floats, and codes."""
+    add_tokenizer(folder)
+    write_packed(str(folder), form, tmp_path / "packed")
+    return unpack_with_codes(tmp_path / "packed")
+
+
 def drafted(checkpoint: Checkpoint, path: Path, codes: Any = None, **more: Any) -> Draft:
     return draft(checkpoint, codes or {}, path, vocabulary=lambda architecture: WORDS, **more)
 
@@ -77,8 +85,7 @@ def test_every_architecture_comes_back(
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen2"])
 def test_codes_of_a_packed_model_are_kept(name: str, form: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, name, **WIDE)[1]
-    write_packed(str(folder), form, tmp_path / "packed")
-    twin, codes = unpack_with_codes(tmp_path / "packed")
+    twin, codes = packed(folder, form, tmp_path)
     path = tmp_path / "tiny.gguf"
     made = drafted(twin, path, codes)
     made.write(path)
@@ -95,14 +102,11 @@ def test_codes_of_a_packed_model_are_kept(name: str, form: str, tmp_path: Path) 
 
 
 def test_a_packed_shortened_model(tmp_path: Path) -> None:
-    from chinchilla_lm.models.checkpoint import save
-
     short = shortened(
         load(saved(tmp_path, "llama-gqa", **WIDE)[1]), {"0.attn": "lose", "0.mlp": "lose", "2.attn": "lose"}
     )
     save(short, tmp_path / "short", {})
-    write_packed(str(tmp_path / "short"), "int4", tmp_path / "packed")
-    twin, codes = unpack_with_codes(tmp_path / "packed")
+    twin, codes = packed(tmp_path / "short", "int4", tmp_path)
     path, data = tmp_path / "tiny.gguf", batch(False)
     made = drafted(twin, path, codes)
     made.write(path)
@@ -114,12 +118,11 @@ def test_a_packed_shortened_model(tmp_path: Path) -> None:
 
 
 def test_a_scale_for_a_row_and_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
-    write_packed(str(saved(tmp_path, "llama-gqa")[1]), "int8-row", tmp_path / "packed")
-    twin, codes = unpack_with_codes(tmp_path / "packed")
+    twin, codes = packed(saved(tmp_path, "llama-gqa")[1], "int8-row", tmp_path)
     made = drafted(twin, tmp_path / "tiny.gguf", codes)
     assert made.entries["blk.0.ffn_down.weight"].kind.name == "f32"  # 48 inputs
-    rounded = {"its codes kept, their scales rounded from float32 to float16": 19}
-    assert made.changes == rounded | {"its codes dequantised and written anew as f32": 3}
+    rounded = {"codes kept, scales rounded from float32 to float16": 19}
+    assert made.changes == rounded | {"codes dequantised and written anew as f32": 3}
 
 
 @pytest.mark.parametrize("form", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"])
@@ -135,8 +138,7 @@ def test_what_is_asked_for_is_written(form: str, tmp_path: Path) -> None:
     found = {name: field.contents() for name, field in reader.fields.items()}
     assert found["general.name"] == "a model"
     numbers = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "q4_1": 3}
-    # Of so small a model the embedding and the decoder are the larger part.
-    assert found["general.file_type"] == numbers[wider]
+    assert found["general.file_type"] == numbers[form]
     assert found["llama.rope.freq_base"] == 10_000.0
 
 
