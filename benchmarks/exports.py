@@ -8,7 +8,8 @@ On windows of the test text of WikiText-2. Each format is one GGUF file (`""`: n
 float32, with the values that the file holds, read back by our own reader; llama.cpp keeps keys and values in float32,
 so that nothing is rounded but weights and what it rounds itself, the inputs of products with rounded weights. `tokens`
 are the same where both write the same greedy tokens behind every prompt; `ids` where both cut the text alike. llama.cpp
-runs in the environment of `bench --peers`. PYTHON is one that has transformers and compressed-tensors.
+runs in the environment of `bench --peers`, which is made where there is none. PYTHON is one that has transformers and
+compressed-tensors.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="of a window")
     parser.add_argument("--new", type=int, default=16, help="greedy tokens behind each of three prompts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--llama", metavar="PYTHON", help="one that has llama-cpp-python, instead of that environment")
     parser.add_argument("--compressed", metavar="PYTHON", help="check the export in the format of compressed-tensors")
     args = parser.parse_args()
     args.model = args.model or packaged_model("SmolLM2-135M-Instruct")
@@ -68,7 +70,7 @@ def gguf_row(args: argparse.Namespace, form: str, path: Path, text: str) -> list
     texts = [text[:2000], "It's 1999!  naïve\n\n5 \t x", " x"]
     prompts = [window[:PROMPT] for window in windows[:3]]
     asked = {"model": str(path), "texts": texts, "windows": windows, "prompts": prompts}
-    python = interpreter("llama.cpp", PEERS["llama.cpp"], home(), Console())
+    python = args.llama or interpreter("llama.cpp", PEERS["llama.cpp"], home(), Console())
     found = answer(python, "exports_llama.py", asked | {"new": args.new, "threads": args.threads})
     alike = [list(checkpoint.tokenizer(one)["input_ids"]) for one in texts] == found["ids"]
     same = [greedy(checkpoint.model, one, args.new) for one in prompts] == found["tokens"]
