@@ -208,16 +208,21 @@ def pack(
         return run(asked, Console(quiet=quiet))
 
 
-def export(model: str, *, out: str, to: str = "hf", force: bool = False, quiet: bool = False) -> ExportResult:
-    """Write a model as other programs read it; `hf` is a stock folder that transformers loads.
+def export(
+    model: str, *, out: str, to: str = "hf", format: str | None = None, force: bool = False, quiet: bool = False
+) -> ExportResult:
+    """Write a model as other programs read it.
 
-    force: replace an earlier export that is in `out`. Raises InputError for an unknown format, for a packed model, and
-    for a folder that is not empty or not ours to replace.
+    to: `hf` is a stock folder that transformers loads, `compressed-tensors` one with rounded matrices, `gguf` a file
+    for llama.cpp. format: how numbers are written, None: as they are; a packed model's codes are then kept. force:
+    replace an earlier export that is in `out`. Raises InputError for an unknown target or format, for a model that the
+    target cannot say, and for a folder that is not empty or not ours to replace.
     """
     with needing("export"):
+        from chinchilla_lm.pipeline.export import Exporting
         from chinchilla_lm.pipeline.export import export as run
 
-        return run(model, to, Path(out), Console(quiet=quiet), force=force)
+        return run(Exporting(model, to, Path(out), format, force), Console(quiet=quiet))
 
 
 def doctor(seconds: float = 5.0, *, quiet: bool = False) -> DoctorResult:

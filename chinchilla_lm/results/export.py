@@ -57,14 +57,17 @@ class PackResult(TypedDict):
 class ExportResult(TypedDict):
     """An export: `chinchilla export --json`.
 
-    files: name → bytes. absent_blocks: left out, those behind them moved up. zeroed_links: dropped links that are there
-    with zero weights. load: the Python that loads it.
+    files: name → bytes. weights: bytes of tensors by the format of their numbers, {} for `hf`. changes: what became of
+    numbers that are not written as they are, and of how many tensors. absent_blocks: left out, those behind them moved
+    up. zeroed_links: dropped links that are there with zero weights. load: the Python that loads it.
     """
 
     format: str
     output: str
     files: dict[str, int]
     bytes: int
+    weights: dict[str, int]
+    changes: dict[str, int]
     absent_blocks: list[int]
     zeroed_links: list[str]
     load: str
