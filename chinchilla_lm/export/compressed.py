@@ -86,6 +86,7 @@ def _linears(found: Portable) -> list[tuple[str, nn.Linear]]:
 
 def _whole_groups(name: str, codes: Quantized) -> Quantized:
     """The same codes in groups that a row is whole ones of."""
+    codes = codes.plain()
     inputs = codes.shape[1]
     if codes.minima_NG is not None:
         raise InputError(
@@ -99,7 +100,7 @@ def _whole_groups(name: str, codes: Quantized) -> Quantized:
             f"{name} has {inputs} inputs, no whole groups of {LEAST_GROUP} or more; pack it in int8-row, or as bf16"
         )
     scales = codes.scales_NG[:, np.arange(inputs // group) * group // codes.group]
-    return Quantized(codes.codes_NK, scales, None, group, codes.middle)
+    return Quantized(codes.codes_NV, scales, None, group, codes.middle)
 
 
 def _nothing(like: Quantized, weight: Tensor) -> Quantized:
@@ -139,7 +140,7 @@ def spread(found: Portable) -> tuple[dict[str, Tensor], dict[str, Scheme], list[
 
 def packed(codes: Quantized) -> NDArray[np.int32]:
     """int32 [N, K · bits / 32] of codes that are 8 or 4 bits: the first one in the lowest bits of a word."""
-    raw: Codes = codes.codes_NK
+    raw: Codes = codes.codes_NV
     if codes.middle != 128:
         raw = raw[:, 0::2] | np.left_shift(raw[:, 1::2], 4, dtype=np.uint8)
     missing = -raw.shape[1] % 4

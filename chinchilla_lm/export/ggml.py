@@ -95,7 +95,7 @@ def _floats(kind: Kind, values: Floats) -> Bytes:
 
 def _blocks(rounded: Quantized) -> Bytes:
     outputs, inputs = rounded.shape
-    codes_NBJ = rounded.codes_NK.reshape(outputs, -1, BLOCK)
+    codes_NBJ = rounded.codes_NV.reshape(outputs, -1, BLOCK)
     if rounded.middle == 128:
         weights: NDArray[np.uint8] = (codes_NBJ ^ 128).view(np.uint8)  # code − 128 as a signed byte
     else:

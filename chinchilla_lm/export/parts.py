@@ -35,10 +35,12 @@ class Portable:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, codes: Mapping[str, Quantized], *, every_block: bool = False) -> Portable:
-        """every_block: those that do nothing stay as well. Raises InputError as `portable` does."""
+        """every_block: those that do nothing stay as well. Codes of a codebook or of a sparse matrix become eight bits,
+        for other programs' files have no place for them; they mean the same. Raises InputError as `portable` does."""
         model = checkpoint.model
         blocks = list(range(model.config.num_blocks)) if every_block else remaining_blocks(model)
-        return cls(portable(checkpoint, blocks), portable_codes(codes, blocks))
+        plain = {name: one.plain() for name, one in portable_codes(codes, blocks).items()}
+        return cls(portable(checkpoint, blocks), plain)
 
     def with_codes(self, codes: Mapping[str, Quantized]) -> Portable:
         """The same with other codes."""
