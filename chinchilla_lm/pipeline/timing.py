@@ -7,22 +7,28 @@ timing, has the same shape (`Job.shape`) and the same backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from chinchilla_lm.console import Console
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job, Served
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL
+from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.native import native_format
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Interleaved, Ratio, Timing, speedup
 from chinchilla_lm.runtime.measuring.engines import write_native
 from chinchilla_lm.runtime.measuring.shape import Ids, prompt
 from chinchilla_lm.runtime.measuring.torch_engine import write_torch
+from chinchilla_lm.runtime.packing import packed_bytes
 from chinchilla_lm.score.contract import Target, Timed
+from chinchilla_lm.score.formats import FormatTimes
 from chinchilla_lm.score.timing import LinkTimes, time_links, time_native_links
 
 # Rounds that are not counted. A request is many passes, so one is enough.
@@ -45,6 +51,37 @@ def link_times(job: Job, served: Served, seconds: float) -> LinkTimes:
     if isinstance(served, NativeForward):
         return time_native_links(job.checkpoint.model, served, batch, new_tokens=new_tokens, seconds=seconds)
     return time_links(served, batch, new_tokens=new_tokens, seconds=seconds)
+
+
+def format_times(
+    job: Job, formats: Sequence[str], seconds: float, console: Console
+) -> tuple[dict[str, FormatTimes], float]:
+    """What each link of the job's model takes in each format, and what the whole takes as it is served without packing;
+    both in the engine.
+
+    One program at a time is in memory. Each format has two turns, the second in the opposite order: a machine that
+    grows slower as it warms up favours none. seconds: of a turn.
+    """
+    plain = native_format(str(job.dtype).removeprefix("torch."))
+    names = list(dict.fromkeys([plain, *formats]))
+    kind, turns = job.checkpoint.model.config.head.kind, dict[str, list[LinkTimes]]()
+    with console.progress(2 * len(names), "timing", "formats") as progress:
+        for name in [*names, *reversed(names)]:
+            served = NativeForward(compile_model(job.checkpoint.model, name), kind, job.threads)
+            turns.setdefault(name, []).append(link_times(job, served, seconds))
+            progress.advance(1, name)
+    found: dict[str, FormatTimes] = {}
+    for name in names:
+        size, parts = packed_bytes(job.checkpoint, name)
+        links = {link: _mean(turn.link_us[link] for turn in turns[name]) for link in turns[name][0].link_us}
+        fixed_us = _mean(turn.fixed_us for turn in turns[name])
+        found[name] = FormatTimes(links, fixed_us, parts, size - sum(parts.values()))
+    total_us = found[plain].total_us
+    return {name: found[name] for name in formats}, total_us
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
 
 
 def race(job: Job, served: Mapping[str, Served]) -> Interleaved:
