@@ -323,23 +323,23 @@ class Job:
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
         """Calibration batches, and the hash of the documents that they are chosen from."""
-        chosen = self._some(self.calibration_records)
-        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
+        documents = sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
+        return self.calibration_batches(self.recipe.calibration_tokens), documents
 
-    def _some(self, records: Sequence[Any]) -> list[Encoded]:
-        """Windows from all over the records, about `calibration_tokens` in all, chosen by the seed."""
-        encoded = self.encode(records)
+    def calibration_batches(self, tokens: int) -> list[EncodedBatch]:
+        """The same of about so many tokens: windows from all over the records, chosen by the seed."""
+        encoded = self.encode(self.calibration_records)
         order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
         chosen: list[Encoded] = []
         total = 0
         for index in order:
-            if total >= self.recipe.calibration_tokens:
+            if total >= tokens:
                 break
             chosen.append(encoded[index])
             total += len(encoded[index].ids)
         if not chosen:
             raise InputError("0 calibration windows: the data are shorter than one window; pass --calibration TEXT")
-        return chosen
+        return self.batches(chosen, 2048)
 
     def ready(self, model: Transformer) -> Transformer:
         """The model as torch serves it: norms folded, in the recipe's dtype, on its device."""

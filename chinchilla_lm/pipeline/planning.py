@@ -14,10 +14,11 @@ from chinchilla_lm.pipeline.recovery import Standing, recovery_rate
 from chinchilla_lm.pipeline.timing import AgainstOriginal
 from chinchilla_lm.pipeline.workbench import Workbench
 from chinchilla_lm.plan import CostTable, Plan, chain
-from chinchilla_lm.score.contract import NEIGHBOURS, Search, Target, Try, fulfil
+from chinchilla_lm.score.contract import NEIGHBOURS, Target, Try, fulfil
 from chinchilla_lm.search import MEASURED, METHODS, Memo
 from chinchilla_lm.shorten.surgery import shorten
 
+Search = Callable[[CostTable, float], Plan]
 # Seconds that a plan is timed against the original, in turn, before it is looked at.
 CLOCK_SECONDS = 3.0
 # Shares of the way to the target at which the frontier is drawn.

@@ -2,7 +2,7 @@
 
 from chinchilla_lm.plan.choices import Action, Choice, Plan
 from chinchilla_lm.plan.costs import CostEntry, CostTable
-from chinchilla_lm.plan.formats import HEAD, FormatEntry, FormatTable
+from chinchilla_lm.plan.formats import HEAD, FormatEntry, FormatTable, Whole
 from chinchilla_lm.plan.links import Kind, Link, Norm, chain, pair
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Link",
     "Norm",
     "Plan",
+    "Whole",
     "chain",
     "pair",
 ]

@@ -74,11 +74,26 @@ class FormatEntry:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The whole model in one format, which mixes are held against. Raises InputError for a number out of its range."""
+
+    format: str
+    time_us: float
+    bytes: int
+
+    def __post_init__(self) -> None:
+        check_format(self.format, "format of a whole model")
+        check_finite(self.time_us, f"time_us of the whole model in {self.format}", least=0)
+        check_whole(self.bytes, f"bytes of the whole model in {self.format}", 0)
+
+
+@dataclass(frozen=True)
 class FormatTable:
     """Costs, times and bytes of every link, and of a head, in the formats that pay there.
 
     Args:
         entries: in the chain's order, the head last; of each, at least one format.
+        wholes: the whole model in each format that was timed, whether it pays or not.
         total_us: the whole model as it is served without packing, which speed-ups are against.
         fixed_us: all that is no link, where there is no head among the entries.
         fixed_bytes: all of a program that no entry has.
@@ -92,6 +107,7 @@ class FormatTable:
     unit: str
     num_blocks: int
     entries: tuple[FormatEntry, ...]
+    wholes: tuple[Whole, ...]
     total_us: float
     fixed_us: float
     fixed_bytes: int
@@ -167,22 +183,26 @@ class FormatTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON objects."""
-        return {"version": VERSION, **asdict(self), "entries": [asdict(entry) for entry in self.entries]}
+        rows = {name: [asdict(row) for row in getattr(self, name)] for name in ("entries", "wholes")}
+        return {"version": VERSION, **asdict(self), **rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "FormatTable":
         """The inverse of `to_dict`. Raises InputError for any key, type, word or version that does not belong."""
         types: dict[str, type] = {one.name: str for one in fields(cls)}
-        types |= {"version": int, "num_blocks": int, "tokens": int, "fixed_bytes": int, "entries": list, "shape": dict}
-        types |= {"total_us": float, "fixed_us": float}
+        types |= {"version": int, "num_blocks": int, "tokens": int, "fixed_bytes": int, "shape": dict}
+        types |= {"entries": list, "wholes": list, "total_us": float, "fixed_us": float}
         check_keys(data, types, "the table of formats")
         check_version(data, "the table of formats")
         row_types: dict[str, type] = {one.name: float for one in fields(FormatEntry)}
         row_types |= {"what": str, "format": str, "bytes": int, "measured": bool}
         for index, row in enumerate(data["entries"]):
             check_keys(row, row_types, f"entries[{index}]")
-        rest = {key: value for key, value in data.items() if key not in ("version", "entries")}
-        return cls(**rest, entries=tuple(FormatEntry(**row) for row in data["entries"]))
+        for index, row in enumerate(data["wholes"]):
+            check_keys(row, {"format": str, "time_us": float, "bytes": int}, f"wholes[{index}]")
+        rest = {key: value for key, value in data.items() if key not in ("version", "entries", "wholes")}
+        entries, wholes = (FormatEntry(**row) for row in data["entries"]), (Whole(**row) for row in data["wholes"])
+        return cls(**rest, entries=tuple(entries), wholes=tuple(wholes))
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, one entry a line."""

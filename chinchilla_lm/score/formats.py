@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chinchilla_lm.console import Console
-from chinchilla_lm.plan import HEAD, FormatEntry, FormatTable
+from chinchilla_lm.plan import HEAD, FormatEntry, FormatTable, Whole
 from chinchilla_lm.score.ledger import Cost
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.score.table import Circumstances
@@ -42,6 +42,11 @@ class FormatTimes:
     def total_us(self) -> float:
         """Of a pass, or a request."""
         return self.fixed_us + sum(self.link_us.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Of its program."""
+        return self.fixed_bytes + sum(self.bytes.values())
 
     def time(self, what: str) -> float:
         """Of a link, or of the head with all else that is no link."""
@@ -93,6 +98,9 @@ def score_formats(
         unit="nats/position",
         num_blocks=measure.model.config.num_blocks,
         entries=tuple(entries),
+        wholes=tuple(
+            Whole(form, one.total_us, one.fixed_bytes + sum(one.bytes.values())) for form, one in times.items()
+        ),
         total_us=total_us,
         fixed_us=0.0 if HEAD in offered else between,
         fixed_bytes=max(one.fixed_bytes for one in times.values()),

@@ -34,6 +34,9 @@ Mix = Mapping[str, str]
 
 # Prices of a byte that are tried; the hull of 60 links has some hundred corners, of which a search meets a few.
 MOST_PRICES = 64
+# Of a plan's time, what two plans around a target differ by at least (assumption: what a timing of seconds decides).
+STEP = 0.02
+MOST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,30 @@ class Mixes:
         plan = Plan.from_dropped(self.drops.num_blocks, dropped, self.drops.norms, method, {**common, **origin})
         return plan.packed_as(kept, kept.get(HEAD))
 
+    @property
+    def total_us(self) -> float:
+        """Microseconds of the original as it is served without packing."""
+        return self.formats.total_us
+
+    def plan_us(self, plan: Plan) -> float:
+        """Predicted microseconds of a plan."""
+        return self.time(mix_of_plan(plan))
+
+    def plan_cost(self, plan: Plan) -> float:
+        """Additive cost of a plan."""
+        return self.cost(mix_of_plan(plan))
+
+    def steps(self, plan: Plan) -> tuple[float, int]:
+        """A share of the plan's time that clocks tell apart, and up to how many of them a plan is sought at."""
+        return STEP * self.plan_us(plan), MOST_STEPS
+
+    def fastest(self) -> Plan:
+        """The plan that drops every link, the head in its fastest format."""
+        mix = dict.fromkeys(self.drops.links, DROP)
+        if self.formats.has_head:
+            mix[HEAD] = min(self.formats.options(HEAD), key=lambda entry: entry.time_us).format
+        return self.plan(mix, "mix", {})
+
     def blocks(self, costs: Mapping[tuple[str, str], float] | None = None, incumbent: Mix | None = None) -> list[Ways]:
         """The ways over every block, and over a head. costs: of a link's, or the head's, choice in place of the
         tables' (a block dropped whole is then the sum of both); a choice without one is left out. incumbent: from which
@@ -158,6 +185,12 @@ class Found:
     mix: dict[str, str]
     cost: float
     bound: float
+
+
+def mix_of_plan(plan: Plan) -> dict[str, str]:
+    """What a plan with formats makes of each link, and of the head."""
+    head = {} if plan.head is None else {HEAD: plan.head}
+    return dict.fromkeys(plan.dropped, DROP) | plan.formats | head
 
 
 def split(mix: Mix) -> tuple[list[str], dict[str, str]]:

@@ -85,6 +85,10 @@ def test_without_a_head_the_rest_is_fixed(tiny_config, tiny_model) -> None:
     assert [entry.format for entry in table.options("0.attn")] == offered["0.attn"]
     assert table.only("bf16") is not None
     assert table.only("int8") is None
+    assert [(one.format, one.time_us, one.bytes) for one in table.wholes][:2] == [
+        ("bf16", 7.0 + 3 * 30.0, 6 * 1000 + 50),
+        ("int8", 7.0 + 3 * 27.0, 6 * 600 + 50),
+    ]
 
 
 def test_a_table_of_formats_is_kept_in_a_file(table, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def instance(rng: np.random.Generator, random_table, num_blocks: int) -> Mixes:
             entries.append(FormatEntry(name, form, cost, cost, cost, time, size, error))
     fixed = float(rng.integers(1, 5))
     table = FormatTable(
-        "kl", "nats/token", num_blocks, tuple(entries), 100.0, fixed, 3, dict(drops.shape), 4096, "m", "d"
+        "kl", "nats/token", num_blocks, tuple(entries), (), 100.0, fixed, 3, dict(drops.shape), 4096, "m", "d"
     )
     return Mixes(drops, table)
 
