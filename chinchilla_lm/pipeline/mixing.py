@@ -10,25 +10,32 @@ the engine; what is promised is promised of the packed program.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from chinchilla_lm import __version__
+from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.pack.formats import FORMATS, format_named
+from chinchilla_lm.pack.mixed import mixed_of
+from chinchilla_lm.pack.quantized import Quantized
+from chinchilla_lm.pack.solve import Solver
+from chinchilla_lm.pack.unfinished import Unfinished
 from chinchilla_lm.pipeline.timing import AgainstOriginal, format_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
-from chinchilla_lm.plan import CostTable, FormatTable, Plan
+from chinchilla_lm.plan import HEAD, CostTable, FormatTable, Plan
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.runtime.engine.compile import compile_model
 from chinchilla_lm.runtime.engine.native import native_format
 from chinchilla_lm.runtime.engine.served import NativeForward
-from chinchilla_lm.runtime.packing import packed_bytes
+from chinchilla_lm.runtime.packing import packed_bytes, write_checkpoint
 from chinchilla_lm.score.contract import Try, fulfil
 from chinchilla_lm.score.formats import paying, score_formats
 from chinchilla_lm.score.ledger import Ledger
@@ -47,19 +54,21 @@ FORMAT_SECONDS = 2.0
 MOST_MEASURES = 100
 # The first search has all measurements; those with another budget, which find most of them made, this part.
 LATER = 4
+# Calibration tokens that the solver reads: half of what `pack` reads by itself, for time.
+SOLVED_TOKENS = 32_768
 # Seconds that a plan is timed against the original, in turn, before it is looked at.
 CLOCK_SECONDS = 3.0
 AUTO = "auto"
 
 
-def check_formats(recipe: Recipe) -> None:
-    """Raises InputError for what does not go together, before anything is read."""
+def check_formats(recipe: Recipe, *, target: bool = True) -> None:
+    """Raises InputError for what does not go together, before anything is read. target: whether there has to be one."""
     if recipe.formats is None:
         if recipe.memory_mb is not None:
             raise InputError(f"memory_mb {recipe.memory_mb:g} is of a packed program; pass --formats auto")
         return
     asked_formats(recipe.formats, "f32")
-    if recipe.speedup is None and recipe.latency_ms is None and recipe.memory_mb is None:
+    if target and recipe.speedup is None and recipe.latency_ms is None and recipe.memory_mb is None:
         raise InputError("formats are searched for a target; pass --speedup 2, --latency 20 or --memory 100")
     if recipe.method not in ("race", "refine"):
         raise InputError(f"method {recipe.method} drops links alone; leave it away with --formats")
@@ -203,32 +212,87 @@ class Mixer:
 
     def frontier(self, formats: FormatTable, tried: Sequence[Try], memo: Memo, chosen: Plan) -> list[dict[str, Any]]:
         """Points of speed, quality and bytes: the original, each single format as a whole, and every plan timed."""
-        total = formats.total_us
-        links = 2 * formats.num_blocks
-        size, _ = packed_bytes(self.bench.job.checkpoint, self.plain)
-        points = [_point("original", total, total, 0.0, links, size, self.bits(size, links))]
-        for whole in formats.wholes:
-            if whole.format == self.plain:
-                continue
-            everything = [*(name for name in self.measure.names), *(["head"] if formats.has_head else [])]
-            cost = self.measure.cost(frozenset(), formats=dict.fromkeys(everything, whole.format)).value
-            bits = self.bits(whole.bytes, links)
-            points.append(_point(whole.format, total, whole.time_us, cost, links, whole.bytes, bits))
+        total, whole = formats.total_us, Plan.full(formats.num_blocks)
+        points = [self._point("original", total, total, 0.0, whole, self.plain)]
+        with self.bench.console.progress(len(formats.wholes), "baselines", "formats") as progress:
+            for one in formats.wholes:
+                if one.format != self.plain:
+                    cost = self.whole_cost(formats, one.format)
+                    points.append(self._point(one.format, total, one.time_us, cost, whole, one.format))
+                progress.advance(1, one.format)
+        # The table's total over the measured ratio: all points then share one clock, whenever they were timed.
         plans = [(one.plan, total / one.speedup.value) for one in tried] or [(chosen, chosen.origin["predicted_us"])]
         for plan, time_us in plans:
-            size = packed_bytes(self.short(plan), str(plan.format))[0]
-            bits = self.bits(size, len(plan.kept))
-            point = _point("mix", total, time_us, true_cost(memo, plan), len(plan.kept), size, bits)
+            point = self._point("mix", total, time_us, true_cost(memo, plan), plan, str(plan.format))
             points.append({**point, "dropped": list(plan.dropped), "format": plan.format})
         return points
 
-    def bits(self, size: int, links: int) -> float:
-        """Bits for each weight of a program that has so many links of the original left."""
+    def _point(
+        self, method: str, total_us: float, time_us: float, cost: float, plan: Plan, form: str
+    ) -> dict[str, Any]:
+        short = self.short(plan)
+        size, count = packed_bytes(short, form)[0], sum(one.numel() for one in short.model.parameters())
+        return {
+            "method": method,
+            "stage": "before recovery",
+            "speedup": total_us / time_us,
+            "latency_ms": time_us / 1000,
+            "quality": cost,
+            "low": None,
+            "high": None,
+            "links": len(plan.kept),
+            "bytes": size,
+            "bits": 8 * size / count,
+        }
+
+    def solved_on(self, plan: Plan) -> str | None:
+        """The records whose inputs the plan's matrices are rounded for, by hash; None where none of them is rounded."""
+        formats = mixed_of(plan)
+        assert formats is not None, "a plan of a mix"
+        rounds = any(form.rounding is not None for form in formats.all())
+        return records_sha256(self.bench.job.calibration_records) if rounds else None
+
+    def pack(self, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
+        """Write the program of a plan's model, its weights rounded for the inputs that calibration text gives. What is
+        done is kept beside the folder: a run that was stopped goes on. The checkpoint's weights are replaced."""
+        bench, formats = self.bench, mixed_of(plan)
+        assert formats is not None, "a plan of a mix"
+        data = self.solved_on(plan)
+        rounded: dict[str, Quantized] = {}
+        unfinished = None
+        if data is not None:
+            decides = (__version__, checkpoint.sha256, data, formats, SOLVED_TOKENS, bench.job.window, bench.job.dtype)
+            unfinished = Unfinished(folder.with_name(f"{folder.name}.unfinished"), " ".join(map(str, decides)))
+            batches = [one.batch for one in bench.job.calibration_batches(SOLVED_TOKENS)]
+            solver = Solver(checkpoint.model, batches, formats, dtype=bench.job.dtype, unfinished=unfinished)
+            with bench.console.progress(len(solver.roundings), "gptq", "matrices") as progress:
+                solver.on_matrix = lambda name: progress.advance(1, name)
+                rounded = solver.run()
+        write_checkpoint(checkpoint, str(formats), folder, rounded=rounded)
+        if unfinished is not None:
+            unfinished.clear()
+
+    def single(self, formats: FormatTable) -> str:
+        """The one format for the whole original that does best of what was asked: that with the least cost of those
+        within the target and the bytes; where none is, the fastest that is small enough, or the smallest."""
+        total, most = formats.total_us, self.most_bytes or math.inf
+        budget = self.bench.target.budget_us(total) if self.bench.target.given else math.inf
+        small = [one for one in formats.wholes if one.bytes <= most]
+        within = [one for one in small if one.time_us <= budget]
+        if not within:
+            chosen = min(small or formats.wholes, key=lambda one: one.time_us if small else one.bytes)
+            return chosen.format
+        return min(within, key=lambda one: (self.whole_cost(formats, one.format), one.bytes)).format
+
+    def whole_cost(self, formats: FormatTable, form: str) -> float:
+        """True cost of the whole original in one format."""
+        everything = [*self.measure.names, *([HEAD] if formats.has_head else [])]
+        return self.measure.cost(frozenset(), formats=dict.fromkeys(everything, form)).value
+
+    def serve_original(self, form: str) -> NativeForward:
+        """The original in one format, in the engine, each weight rounded by itself."""
         model = self.bench.job.checkpoint.model
-        sizes = [parameter.numel() for parameter in model.parameters()]
-        count = sum(sizes)
-        del links
-        return 8 * size / count
+        return NativeForward(compile_model(model, form), model.config.head.kind, self.bench.job.threads)
 
     def signed(self, plan: Plan) -> Plan:
         """The plan with the model that it is of."""
@@ -238,20 +302,3 @@ class Mixer:
 def true_cost(memo: Memo, plan: Plan) -> float:
     """What a plan costs, measured as a whole."""
     return memo(key_of(mix_of_plan(plan)))
-
-
-def _point(
-    method: str, total_us: float, time_us: float, cost: float, links: int, size: int, bits: float
-) -> dict[str, Any]:
-    return {
-        "method": method,
-        "stage": "before recovery",
-        "speedup": total_us / time_us,
-        "latency_ms": time_us / 1000,
-        "quality": cost,
-        "low": None,
-        "high": None,
-        "links": links,
-        "bytes": size,
-        "bits": bits,
-    }

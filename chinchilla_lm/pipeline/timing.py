@@ -19,7 +19,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job, Served
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL
-from chinchilla_lm.runtime.engine.compile import compile_model
+from chinchilla_lm.runtime.engine.compile import draft
 from chinchilla_lm.runtime.engine.native import native_format
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Interleaved, Ratio, Timing, speedup
@@ -29,6 +29,7 @@ from chinchilla_lm.runtime.measuring.torch_engine import write_torch
 from chinchilla_lm.runtime.packing import packed_bytes
 from chinchilla_lm.score.contract import Target, Timed
 from chinchilla_lm.score.formats import FormatTimes
+from chinchilla_lm.score.rounded import stand_ins
 from chinchilla_lm.score.timing import LinkTimes, time_links, time_native_links
 
 # Rounds that are not counted. A request is many passes, so one is enough.
@@ -64,10 +65,12 @@ def format_times(
     """
     plain = native_format(str(job.dtype).removeprefix("torch."))
     names = list(dict.fromkeys([plain, *formats]))
-    kind, turns = job.checkpoint.model.config.head.kind, dict[str, list[LinkTimes]]()
+    model, turns = job.checkpoint.model, dict[str, list[LinkTimes]]()
+    kind = model.config.head.kind
     with console.progress(2 * len(names), "timing", "formats") as progress:
         for name in [*names, *reversed(names)]:
-            served = NativeForward(compile_model(job.checkpoint.model, name), kind, job.threads)
+            program = draft(model, name, rounded=stand_ins(model, name)).program()
+            served = NativeForward(program, kind, job.threads)
             turns.setdefault(name, []).append(link_times(job, served, seconds))
             progress.advance(1, name)
     found: dict[str, FormatTimes] = {}
@@ -147,7 +150,7 @@ class LastTiming:
     take as long, and a race of fewer models has more rounds."""
 
     def __init__(self, job: Job, served: Mapping[str, Served], target: Target, changed: str, seconds: float) -> None:
-        self.target = target
+        self.target, self._changed = target, changed
         self._copy = CONTROL if CONTROL in served else AGAIN
         copied = {} if self._copy in served else {AGAIN: _served_again(job, served[ORIGINAL])}
         self._race = AgainstOriginal(job, {**served, **copied}, changed, seconds)
@@ -159,6 +162,10 @@ class LastTiming:
         """The original against itself, or against the control, which is built alike: 1, but for what this machine does
         to a timing."""
         return self._race.ratio(self._copy)
+
+    def against(self, other: str) -> Ratio:
+        """How many times as fast the result is as another model of the race."""
+        return speedup(self.timings[other], self.timings[self._changed])
 
     def note(self, report: dict[str, Any]) -> list[str]:
         """Put the A/A ratio and the latency into the report, and hold it to the promise: a speed that the interval does

@@ -11,12 +11,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.formats import format_named
+from chinchilla_lm.pack.panels import LANES
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.plan import HEAD
 
 # Memory for rounded matrices, in bytes: those of SmolLM2-135M in four formats.
@@ -79,3 +82,17 @@ class Rounded:
         finally:
             for name, weight in before.items():
                 self.matrices[name].weight.data = weight
+
+
+def stand_ins(model: Transformer, form: str) -> dict[str, Quantized]:
+    """A model's matrices as a format has them in size and layout, by the name of the parameter, for a clock, which does
+    not see what the codes are: of each some rows are rounded, and repeated. Empty for a format that rounds none."""
+    how = format_named(form).rounding
+    if how is None:
+        return {}
+    names = {id(one): name for name, one in model.named_parameters(remove_duplicate=False)}
+    found: dict[str, Quantized] = {}
+    for linear in model.matrices().values():
+        rows = linear.weight.detach()[:LANES].float().cpu().numpy()
+        found[names[id(linear.weight)]] = how.round(rows).take(np.arange(linear.out_features) % len(rows))
+    return found
