@@ -176,7 +176,8 @@ def finish(
         report["notes"].append(advice_words(stages.advice(table, plan, predicted), recipe))
     report["samples"] = samples(stages, entered[result].model, None if packed is None else packed.folder)
     write_report(report, stages.folder.path)
-    _note_certificate(stages, judgement, ratio, folder, files, report["verdict"] == "passed", plan)
+    form = None if packed is None else report["packed"]["format"]
+    _note_certificate(stages, judgement, ratio, folder, files, report["verdict"] == "passed", form)
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
     job.show(judgement.judged[result], f"{result}, test")
     show(console, report, stages, folder)
@@ -193,10 +194,16 @@ def finish(
 
 
 def _note_certificate(
-    stages: Stages, judgement: Judgement, ratio: Ratio, folder: Path, files: dict[str, str], passed: bool, plan: Plan
+    stages: Stages,
+    judgement: Judgement,
+    ratio: Ratio,
+    folder: Path,
+    files: dict[str, str],
+    passed: bool,
+    form: str | None,
 ) -> None:
     """Put the certificate beside the weights, or the program, that it is about. files: their hashes before they were
-    judged. passed: in every comparison, and as fast as asked."""
+    judged. passed: in every comparison, and as fast as asked. form: the program's."""
     job = stages.job
     if hashes(folder) != files:
         raise InputError(f"the files in {folder} changed while they were judged; run the same command again")
@@ -216,7 +223,7 @@ def _note_certificate(
     issue(
         folder,
         judgement.certificate.to_dict() | {"passed": passed},
-        artifact=artifact_of(job, files, plan.format),
+        artifact=artifact_of(job, files, form),
         read=read_as(job),
         original=original_of(job, job.checkpoint.sha256),
         data=data_of(job, judgement.comparisons[0]),

@@ -24,7 +24,7 @@ from chinchilla_lm.errors import ContractError, InputError
 from chinchilla_lm.files import json_text, sha256_text
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.pack.formats import FORMATS, format_named
-from chinchilla_lm.pack.mixed import mixed_of
+from chinchilla_lm.pack.mixed import Mixed, mixed, mixed_of
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pack.solve import Solver
 from chinchilla_lm.pack.unfinished import Unfinished
@@ -194,12 +194,14 @@ class Mixer:
         """The plan's program, its weights rounded by themselves, against the original, in turn."""
         bench = self.bench
         short = shorten(bench.job.checkpoint.model, plan, share=True)
-        served = NativeForward(compile_model(short, str(plan.format)), short.config.head.kind, bench.job.threads)
+        served = NativeForward(
+            compile_model(short, str(self.formats_of(plan))), short.config.head.kind, bench.job.threads
+        )
         return AgainstOriginal(bench.job, {"original": bench.served, "short": served}, "short", CLOCK_SECONDS)
 
     def check_bytes(self, plan: Plan) -> None:
         """Raises ContractError where the plan's program is larger than was asked for."""
-        size = packed_bytes(self.short(plan), str(plan.format))[0]
+        size = packed_bytes(self.short(plan), str(self.formats_of(plan)))[0]
         if self.most_bytes is not None and size > self.most_bytes:
             raise ContractError(
                 f"the program has {size / 1e6:.6g} MB, more than {self.most_bytes / 1e6:g}; pass more --memory"
@@ -223,7 +225,7 @@ class Mixer:
         # The table's total over the measured ratio: all points then share one clock, whenever they were timed.
         plans = [(one.plan, total / one.speedup.value) for one in tried] or [(chosen, chosen.origin["predicted_us"])]
         for plan, time_us in plans:
-            point = self._point("mix", total, time_us, true_cost(memo, plan), plan, str(plan.format))
+            point = self._point("mix", total, time_us, true_cost(memo, plan), plan, str(self.formats_of(plan)))
             points.append({**point, "dropped": list(plan.dropped), "format": plan.format})
         return points
 
@@ -245,18 +247,19 @@ class Mixer:
             "bits": 8 * size / count,
         }
 
+    def formats_of(self, plan: Plan) -> Mixed:
+        """Those that a plan is packed in: what is left of a model without links and without a decoder has none."""
+        return mixed_of(plan) or mixed(self.plain)
+
     def solved_on(self, plan: Plan) -> str | None:
         """The records whose inputs the plan's matrices are rounded for, by hash; None where none of them is rounded."""
-        formats = mixed_of(plan)
-        assert formats is not None, "a plan of a mix"
-        rounds = any(form.rounding is not None for form in formats.all())
+        rounds = any(form.rounding is not None for form in self.formats_of(plan).all())
         return records_sha256(self.bench.job.calibration_records) if rounds else None
 
     def pack(self, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
         """Write the program of a plan's model, its weights rounded for the inputs that calibration text gives. What is
         done is kept beside the folder: a run that was stopped goes on. The checkpoint's weights are replaced."""
-        bench, formats = self.bench, mixed_of(plan)
-        assert formats is not None, "a plan of a mix"
+        bench, formats = self.bench, self.formats_of(plan)
         data = self.solved_on(plan)
         rounded: dict[str, Quantized] = {}
         unfinished = None

@@ -98,7 +98,7 @@ def add_packed(report: dict[str, Any], packed: PackedResult, plan: Plan, ratio: 
     original in one format. ratio: the latter."""
     last, table = report["rows"][-1], packed.formats
     matrices = stages.job.checkpoint.model.matrices()
-    sizes = packed_bytes(stages.mixer.short(plan), str(plan.format))[1]
+    sizes = packed_bytes(stages.mixer.short(plan), str(stages.mixer.formats_of(plan)))[1]
     parts = []
     for what, form in mix_of_plan(plan).items():
         if form != DROP:
@@ -106,7 +106,7 @@ def add_packed(report: dict[str, Any], packed: PackedResult, plan: Plan, ratio: 
             weights = sum(matrices[name].weight.numel() for name in names)
             parts.append({"what": what, "format": form, "bytes": sizes[what], "bits": 8 * sizes[what] / weights})
     report["packed"] = {
-        "format": plan.format,
+        "format": str(stages.mixer.formats_of(plan)),
         "bytes": last["bytes"],
         "bits": 8 * last["bytes"] / last["parameters"],
         "memory_mb": stages.recipe.memory_mb,

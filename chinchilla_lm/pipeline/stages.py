@@ -158,9 +158,9 @@ class Stages(Workbench):
         if not path.exists():
             self.folder.file("frontier.json").unlink(missing_ok=True)
         plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
-        if mixed_of(plan) is None:
+        if mixed_of(plan) is None and plan.kept:
             raise InputError(f"{path} names no formats, as it must with --formats; delete it to search again")
-        self.console.say(f"plan: {plan.strip()}, {plan.format}")
+        self.console.say(f"plan: {plan.strip()}, {self.mixer.formats_of(plan)}")
         return plan
 
     def trials(self) -> list[Trial]:
@@ -246,7 +246,7 @@ class Stages(Workbench):
         path, model = self.folder.file("packed"), self.folder.file("model")
         inputs = {
             "model": hashes(model),
-            "format": plan.format,
+            "format": str(self.mixer.formats_of(plan)),
             "calibrated_on": self.mixer.solved_on(plan),
             "version": __version__,
         }
