@@ -15,13 +15,11 @@ from dataclasses import dataclass
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.plan import HEAD, FormatEntry, FormatTable, Whole
+from chinchilla_lm.runtime.measuring.formats import PAYS
 from chinchilla_lm.score.ledger import Cost
 from chinchilla_lm.score.measure import Measure
 from chinchilla_lm.score.table import Circumstances
 
-# A format pays where it takes less than this share of the time of each that has more bits: two timings of the same
-# kernel differ by a percent or two (docs/benchmarks.md).
-PAYS = 0.98
 # An error as small as that of 7 bits in groups of 64: below, a cost is small beside its own interval (assumption).
 FINE = 1e-3
 # Errors within this factor of each other are as good as the same for a ratio to hold (assumption).
