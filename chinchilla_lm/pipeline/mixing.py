@@ -220,7 +220,8 @@ class Mixer:
             for one in formats.wholes:
                 if one.format != self.plain:
                     cost = self.whole_cost(formats, one.format)
-                    points.append(self._point(one.format, total, one.time_us, cost, whole, one.format))
+                    point = self._point(one.format, total, one.time_us, cost, whole, one.format)
+                    points.append(point | {"style": "single"})
                 progress.advance(1, one.format)
         # The table's total over the measured ratio: all points then share one clock, whenever they were timed.
         plans = [(one.plan, total / one.speedup.value) for one in tried] or [(chosen, chosen.origin["predicted_us"])]
