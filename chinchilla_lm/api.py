@@ -41,8 +41,8 @@ from chinchilla_lm.results import (
 def compress(model: str, *, task: str, data: str, out: str, quiet: bool = False, **fields: Any) -> CompressResult:
     """Shorten a model to a target speed and certify it; see `chinchilla compress --help` for the fields.
 
-    out: the run folder; the model is in `<out>/model`. A run that was stopped goes on where it was. Raises InputError
-    for bad input, ContractError where the speed cannot be had. A certificate that fails is no error: see `verdict`.
+    out: the run folder; the model is in `<out>/model`, and with `formats` the packed program in `<out>/packed`. A run
+    that was stopped goes on where it was. Raises InputError for bad input, ContractError where the speed cannot be had. A certificate that fails is no error: see `verdict`.
     """
     with needing("compress"):
         from chinchilla_lm.pipeline.compress import compress as run

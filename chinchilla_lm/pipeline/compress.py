@@ -91,7 +91,9 @@ def _packed(stages: Stages, table: CostTable, begun: float) -> CompressResult:
         entered[CONTROL] = Entered.float(stages, control.model)
     unrecovered, recovered = _recovered(stages, plan)
     if lost(plan):
-        entered |= {"shortened": Entered.float(stages, unrecovered), RESULT: Entered.float(stages, recovered.model)}
+        entered["shortened"] = Entered.float(stages, unrecovered)
+        if stages.recipe.recover.epochs > 0:
+            entered[RESULT] = Entered.float(stages, recovered.model)
     folder = stages.pack(plan)
     single = stages.mixer.single(formats)
     size = packed_bytes(job.checkpoint, single)[0]
