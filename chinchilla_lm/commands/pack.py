@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         metavar="F",
-        help=f"one of {', '.join(FORMATS)}; behind it others for some matrices: int4,head=int8,3.mlp=bf16",
+        help=f"one of {', '.join(FORMATS)}; behind it others for some matrices: int4,head=int8,3.mlp=bf16; "
+        "plan: those that compress --formats chose for the model",
     )
     parser.add_argument("--task", metavar="T", help="the head to pack, where the model's config names none")
     parser.add_argument(

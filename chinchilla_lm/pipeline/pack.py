@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chinchilla_lm import __version__
@@ -11,14 +11,19 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.models.meta import meta_of
+from chinchilla_lm.models.source import locate
 from chinchilla_lm.pack.formats import CALIBRATION_TOKENS, SOLVERS
-from chinchilla_lm.pack.mixed import Mixed, mixed
+from chinchilla_lm.pack.mixed import Mixed, mixed, mixed_of
 from chinchilla_lm.pipeline.held import certificate_of, how_to_certify
+from chinchilla_lm.plan import Plan
 from chinchilla_lm.results import PackResult
 from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.engine.program import CACHES, cached_in
 from chinchilla_lm.runtime.packing import Size, refuse_packed, write_checkpoint, write_packed
 
+# In place of a format: those of the plan that the model was made by.
+PLANNED = "plan"
 # Tokens that say something of the inputs of a matrix.
 LEAST_TOKENS = 1024
 
@@ -27,10 +32,10 @@ LEAST_TOKENS = 1024
 class Packing:
     """What to pack, and how.
 
-    formats: one for all matrices, or several (`pack.mixed`); task: the head, where the model's config names none;
-    cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None: the better one where there are
-    calibration data; calibration: data of the model's task, whose training split is read, `calibration_tokens` of it
-    (None: 65,536).
+    formats: one for all matrices, or several (`pack.mixed`), or `plan`: those of the model's own plan; task: the head,
+    where the model's config names none; cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None:
+    the better one where there are calibration data; calibration: data of the model's task, whose training split is
+    read, `calibration_tokens` of it (None: 65,536).
     """
 
     model: str
@@ -76,6 +81,8 @@ def pack(asked: Packing, console: Console) -> PackResult:
 
     Raises InputError for an unknown format, model, head or solver, and for a folder that is not empty.
     """
+    if asked.formats == PLANNED:
+        asked = replace(asked, formats=planned(asked.model))
     asked.check()
     formats, begun = mixed(asked.formats), time.perf_counter()
     if asked.solved_by == "round":
@@ -109,6 +116,16 @@ def pack(asked: Packing, console: Console) -> PackResult:
         "seconds": seconds,
         "certificate": None,
     }
+
+
+def planned(model: str) -> str:
+    """The formats that the plan of a run's model gives its links. Raises InputError where it has none."""
+    refuse_packed(model)
+    values = meta_of(locate(model)).get("plan")
+    formats = None if values is None else mixed_of(Plan.from_dict(values))
+    if formats is None:
+        raise InputError(f"{model} has no plan with formats; pass a format, such as --format int8")
+    return str(formats)
 
 
 def _kind_of(asked: Packing, formats: Mixed) -> str:

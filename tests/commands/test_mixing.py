@@ -155,6 +155,14 @@ def test_bytes_are_kept_too(tagger: Path, tags: Path, tmp_path: Path, steady: No
     assert found[1] != {"int4"}  # part of them keep more bits
 
 
+def test_a_runs_model_is_packed_by_its_plan(mixed_run: Path, tagger: Path, tmp_path: Path, chinchilla) -> None:
+    done = chinchilla("pack", mixed_run / "model", "--format", "plan", "-o", tmp_path / "packed")
+    assert done.status == 0, done.err
+    assert read_packed(tmp_path / "packed")[0].header["format"] == Plan.load(mixed_run / "plan.json").format
+    done = chinchilla("pack", tagger, "--format", "plan", "-o", tmp_path / "other")
+    done.refused("has no plan with formats; pass a format")
+
+
 @pytest.fixture(scope="module")
 def decoder_run(
     steady: None, quick: None, model_folder, texts: Path, tmp_path_factory: pytest.TempPathFactory
@@ -222,7 +230,20 @@ def test_what_does_not_go_together_is_refused_at_once(tagger, tags, tmp_path, ch
 
 
 def test_what_cannot_be_had_is_said(tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla) -> None:
-    common = ["compress", tagger, *TAGGING, "--data", tags, "--threads", 1, "-o", tmp_path / "run", "--formats", "int8"]
+    common = [
+        "compress",
+        tagger,
+        *TAGGING,
+        "--data",
+        tags,
+        "--threads",
+        1,
+        "-o",
+        tmp_path / "run",
+        "--formats",
+        "int8",
+        "--quiet",
+    ]
     done = chinchilla(*common, "--memory", 0.001)
     done.refused("budget 0.001 MB is below the least to be had", "pass more --memory", status=1)
     done = chinchilla(*common, "--speedup", 19)
