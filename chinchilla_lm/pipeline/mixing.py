@@ -50,10 +50,12 @@ from chinchilla_lm.shorten.surgery import shorten
 MEASURED_TOKENS = 4096
 # Seconds that the whole model is timed in each format, in each of two turns.
 FORMAT_SECONDS = 2.0
+# Memory for remembered streams, in bytes: all boundaries of SmolLM2-135M for that many tokens are 0.6 GB.
+STREAM_BYTES = 1_000_000_000
 # Measurements of whole mixes, at most: no prefix is shared where formats differ from the first link on (assumption).
-MOST_MEASURES = 100
+MOST_MEASURES = 80
 # The first search has all measurements; those with another budget, which find most of them made, this part.
-LATER = 4
+LATER = 8
 # Calibration tokens that the solver reads: half of what `pack` reads by itself, for time.
 SOLVED_TOKENS = 32_768
 # Seconds that a plan is timed against the original, in turn, before it is looked at.
@@ -94,7 +96,10 @@ class Mixer:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         if bench.job.backend != "native":
-            raise InputError("formats need the native engine, which is not here; leave --formats away")
+            raise InputError(
+                f"formats need the native engine, and this job runs on {bench.job.device} by torch; "
+                "pass --backend native --device cpu"
+            )
         self._measure: Measure | None = None
 
     @property
@@ -124,7 +129,7 @@ class Mixer:
             ledger = Ledger(bench.folder.file("measurements") / f"{identity[:16]}.jsonl", identity)
             batches = bench.job.calibration_batches(tokens)
             model = bench.job.checkpoint.model.to(torch.float32)
-            self._measure = Measure(model, batches, bench.recipe.score_loss, ledger=ledger)
+            self._measure = Measure(model, batches, bench.recipe.score_loss, prefix_bytes=STREAM_BYTES, ledger=ledger)
         return self._measure
 
     def score(self, seconds: float = FORMAT_SECONDS) -> FormatTable:
