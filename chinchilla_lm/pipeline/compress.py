@@ -17,8 +17,8 @@ from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.fastest import nothing_holds
 from chinchilla_lm.pipeline.issuing import agreed, also_of, artifact_of, data_of, original_of, read_as
+from chinchilla_lm.pipeline.joint import check_formats
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, PACKED, RESULT, Judgement, judge_models
-from chinchilla_lm.pipeline.mixing import check_formats
 from chinchilla_lm.pipeline.outcome import (
     Entered,
     PackedResult,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.console import Console
-from chinchilla_lm.pipeline.mixing import check_formats
+from chinchilla_lm.pipeline.joint import check_formats
 from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import CostTable, FormatTable, Plan
 from chinchilla_lm.recipe import Recipe, read_yaml, require_target

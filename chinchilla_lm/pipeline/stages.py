@@ -22,7 +22,7 @@ from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.meta import adapted
 from chinchilla_lm.pack.mixed import mixed_of
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
-from chinchilla_lm.pipeline.mixing import FORMAT_SECONDS, Mixer
+from chinchilla_lm.pipeline.joint import FORMAT_SECONDS, Mixer
 from chinchilla_lm.pipeline.planning import LAYOUT, Planner, with_chosen
 from chinchilla_lm.pipeline.recovery import recovery_rate
 from chinchilla_lm.pipeline.timing import link_times
