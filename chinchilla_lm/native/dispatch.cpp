@@ -58,7 +58,11 @@ bool avx512_runs() {
            __builtin_cpu_supports("avx512vnni");
 }
 
-bool avx512bf16_runs() { return avx512_runs() && __builtin_cpu_supports("avx512bf16"); }
+// Of those CPUs all but Cooper Lake have look-ups of bytes in tables of 64 and more, for codes.
+bool avx512bf16_runs() {
+    return avx512_runs() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512vbmi2");
+}
 #endif
 
 #if !defined(CHINCHILLA_EMULATED_TILES)

@@ -26,13 +26,26 @@ namespace chinchilla::CHINCHILLA_ISA {
 #if defined(CHINCHILLA_TILES)
 #include "tiles.h"
 #include "tiled.h"
-constexpr auto multiply_best = multiply_tiled;
+constexpr auto multiply_plain = multiply_tiled;
 #else
-constexpr auto multiply_best = multiply;
+constexpr auto multiply_plain = multiply;
 #endif
+#include "tables.h"
+#include "codes.h"
+
+static void multiply_any(const Matrix& w, const Input& in, int row, int rows, int first, int panels, float* y,
+                         std::size_t y_stride, bool add) {
+    if (w.format == Format::codes) return multiply_codes(w, in, row, rows, first, panels, {y, y_stride, add}, multiply_plain);
+    multiply_plain(w, in, row, rows, first, panels, y, y_stride, add);
+}
+
+static void unpack_any(const Matrix& w, int output, float* y) {
+    if (w.format == Format::codes) return unpack_codes(w, output, y);
+    unpack_row(w, output, y);
+}
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply_best, prepare, unpack_row, norm_row, activate, gate,
+const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply_any, prepare, unpack_any, norm_row, activate, gate,
                          shift, softmax, tally, weigh, put_value, rotate, add_row, open_row, delta_step, cap_row};
 
 }  // namespace chinchilla::CHINCHILLA_ISA

@@ -9,6 +9,7 @@
 //   int8   scales, then [K/4][16][4]            4 inputs, stored as value + 128 (VNNI wants one operand unsigned)
 //   int4   scales, minima, then [K/8][16][4]    8 inputs, stored as value + 8, or value with minima: the low nibbles of
 //                                               the bytes are inputs 0 … 3, the high ones 4 … 7
+//   codes  scales, then codes of a codebook, or masks and what they keep: pack/codes.py
 //
 // Scales are float16 [K/group][16], minima likewise where there are any; int8 without groups has 16 float scales.
 //
@@ -25,7 +26,7 @@ constexpr int kLanes = 16;           // outputs of a panel
 constexpr int kTally = 3 * kLanes;   // floats of a tally
 constexpr int kMostInputs = 1 << 17;  // of a matrix: sums of so many products of bytes have room in 32 bits
 
-enum class Format : int { f32, bf16, int8, int4 };
+enum class Format : int { f32, bf16, int8, int4, codes };
 enum class Activation : int { gelu, gelu_tanh, relu, silu, tanh };
 
 // Always inline: kernels.cpp is compiled for several instruction sets, and the linker keeps one copy of what is not.
@@ -40,10 +41,14 @@ CHINCHILLA_INLINE constexpr T round_up(T value, T step) {
 struct Matrix {
     Format format = Format::f32;
     int outputs = 0, inputs = 0;  // N and K, without padding
-    int group = 0;                // int8, int4: inputs that share a scale; 0: all of a row do (int8)
+    int group = 0;                // int8, int4, codes: inputs that share a scale; 0: all of a row do (int8)
     bool asymmetric = false;      // int4: with minima
     bool unscaled = false;        // int8 with groups: of inputs alone, the weights are integers (a cache's values)
-    const std::byte* data = nullptr;
+    int bits = 0, dims = 1;       // codes: of a code, and weights that it stands for
+    int kept = 0;                 // codes: of 64 weights, by a mask; 0: all
+    bool row_scales = false;      // codes: all of a row share one, their inputs still do not
+    const std::byte* front = nullptr;  // codes: the codebook, in front of the panels
+    const std::byte* data = nullptr;   // the panels
     const float* bias = nullptr;  // [panels() · 16] or none
     std::size_t pitch = 0;        // bytes from panel to panel where that is more than stride(): a cache's values
 
@@ -61,13 +66,20 @@ struct Matrix {
         const std::size_t weights = static_cast<std::size_t>(padded()) * kLanes;
         if (format == Format::f32) return weights * 4;
         if (format == Format::bf16) return weights * 2;
+        if (format == Format::codes && kept) return weights / 64 * (8 + static_cast<std::size_t>(kept) * bits / 8) + side();
+        if (format == Format::codes) return weights / dims * bits / 8 + side();
         return (format == Format::int8 ? weights : weights / 2) + side() * (asymmetric ? 2 : 1);
     }
-    CHINCHILLA_INLINE std::size_t side() const {  // int8, int4: bytes of a panel's scales, and of its minima if any
+    CHINCHILLA_INLINE std::size_t side() const {  // bytes of a panel's scales, and of its minima if any
         if (unscaled) return 0;
+        if (row_scales && format == Format::codes) return 64;
         return group ? round_up<std::size_t>(static_cast<std::size_t>(groups()) * 32, 64) : 64;
     }
-    CHINCHILLA_INLINE std::size_t bytes() const { return stride() * static_cast<std::size_t>(panels()); }
+    CHINCHILLA_INLINE std::size_t front_bytes() const {  // of the codebook, whose tables have at least 16 entries
+        if (format != Format::codes || (kept && bits == 8)) return 0;
+        return round_up<std::size_t>(static_cast<std::size_t>(dims) << (bits < 4 ? 4 : bits), 64);
+    }
+    CHINCHILLA_INLINE std::size_t bytes() const { return front_bytes() + stride() * static_cast<std::size_t>(panels()); }
 };
 
 // Rows of inputs in the format that a matrix multiplies: float, bf16, or int8 with a scale and a sum for each group.

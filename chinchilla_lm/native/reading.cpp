@@ -53,7 +53,7 @@ const std::byte* bytes_at(const nb::dict& from, const char* key, std::size_t cou
 
 Format format_of(const nb::dict& from) {
     return named<Format>(get<std::string>(from, "format"),
-                         {{"f32", Format::f32}, {"bf16", Format::bf16}, {"int8", Format::int8}, {"int4", Format::int4}});
+                         {{"f32", Format::f32}, {"bf16", Format::bf16}, {"int8", Format::int8}, {"int4", Format::int4}, {"codes", Format::codes}});
 }
 
 // A vector of floats that kernels read in whole panels: its bytes are padded to 16 floats.
@@ -221,6 +221,27 @@ Activation read_activation(const std::string& name) {
                                     {"tanh", Activation::tanh}});
 }
 
+namespace {
+
+void read_codes(const nb::dict& from, Matrix& w) {
+    w.bits = size(from, "bits", 1);
+    w.dims = size(from, "dims", 1);
+    w.kept = size(from, "kept");
+    w.group = size(from, "group", 1);
+    w.row_scales = get<bool>(from, "row_scales");
+    if (w.group != 64 && w.group != 128) refuse("group", "is not 64 or 128");
+    const int kind = 10 * w.bits + w.dims;
+    if (w.kept) {
+        const bool known = (w.kept == 32 && (kind == 81 || kind == 41)) || (w.kept == 16 && kind == 41);
+        if (!known) refuse("kept", "is none that this engine knows, with these bits");
+        if (w.row_scales) refuse("row_scales", "is true where masks keep weights");
+    } else if (kind != 31 && kind != 41 && kind != 42 && kind != 62 && kind != 82 && kind != 84) {
+        refuse("bits", "and dims are none that this engine knows");
+    }
+}
+
+}  // namespace
+
 Matrix read_matrix(const nb::dict& from, std::span<const std::byte> data) {
     Matrix w;
     w.format = format_of(from);
@@ -234,7 +255,9 @@ Matrix read_matrix(const nb::dict& from, std::span<const std::byte> data) {
         w.asymmetric = get<bool>(from, "asymmetric");
         if (w.asymmetric && w.format == Format::int8) refuse("asymmetric", "is true of int8, which has no minima");
     }
-    w.data = bytes_at(from, "offset", w.bytes(), data);
+    if (w.format == Format::codes) read_codes(from, w);
+    w.front = bytes_at(from, "offset", w.bytes(), data);
+    w.data = w.front + w.front_bytes();
     w.bias = vector_at(from, "bias", w.outputs, data);
     return w;
 }

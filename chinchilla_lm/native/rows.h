@@ -204,7 +204,7 @@ static void to_int8(const float* x, int size, int count, int group, std::byte* y
 static void prepare(const Matrix& w, const float* x, const Input& in, int row, int from, int to) {
     const int size = (to < w.inputs ? to : w.inputs) - from;  // the rest is padding
     std::byte* y = in.data + row * in.stride;
-    if (w.format == Format::int8 || w.format == Format::int4) {
+    if (w.format != Format::f32 && w.format != Format::bf16) {
         const int padded = w.padded(), group = w.group ? w.group : padded;
         return to_int8(x, size, to - from, group, y + from, in, static_cast<std::size_t>(row) * (padded / group) + from / group);
     }

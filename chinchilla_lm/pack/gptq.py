@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chinchilla_lm.errors import InputError
+from chinchilla_lm.pack.hessian import as_half, conditioned, error_of, inverse_factor, least_squares
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pack.uniform import Uniform
 
@@ -28,15 +28,10 @@ from chinchilla_lm.pack.uniform import Uniform
 BLOCK = 64
 # Outputs that are solved at a time, at most, so that what lies between stays in the cache, and floats of their systems.
 OUTPUTS, SYSTEM = 2048, 1 << 26
-# Of the mean of H's diagonal, added to it, as if the inputs had that much noise; ten times as much until it can be
-# factored.
-DAMPING = 0.01
-MOST_DAMPING = 1e4
 # Of a group's span, what a scale may cover.
 SHRINKS = tuple(1.0 - 0.02 * step for step in range(18))
 # Turns of scales and codes.
 ROUNDS = 2
-HALF_MOST = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +65,10 @@ def gptq(weight_NK: Tensor, hessian_KK: Tensor, how: Uniform) -> Quantized:
     weight_NK: float32 [N, K]; hessian_KK: XᵀX of the inputs, of any scale. Raises InputError for one that is not finite
     or has no factor however much is added to its diagonal.
     """
-    hessian, diagonal = _conditioned(hessian_KK)
+    hessian = conditioned(hessian_KK)
+    diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order])
+    factor = inverse_factor(hessian[order][:, order])
     inputs = _Inputs(hessian.float(), diagonal.float(), order, factor)
     unknown = (-(-weight_NK.shape[1] // how.group) if how.group else 1) * (2 if how.asymmetric else 1)
     together = max(1, min(OUTPUTS, SYSTEM // unknown**2))
@@ -108,40 +104,11 @@ def _solve(weight_NK: Tensor, inputs: _Inputs, how: Uniform) -> tuple[Tensor, _G
     return best
 
 
-def _conditioned(hessian_KK: Tensor) -> tuple[Tensor, Tensor]:
-    """H in float64, its diagonal 1 in the mean before it is damped; and that diagonal."""
-    hessian = hessian_KK.double()
-    if not bool(torch.isfinite(hessian).all()):
-        raise InputError(
-            "calibration gives activations that are NaN or infinite; restore the checkpoint, or pass other text"
-        )
-    diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    hessian = hessian / mean if mean > 0 else torch.zeros_like(hessian)
-    hessian.diagonal().add_(DAMPING)
-    return hessian, hessian.diagonal()
-
-
-def _inverse_factor(hessian_KK: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of H, damped further until it has one; float32 [K, K]."""
-    damping = 0.0
-    while damping <= MOST_DAMPING:
-        damped = hessian_KK.clone()
-        damped.diagonal().add_(damping)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(torch.isfinite(upper).all()):
-                return upper.float()
-        damping = 10 * (damping or DAMPING)
-    raise InputError("calibration gives inputs that no damping makes sound; pass other calibration data")
-
-
 def _nearest(weight_NK: Tensor, how: Uniform) -> tuple[Tensor, _Grid]:
     """Each weight by itself."""
     rounded = how.round(weight_NK.numpy())
     minima = None if rounded.minima_NG is None else torch.from_numpy(rounded.minima_NG).float()
-    return torch.from_numpy(rounded.codes_NK).float(), _Grid(how, torch.from_numpy(rounded.scales_NG).float(), minima)
+    return torch.from_numpy(rounded.codes_NV).float(), _Grid(how, torch.from_numpy(rounded.scales_NG).float(), minima)
 
 
 def _spans(weight_NK: Tensor, diagonal_K: Tensor, how: Uniform) -> _Grid:
@@ -161,7 +128,7 @@ def _spans(weight_NK: Tensor, diagonal_K: Tensor, how: Uniform) -> _Grid:
             spans = [((high - low) * shrink / how.most, low * shrink)]
         else:
             spans = [(peak * shrink / (how.most - how.middle), None)]
-            if how.bits == 4:
+            if how.bits < 8:
                 spans.append((signed * shrink / -how.middle, None))
         for scales, minima in spans:
             scales, minima = _stored(scales, how), None if minima is None else _stored(minima, how)
@@ -180,7 +147,7 @@ def _spans(weight_NK: Tensor, diagonal_K: Tensor, how: Uniform) -> _Grid:
 
 def _stored(values: Tensor, how: Uniform) -> Tensor:
     """As the format keeps them: float16 where there are groups."""
-    return values.clamp(-HALF_MOST, HALF_MOST).half().float() if how.group else values
+    return as_half(values) if how.group else values
 
 
 def _codes(values: Tensor, scales: Tensor, minima: Tensor | None, how: Uniform) -> Tensor:
@@ -241,8 +208,7 @@ def _descended(weight_NK: Tensor, codes_NK: Tensor, grid: _Grid, hessian_KK: Ten
 def _error(weight_NK: Tensor, codes_NK: Tensor, grid: _Grid, hessian_KK: Tensor) -> Tensor:
     """Of each output, [N]."""
     columns = torch.arange(weight_NK.shape[1])
-    lost = weight_NK - _meant(codes_NK, *grid.at(columns), grid.how)
-    return ((lost @ hessian_KK) * lost).sum(1)
+    return error_of(weight_NK - _meant(codes_NK, *grid.at(columns), grid.how), hessian_KK)
 
 
 def _chosen(better_N: Tensor, new: tuple[Tensor, _Grid], old: tuple[Tensor, _Grid]) -> tuple[Tensor, _Grid]:
@@ -256,35 +222,11 @@ def _chosen(better_N: Tensor, new: tuple[Tensor, _Grid], old: tuple[Tensor, _Gri
 
 
 def _fitted(weight_NK: Tensor, codes_NK: Tensor, grid: _Grid, hessian_KK: Tensor) -> _Grid:
-    """The scales and minima with the least error for these codes: for each output, (AᵀHA) θ = AᵀH w, where A has a
-    column for each group's scale, which holds the group's codes, and one of ones for its minimum."""
-    outputs, inputs = weight_NK.shape
-    wide = grid.how.group or inputs
-    groups = -(-inputs // wide)
-    steps = codes_NK - grid.how.middle
+    """The scales and minima with the least error for these codes."""
+    steps, how = codes_NK - grid.how.middle, grid.how
     kinds = [steps] if grid.minima is None else [steps, torch.ones_like(steps)]
-    target = weight_NK @ hessian_KK  # [N, K]
-    size = groups * len(kinds)
-    system, right = torch.zeros(outputs, size, size), torch.zeros(outputs, size)
-    for kind, values in enumerate(kinds):
-        for group in range(groups):
-            part = slice(group * wide, (group + 1) * wide)
-            row = kind * groups + group
-            seen = values[:, part] @ hessian_KK[part]  # [N, K]
-            for other, factors in enumerate(kinds):
-                system[:, row, other * groups : (other + 1) * groups] = _group_sums(seen * factors, wide)
-            right[:, row] = (values[:, part] * target[:, part]).sum(1)
     old = grid.scales if grid.minima is None else torch.cat((grid.scales, grid.minima), 1)
-    # A little of what they were: a group whose codes are all zero decides nothing about its scale.
-    weight = 1e-4 * system.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-20)
-    system += torch.diag_embed(weight.expand(-1, size))
-    solved = torch.linalg.solve_ex(system, (right + weight * old)[..., None])[0][..., 0]
-    solved = torch.where(torch.isfinite(solved), solved, old)
-    minima = None if grid.minima is None else _stored(solved[:, groups:], grid.how)
-    return _Grid(grid.how, _stored(solved[:, :groups], grid.how), minima)
-
-
-def _group_sums(values_NK: Tensor, wide: int) -> Tensor:
-    """[N, G]."""
-    outputs, inputs = values_NK.shape
-    return torch.nn.functional.pad(values_NK, (0, -inputs % wide)).view(outputs, -1, wide).sum(2)
+    wide, groups = how.group or weight_NK.shape[1], grid.scales.shape[1]
+    solved = least_squares(kinds, weight_NK, hessian_KK, old, wide)
+    minima = None if grid.minima is None else _stored(solved[:, groups:], how)
+    return _Grid(how, _stored(solved[:, :groups], how), minima)

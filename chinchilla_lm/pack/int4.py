@@ -23,7 +23,7 @@ def step(group: int) -> int:
 
 def lay(rounded: Quantized) -> Bytes:
     """The bytes of a rounded matrix."""
-    codes = pad(rounded.codes_NK, step(rounded.group), rounded.middle)
+    codes = pad(rounded.codes_NV, step(rounded.group), rounded.middle)
     sides = (rounded.scales_NG,) if rounded.minima_NG is None else (rounded.scales_NG, rounded.minima_NG)
     parts = [to_side(pad(one, 1), codes.shape[1] // rounded.group) for one in sides]
     nibbles = to_panels(codes, 8)

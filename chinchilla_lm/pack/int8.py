@@ -20,7 +20,7 @@ STEP = 64
 
 def lay(rounded: Quantized) -> Bytes:
     """The bytes of a rounded matrix."""
-    codes = pad(rounded.codes_NK, STEP, rounded.middle)
+    codes = pad(rounded.codes_NV, STEP, rounded.middle)
     weights = to_panels(codes, 4)
     if rounded.group:
         side = to_side(pad(rounded.scales_NG, 1), codes.shape[1] // rounded.group)

@@ -20,10 +20,20 @@ from torch import Tensor, nn
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.layers import Link
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pack.formats import Rounding
 from chinchilla_lm.pack.gptq import gptq
+from chinchilla_lm.pack.gptvq import solve_codes
 from chinchilla_lm.pack.mixed import Mixed
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pack.unfinished import Unfinished
+from chinchilla_lm.pack.uniform import Uniform
+
+
+def solved(weight_NK: Tensor, hessian_KK: Tensor, how: Rounding) -> Quantized:
+    """A matrix rounded for the inputs of `hessian_KK`: `gptq` or `solve_codes`."""
+    if isinstance(how, Uniform):
+        return gptq(weight_NK, hessian_KK, how)
+    return solve_codes(weight_NK, hessian_KK, how)
 
 
 class _Seen(Exception):
@@ -96,7 +106,7 @@ class Solver:
         if found is None and matrix in self.unlike_text:
             found = how.round(weight_NK.float().numpy())
         elif found is None:
-            found = gptq(weight_NK.float(), self._products(linear, passes), how)
+            found = solved(weight_NK.float(), self._products(linear, passes), how)
             if kept is not None:
                 kept.put(matrix, found)
         linear.weight.copy_(torch.from_numpy(found.values()))

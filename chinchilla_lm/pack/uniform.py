@@ -1,8 +1,9 @@
 """Rounding to equal steps: w ≈ (q − middle) · s, or q · s + m with a minimum m, for each group of inputs of an output.
 
-8 bits are symmetric, q in −127 … 127, as many steps below zero as above it. 4 bits are in 0 … 15: symmetric groups map
-their largest magnitude to 7 (or to −8 with its own sign, as ggml's Q4_0 does, whichever is nearer in squares);
-asymmetric ones their span to 0 … 15, as Q4_1. A matrix that Q4_1 made therefore comes back as it was.
+8 bits are symmetric, q in −127 … 127, as many steps below zero as above it. 4 bits are in 0 … 15, and 3 in 0 … 7
+likewise: symmetric groups map their largest magnitude to 7 (or to −8 with its own sign, as ggml's Q4_0 does, whichever
+is nearer in squares); asymmetric ones their span to 0 … 15, as Q4_1. A matrix that Q4_1 made therefore comes back as it
+was.
 
 N outputs, G groups of J inputs.
 """
@@ -10,6 +11,7 @@ N outputs, G groups of J inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +22,16 @@ from chinchilla_lm.pack.sides import finite_half
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """bits: 8 or 4; group: inputs that share a scale, 0: all of a row do; asymmetric: with minima (4 bits only)."""
+    """bits: 8, 4 or 3; group: inputs that share a scale, 0: all of a row do; asymmetric: with minima (4 bits only)."""
 
     bits: int
     group: int
     asymmetric: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a program's header says of it."""
+        return {"group": self.group, "asymmetric": self.asymmetric}
 
     @property
     def middle(self) -> int:
@@ -73,11 +80,12 @@ class Uniform:
         return steps.astype(np.uint8)
 
     def _nearer(self, groups_NGJ: Floats) -> tuple[Codes, Scales]:
-        """The nearer of two scales for each group: its largest magnitude as 7, or with its sign as −8."""
+        """The nearer of two scales for each group: its largest magnitude as the last step (of 4 bits 7), or with its
+        sign as the first one (−8)."""
         at = np.abs(groups_NGJ).argmax(2)[..., None]
         peak = np.take_along_axis(groups_NGJ, at, 2)[..., 0]
         found = []
-        for scales in (finite_half(np.abs(peak) / 7), finite_half(peak / -8)):
+        for scales in (finite_half(np.abs(peak) / (self.most - self.middle)), finite_half(peak / -self.middle)):
             codes = self.codes(groups_NGJ, scales)
             meant = (codes.astype(np.float32) - self.middle) * scales.astype(np.float32)[..., None]
             found.append((((meant - groups_NGJ) ** 2).sum(2), codes, scales))

@@ -95,7 +95,7 @@ def test_what_cannot_be_packed_is_refused(packed, model_folder, tmp_path, capsys
     folder = packed()
     for arguments, said in [
         ([str(folder), "--format", "int8", "-o", str(tmp_path / "b")], "is packed already"),
-        ([str(model_folder()), "--format", "int3", "-o", str(tmp_path / "b")], "format 'int3' is not one of"),
+        ([str(model_folder()), "--format", "int5", "-o", str(tmp_path / "b")], "format 'int5' is not one of"),
         ([str(model_folder()), "--format", "int8", "-o", str(folder)], "not an empty folder"),
         ([str(tmp_path / "none"), "--format", "int8", "-o", str(tmp_path / "b")], "none"),
         ([str(model_folder()), "--format", "int8,heads=int4", "-o", str(tmp_path / "b")], "'heads' names no matrix"),

@@ -44,6 +44,9 @@ SIZES = (
     "size",
     "window",
     "group",
+    "bits",
+    "dims",
+    "kept",
     "position_offset",
     "positions",
     "key_heads",
@@ -102,12 +105,18 @@ VALUES: list[Any] = [
 ODDITIES = ["gemma2", "olmo2", "phi3-longrope", "qwen3_5", "electra", "mpnet", "modernbert", "deberta-v2"]
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "bert", "gemma3", *ODDITIES])
+FORMATS_OF = {
+    "llama-gqa": "int4",
+    "qwen2": "codebook-2x64,*.second=sparse-50,head=codebook-4x256,1.mlp=sparse-75-codebook,0.attn=int3",
+}
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "qwen2", "bert", "gemma3", *ODDITIES])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
     kind = "token-classification" if request.param == "bert" else "language-modeling"
     folder = tmp_path_factory.mktemp("fuzz")
     model = checkpoints.load(saved(folder, request.param, kind)[1], task=kind).model
-    return compile_model(model, "int4" if request.param == "llama-gqa" else "int8")
+    return compile_model(model, FORMATS_OF.get(request.param, "int8"))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

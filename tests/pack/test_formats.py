@@ -6,6 +6,8 @@ import pytest
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack.formats import FORMATS, format_named
 
+# Those whose scales follow from the largest weights, so that rounding what was rounded changes nothing.
+EVEN = [name for name, form in FORMATS.items() if form.kind != "codes"]
 SHAPES = [(1, 1), (16, 64), (33, 100), (83, 545)]
 
 
@@ -15,7 +17,7 @@ def weights(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EVEN)
 def test_what_was_packed_once_is_packed_to_the_same_bytes(name, shape):
     form = FORMATS[name]
     packed = form.pack(weights(*shape))
@@ -29,7 +31,7 @@ def test_what_was_packed_once_is_packed_to_the_same_bytes(name, shape):
     np.testing.assert_allclose(form.unpack(again, *shape), meant, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EVEN)
 def test_a_rounded_weight_is_within_half_a_step(name):
     form = FORMATS[name]
     original = weights(40, 300)
@@ -98,5 +100,5 @@ def test_zeros_stay_zeros():
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(InputError, match="format 'int3' is not one of f32, bf16, int8"):
-        format_named("int3")
+    with pytest.raises(InputError, match="format 'int5' is not one of f32, bf16, int8"):
+        format_named("int5")

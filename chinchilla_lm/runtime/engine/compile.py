@@ -299,10 +299,9 @@ class _Compiler:
 
         def pack(room: Bytes) -> None:
             def part(rows: slice, some: Bytes) -> None:
-                weights = self.numbers(module.weight, where, rows) if found is None else found.part(rows)
-                form.pack_into(weights, some)
+                form.panels_into(self.numbers(module.weight, where, rows) if found is None else found.part(rows), some)
 
-            together([partial(part, *one) for one in _parts(shape, room)])
+            together([partial(part, *one) for one in _parts(shape, form.front_into(found, room))])
 
         return self.matrix(shape, pack, bias, form)
 
