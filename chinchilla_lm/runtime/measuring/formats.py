@@ -32,7 +32,8 @@ SIZES = ((1536, 576), (2048, 2048))
 ROWS = (1, 8, 32, 512)
 # Beside which each format is held.
 BESIDE = ("bf16", "int8")
-LEAST_ROUNDS = 3
+# Rounds of all formats, at least, up to so many times the seconds that were given: kernels without vectors take long.
+LEAST_ROUNDS, LONGEST = 4, 4
 
 
 def measure_formats(
@@ -91,13 +92,12 @@ def _in_turn(
 ) -> dict[str, float]:
     """The median seconds of each, over rounds of all."""
     taken: dict[str, list[float]] = {name: [] for name in products}
-    end = time.perf_counter() + seconds
-    rounds = -1  # the first does not count
-    while rounds < LEAST_ROUNDS or time.perf_counter() < end:
+    begun, rounds, passed = time.perf_counter(), 0, 0.0
+    while passed < seconds or (rounds < LEAST_ROUNDS and passed < LONGEST * seconds):
         for name, product in products.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             product(x_MK)
-            if rounds >= 0:
-                taken[name].append(time.perf_counter() - begun)
-        rounds += 1
-    return {name: statistics.median(values) for name, values in taken.items()}
+            taken[name].append(time.perf_counter() - started)
+        rounds, passed = rounds + 1, time.perf_counter() - begun
+    # The first round found cold caches, and counts where there is no other.
+    return {name: statistics.median(values[1:] or values) for name, values in taken.items()}
