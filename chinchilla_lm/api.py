@@ -16,6 +16,7 @@ raises ``InputError`` for bad input, also where it needs a part that is not inst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,30 +151,54 @@ def bench(
 def pack(
     model: str,
     *,
-    format: str,
     out: str,
+    format: str | None = None,
+    bits: float | None = None,
+    formats: str | Sequence[str] | None = None,
     task: str | None = None,
     cache: str = "auto",
     solver: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    margin: float | None = None,
+    data: str | None = None,
+    against: str | None = None,
     quiet: bool = False,
 ) -> PackResult:
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
 
-    format: of all large matrices, and behind it others for some, as in `int4,head=int8`. out: a folder, empty or not
-    there yet. task: the head to pack, where the model's config names none. cache: how keys and values are kept, `bf16`
-    or `int8` (`auto`: int8 beside weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there
-    is `calibration`), which needs `calibration`, data of the model's task, and reads so many tokens of their training
-    split (None: 65,536).
-    Raises InputError for an unknown format or solver, and for a model that cannot be read, has no trained head, or is
-    packed already.
+    format: of all large matrices, and behind it others for some, as in `int4,head=int8`. In its place `bits`: of a
+    weight in the mean over all these matrices, at most; each then has one of `formats` (None: all that round; a list or
+    names with commas), so that the model loses least. out: a folder, empty or not there yet. task: the head to pack,
+    where the model's config names none. cache: how keys and values are kept, `bf16` or `int8` (`auto`: int8 beside
+    weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there is `calibration`), which needs
+    `calibration`, data of the model's task, and reads so many tokens of their training split (None: 65,536). `bits`
+    measures on it what each matrix costs; without it, matrices differ by their rounding errors alone.
+
+    margin: the largest loss of quality that passes on the test split of `data`, against the model `against` (None:
+    `model`); the certificate is written into `out`, whether it passed or not: see `certificate`. None: not judged.
+    Raises InputError for an unknown format or solver, bits that cannot be had, and for a model that cannot be read, has
+    no trained head, or is packed already.
     """
     with needing("pack"):
-        from chinchilla_lm.pipeline.pack import Packing
         from chinchilla_lm.pipeline.pack import pack as run
+        from chinchilla_lm.pipeline.packing import Packing
 
-        asked = Packing(model, format, Path(out), task, cache, solver, calibration, calibration_tokens)
+        asked = Packing(
+            model=model,
+            folder=Path(out),
+            form=format,
+            bits=bits,
+            offered=formats if formats is None or isinstance(formats, str) else ",".join(formats),
+            task=task,
+            cache=cache,
+            solver=solver,
+            calibration=calibration,
+            calibration_tokens=calibration_tokens,
+            against=against,
+            margin=margin,
+            data=data,
+        )
         return run(asked, Console(quiet=quiet))
 
 

@@ -124,7 +124,14 @@ static void codes_tile(const Format& format, const Matrix& w, const Input& in, i
 
 // Bytes of a panel that are written out for many rows: they stay in the second-level cache.
 constexpr std::size_t kWritten = std::size_t{1} << 16;
-constexpr int kFewRows = 4;  // up to which bytes are made in registers, once for all rows
+constexpr int kCodesTile = kMany ? 8 : 4;  // rows for which bytes are made in registers once
+// Rows up to which that is faster than writing a panel out, by benchmarks/kernels.py: two tiles where look-ups are one
+// instruction, one where they are several.
+#if defined(CHINCHILLA_VBMI)
+constexpr int kFewRows = 2 * kCodesTile;
+#else
+constexpr int kFewRows = kCodesTile;
+#endif
 
 // A panel as one of int8 with groups.
 template <class Format>
@@ -150,7 +157,7 @@ INLINE void multiply_codes_of(const Matrix& w, const Input& in, int row, int row
     as_bytes.outputs = kLanes;
     if (rows <= kFewRows || as_bytes.stride() > kWritten) {
         for (int panel = 0; panel < panels; ++panel) {
-            columns<1, kFewRows>(row, rows, {to.y + panel * kLanes, to.stride, to.add}, [&]<int M>(int r, const Place& p) {
+            columns<1, kCodesTile>(row, rows, {to.y + panel * kLanes, to.stride, to.add}, [&]<int M>(int r, const Place& p) {
                 codes_tile<M>(format, w, in, r, first + panel, p);
             });
         }

@@ -163,6 +163,20 @@ void pack_halves(const Floats& x, const Room& y) {
     pack_bf16(from, rows, inputs, to);
 }
 
+void find_nearest(const Floats& x, const Floats& book, const Room& codes) {
+    if (x.ndim() != 2 || book.ndim() != 2 || x.shape(1) != book.shape(0) || codes.size() != x.shape(0)) {
+        throw std::invalid_argument("vectors, codebook and room for codes do not fit together");
+    }
+    const int dims = static_cast<int>(book.shape(0)), entries = static_cast<int>(book.shape(1));
+    if (dims < 1 || dims > 4 || entries < 8 || entries > 256 || entries % 8) throw std::invalid_argument("the codebook is none of ours");
+    const float* const from = x.data();
+    const float* const entry = book.data();
+    std::uint8_t* const to = codes.data();
+    const std::size_t count = x.shape(0);
+    const nb::gil_scoped_release released;
+    nearest_entries(from, count, dims, entry, entries, to);
+}
+
 const Kernels& kernels_named(const std::string& isa) {
     const Kernels* found = kernels_of(isa.c_str());
     if (!found) throw std::invalid_argument("the instruction set " + isa + " does not run here");
@@ -275,6 +289,7 @@ NB_MODULE(_engine, m) {
     m.def("last_merges", &merges, nb::arg("tokens"), nb::arg("scores"));
     m.def("decode_q8_0", &decode, nb::arg("blocks"), nb::arg("y"));
     m.def("pack_bf16", &pack_halves, nb::arg("x"), nb::arg("y"));
+    m.def("nearest", &find_nearest, nb::arg("x"), nb::arg("book"), nb::arg("codes"));
     m.def("multiply", &multiply, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"), nb::arg("x"));
     m.def("unpack", &unpack, nb::arg("isa"), nb::arg("matrix"), nb::arg("data"));
     m.def("transform", &transform, nb::arg("isa"), nb::arg("what"), nb::arg("x"), nb::arg("size"), nb::arg("number"));

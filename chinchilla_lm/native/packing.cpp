@@ -59,4 +59,35 @@ void pack_bf16(const float* x, int rows, int inputs, std::uint16_t* y) {
     }
 }
 
+void nearest_entries(const float* x, std::size_t count, int dims, const float* book, int entries, std::uint8_t* codes) {
+    // The least |c|² / 2 - x · c. Eight entries at a time, whose least so far and its block are kept lane by lane.
+    constexpr int kSome = 8;
+    float halves[256] = {};
+    for (int d = 0; d < dims; ++d) {
+        for (int e = 0; e < entries; ++e) halves[e] += 0.5F * book[d * entries + e] * book[d * entries + e];
+    }
+    for (std::size_t i = 0; i < count; ++i, x += dims) {
+        float least[kSome];
+        int block[kSome] = {};
+        std::fill_n(least, kSome, INFINITY);
+        for (int e = 0; e < entries; e += kSome) {
+            float some[kSome];
+            for (int j = 0; j < kSome; ++j) some[j] = halves[e + j];
+            for (int d = 0; d < dims; ++d) {
+                for (int j = 0; j < kSome; ++j) some[j] -= x[d] * book[d * entries + e + j];
+            }
+            for (int j = 0; j < kSome; ++j) {
+                const bool nearer = some[j] < least[j];
+                least[j] = nearer ? some[j] : least[j];
+                block[j] = nearer ? e : block[j];
+            }
+        }
+        int found = 0;
+        for (int j = 1; j < kSome; ++j) {
+            if (least[j] < least[found] || (least[j] == least[found] && block[j] + j < block[found] + found)) found = j;
+        }
+        codes[i] = static_cast<std::uint8_t>(block[found] + found);
+    }
+}
+
 }  // namespace chinchilla

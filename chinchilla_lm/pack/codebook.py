@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from chinchilla_lm.native import engine_module
 from chinchilla_lm.pack.panels import Floats
 from chinchilla_lm.pack.quantized import Codes, Entries, Quantized, Scales, gathered, spread_out
 from chinchilla_lm.pack.sides import finite_half
@@ -98,7 +99,11 @@ def group_sums(values_NK: Floats, wide: int) -> Floats:
 
 def nearest(vectors_NVD: Floats, book_ED: Floats) -> Codes:
     """The entry nearest to each vector, the first of several. uint8 [N, V]."""
-    flat = np.ascontiguousarray(vectors_NVD).reshape(-1, vectors_NVD.shape[2])
+    flat = np.ascontiguousarray(vectors_NVD, np.float32).reshape(-1, vectors_NVD.shape[2])
+    if (engine := engine_module()) is not None:
+        found = np.empty(len(flat), np.uint8)
+        engine.nearest(flat, np.ascontiguousarray(book_ED.T, np.float32), found)
+        return found.reshape(vectors_NVD.shape[:2])
     half_squares = 0.5 * (book_ED**2).sum(1)
     codes = np.empty(len(flat), np.uint8)
     for first in range(0, len(flat), TOGETHER):

@@ -38,7 +38,7 @@ from chinchilla_lm.pack.sparse import Sparse
 BLOCK = 64  # inputs that are rounded before the error of all of them is taken from the rest
 OUTPUTS = 2048  # that are solved at a time, once there is a codebook
 LEARNED = 4096  # outputs that a codebook is learned from, at most
-POINTS, MEANS = 1 << 15, 12  # vectors of them that k-means begins with, and its rounds
+POINTS, MEANS = 1 << 14, 10  # vectors of them that k-means begins with, and its rounds
 GRADIENTS = 6  # steps of conjugate gradients for a codebook
 ROUNDS = 2  # turns of codebook, scales and codes
 EIGHT_BITS = torch.arange(-127.0, 128.0)[:, None]

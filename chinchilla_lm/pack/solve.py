@@ -106,33 +106,12 @@ class Solver:
         if found is None and matrix in self.unlike_text:
             found = how.round(weight_NK.float().numpy())
         elif found is None:
-            found = solved(weight_NK.float(), self._products(linear, passes), how)
+            found = solved(weight_NK.float(), products(linear, self.batches, passes), how)
             if kept is not None:
                 kept.put(matrix, found)
         linear.weight.copy_(torch.from_numpy(found.values()))
         self.rounded[self.names[id(linear.weight)]] = found
         self.on_matrix(matrix)
-
-    def _products(self, linear: nn.Linear, passes: Iterable[Callable[[], object]]) -> Tensor:
-        """XᵀX of the matrix's inputs X, [K, K] in float32, over all real tokens. passes: one for each batch."""
-        total = torch.zeros(linear.in_features, linear.in_features)
-        seen: list[Tensor] = []
-
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(inputs[0].float())
-            raise _Seen
-
-        hook = linear.register_forward_pre_hook(see)
-        try:
-            for batch, one in zip(self.batches, passes, strict=True):
-                with suppress(_Seen):
-                    one()
-                x = seen.pop()
-                rows = x.flatten(0, -2) if batch.mask is None else x[batch.mask]
-                total.addmm_(rows.T, rows)
-        finally:
-            hook.remove()
-        return total
 
     def _pass(self, module: nn.Module, stream: _Stream) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
@@ -141,3 +120,26 @@ class Solver:
 
     def _decode(self, stream: _Stream) -> Tensor:
         return self.model.head(self.model.finish(stream.x_BTD), stream.batch)
+
+
+def products(linear: nn.Linear, batches: Sequence[Batch], passes: Iterable[Callable[[], object]]) -> Tensor:
+    """XᵀX of a matrix's inputs X, [K, K] in float32, over all real tokens. passes: one for each batch, which need not
+    come to an end behind the matrix."""
+    total = torch.zeros(linear.in_features, linear.in_features)
+    seen: list[Tensor] = []
+
+    def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].float())
+        raise _Seen
+
+    hook = linear.register_forward_pre_hook(see)
+    try:
+        for batch, one in zip(batches, passes, strict=True):
+            with suppress(_Seen):
+                one()
+            x = seen.pop()
+            rows = x.flatten(0, -2) if batch.mask is None else x[batch.mask]
+            total.addmm_(rows.T, rows)
+    finally:
+        hook.remove()
+    return total

@@ -13,7 +13,7 @@ from chinchilla_lm.evaluate.agreement import Agreement
 from chinchilla_lm.files import user_path
 from chinchilla_lm.models.checkpoint import sha256_of_model
 from chinchilla_lm.models.meta import learnt_more, meta_of
-from chinchilla_lm.models.source import locate
+from chinchilla_lm.models.source import Located, locate
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.judgement import Comparison
 from chinchilla_lm.runtime.artifact import Snapshot, hashes, local_folder
@@ -89,21 +89,27 @@ def issuing(job: Job, against: str, split: str) -> Issuing:
         raise InputError(f"{job.source} is no folder here that it could lie in; pass one to have one")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} may not be written to; pass a copy of it to have one")
-    if is_packed(user_path(against)):
-        raise InputError(f"{against} is packed, no original; pass --against the model that it came from")
-    located = locate(against)
+    located = original_for(locate(folder), against)
     issuer = Issuing(folder, located.gguf or located.folder)
     mine, its = (issuer.before[source].hashes for source in (folder, issuer.original))
     if mine == its:
         raise InputError("a model is not certified against itself or its copy; pass --against ORIGINAL")
-    if learnt_more(meta_of(locate(folder)), meta_of(located)):
+    if speaks_of_more(folder, mine):
+        raise InputError(f"{folder} has one that speaks of more than this data; delete it to have another")
+    return issuer
+
+
+def original_for(model: Located, against: str) -> Located:
+    """What a model is certified against. Raises InputError for a packed one, and for one that learnt less."""
+    if is_packed(user_path(against)):
+        raise InputError(f"{against} is packed, no original; pass --against the model that it came from")
+    located = locate(against)
+    if learnt_more(meta_of(model), meta_of(located)):
         raise InputError(
             f"it learnt from the answers of data that {against} did not learn from, or more often, which a comparison "
             "counts as quality; pass --against a model that was trained on the same data, such as compress's control"
         )
-    if speaks_of_more(folder, mine):
-        raise InputError(f"{folder} has one that speaks of more than this data; delete it to have another")
-    return issuer
+    return located
 
 
 def also_of(job: Job, comparison: Comparison) -> Also:

@@ -327,8 +327,12 @@ class Job:
         return self.calibration_batches(self.recipe.calibration_tokens), documents
 
     def calibration_batches(self, tokens: int) -> list[EncodedBatch]:
-        """The same of about so many tokens: windows from all over the records, chosen by the seed."""
-        encoded = self.encode(self.calibration_records)
+        """The same of about so many tokens."""
+        return self.batches(self.some(self.calibration_records, tokens), 2048)
+
+    def some(self, records: Sequence[Any], tokens: int | None = None) -> list[Encoded]:
+        """Windows from all over the records, about `calibration_tokens` in all, or `tokens`, chosen by the seed."""
+        encoded, tokens = self.encode(records), tokens or self.recipe.calibration_tokens
         order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
         chosen: list[Encoded] = []
         total = 0
@@ -339,7 +343,7 @@ class Job:
             total += len(encoded[index].ids)
         if not chosen:
             raise InputError("0 calibration windows: the data are shorter than one window; pass --calibration TEXT")
-        return self.batches(chosen, 2048)
+        return chosen
 
     def ready(self, model: Transformer) -> Transformer:
         """The model as torch serves it: norms folded, in the recipe's dtype, on its device."""

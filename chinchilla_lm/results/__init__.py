@@ -38,6 +38,8 @@ from chinchilla_lm.results.evaluate import (
 )
 from chinchilla_lm.results.export import (
     ExportResult,
+    MixFound,
+    MixTried,
     PackResult,
 )
 from chinchilla_lm.results.figures import (
@@ -86,6 +88,8 @@ __all__ = [
     "LinkParameters",
     "Machine",
     "MetricInterval",
+    "MixFound",
+    "MixTried",
     "NativeEngine",
     "PackResult",
     "PassTime",

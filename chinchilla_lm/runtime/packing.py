@@ -14,6 +14,7 @@ from chinchilla_lm.files import building
 from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.tokenizer import save_plain
+from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.card import Card
@@ -38,11 +39,27 @@ def write_packed(
 
     Raises InputError for a model that cannot be read, has no trained head, or is packed already.
     """
+    return write_checkpoint(trained(model, task), form, folder, cache)
+
+
+def trained(model: str | Path, task: str | None = None) -> Checkpoint:
+    """A model that may be packed, in memory. Raises InputError as `write_packed` does."""
     refuse_packed(model)
     checkpoint = checkpoints.load(model, task=task)
     if checkpoint.fresh:
         raise InputError(f"{model} has no trained head for {task}; run chinchilla finetune first")
-    return write_checkpoint(checkpoint, form, folder, cache)
+    return checkpoint
+
+
+def shapes(model: Transformer) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of each large matrix as a program has it: of gate and up each is filled up to whole panels."""
+    header, found = draft(model, "bf16").header, {}
+    parts = {f"{one['name']}.{place}": one.get(place) for one in header["operations"] for place in ("first", "second")}
+    parts["head"] = header["head"]["output"]
+    for name in model.matrices():
+        part = parts[name]
+        found[name] = (part["outputs"], part["inputs"])
+    return found
 
 
 def write_checkpoint(

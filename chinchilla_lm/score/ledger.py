@@ -25,7 +25,7 @@ class Cost:
 
 
 class Ledger:
-    """Costs by what was dropped, in a file."""
+    """Costs by what becomes of links or matrices, in a file."""
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class Ledger:
         write_atomic(path, "\n".join([header, *rows]) + "\n")
 
     def get(self, fates: Mapping[str, str]) -> Cost | None:
-        """The cost of dropping these links with these fates of their norms, where it was measured."""
+        """The cost of these fates, of the norms of links that are dropped or of matrices, where it was measured."""
         return self._costs.get(_key(fates))
 
     def put(self, fates: Mapping[str, str], cost: Cost) -> None:

@@ -163,6 +163,22 @@ class Measure:
                 result.append(current)
         return result
 
+    def start(self) -> list[Tensor]:
+        """The streams in front of the chain, as the embedding is now, [batch], each [B, T, D]."""
+        with torch.inference_mode():
+            return [self.model.embed(batch.batch)[0] for batch in self.batches]
+
+    def advance(self, streams: list[Tensor], start: int, stop: int | None) -> list[Tensor]:
+        """The streams from chain position `start` up to `stop`, by the links as they are now."""
+        with torch.inference_mode():
+            return self._advance(streams, start, stop, {})
+
+    def cost_of(self, streams: list[Tensor]) -> Cost:
+        """Mean KL of what the head, as it is now, makes of streams behind the chain, from what the model was when this
+        measure was made."""
+        with torch.inference_mode():
+            return _mean_cost(self._compared(self._outputs(streams)))
+
     def _advance(self, streams: list[Tensor], start: int, stop: int | None, fates: Fates) -> list[Tensor]:
         some = {name: fates[name] for name in self.names[start:stop] if name in fates}
         gone = {name: cast(NormFate, fate) for name, fate in some.items() if fate in NORM_FATES}
@@ -189,7 +205,10 @@ class Measure:
             if streams[0] is not before[0]:  # a link that was dropped without a trace: the boundary before it serves
                 path = (*self._front, *self.names[: position + 1])
                 self._prefixes.put((position + 1, _before(path, fates)), streams)
-        streams = self._advance(streams, max(start, last), None, fates)
+        return self._outputs(self._advance(streams, max(start, last), None, fates))
+
+    def _outputs(self, streams: list[Tensor]) -> list[Tensor]:
+        """Of streams behind the chain what `_run` gives."""
         results = []
         for x, batch, picked in zip(streams, self.batches, self._picked, strict=True):
             hidden = self.model.finish(x)
@@ -203,17 +222,20 @@ class Measure:
         return outputs if _is_sequence(self.model) else self.model.head.classify(outputs)
 
     def _losses(self, fates: Fates) -> list[tuple[float, int]]:
+        with torch.inference_mode():
+            outputs = self._run(fates)
+            with self.rounded.swapped(self._head(fates)):
+                return self._compared(outputs)
+
+    def _compared(self, outputs_of_batches: list[Tensor]) -> list[tuple[float, int]]:
         """(sum of the cost over compared positions, their number) for every window that has any."""
         result: list[tuple[float, int]] = []
-        with torch.inference_mode():
-            run = self._run(fates)
-        with torch.inference_mode(), self.rounded.swapped(self._head(fates)):
-            for outputs, reference, picked in zip(run, self._reference, self._picked, strict=True):
-                parts = zip(outputs.split(CHUNK), reference, picked.targets.split(CHUNK), strict=True)
-                values = torch.cat([self._compare(self._logits(part), *rest) for part, *rest in parts])
-                for row in picked.rows.unique():
-                    inside = values[picked.rows == row]
-                    result.append((float(inside.sum()), len(inside)))
+        for outputs, reference, picked in zip(outputs_of_batches, self._reference, self._picked, strict=True):
+            parts = zip(outputs.split(CHUNK), reference, picked.targets.split(CHUNK), strict=True)
+            values = torch.cat([self._compare(self._logits(part), *rest) for part, *rest in parts])
+            for row in picked.rows.unique():
+                inside = values[picked.rows == row]
+                result.append((float(inside.sum()), len(inside)))
         return result
 
     def _compare(self, logits_NV: Tensor, reference: _Reference, targets_N: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from chinchilla_lm.native import engine_module
-from chinchilla_lm.pack import bf16
+from chinchilla_lm.pack import bf16, codebook
 from chinchilla_lm.pack.formats import FORMATS
 
 ENGINE = engine_module()
@@ -43,3 +43,26 @@ def test_rooms_that_do_not_fit_are_refused() -> None:
         ENGINE.decode_q8_0(np.zeros(34, np.uint8), np.zeros(31, np.float32))
     with pytest.raises(ValueError, match="room"):
         ENGINE.pack_bf16(np.zeros((2, 2), np.float32), np.zeros(64, np.uint8))
+
+
+@pytest.mark.parametrize(("dims", "entries"), [(1, 8), (1, 16), (2, 64), (4, 256)])
+def test_the_nearest_entry_is_that_of_numpy(dims, entries, monkeypatch):
+    """Whole numbers: distances are exact, and of several that are as near the first one is found."""
+    random = np.random.default_rng(0)
+    x = random.integers(-9, 10, (3, 500, dims)).astype(np.float32)
+    book = random.integers(-9, 10, (entries, dims)).astype(np.float32)
+    found = codebook.nearest(x, book)
+    distances = np.square(x[..., None, :] - book).sum(3)
+    assert (found == distances.argmin(2)).all()
+    monkeypatch.setattr(codebook, "engine_module", lambda: None)
+    assert (codebook.nearest(x, book) == found).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "book", "room"),
+    [((5, 2), (4, 16), 5), ((5, 2), (2, 12), 5), ((5, 2), (2, 16), 4), ((5, 5), (5, 16), 5)],
+)
+def test_vectors_that_do_not_fit_a_codebook_are_refused(x, book, room):
+    assert ENGINE is not None
+    with pytest.raises(ValueError, match=r"do not fit together|none of ours"):
+        ENGINE.nearest(np.zeros(x, np.float32), np.zeros(book, np.float32), np.zeros(room, np.uint8))

@@ -117,7 +117,7 @@ def test_products_are_held_against_their_own_kind():
     forms = {
         "float32": ("f32", "float32"),
         "bfloat16": ("bf16", "bfloat16", "bfloat16+compile", "float16"),
-        "int8": ("int8", "int8-row", "int4", "int4-g64", "Q8_0", "Q4_0 pure", "IQ4_NL"),
+        "int8": ("int8", "int8-row", "int4", "int4-g64", "Q8_0", "Q4_0 pure", "IQ4_NL", "codebook-2x64", "sparse-50"),
     }
     assert {kind: tuple(one for one in group if kind_of(one) == kind) for kind, group in forms.items()} == forms
 

@@ -123,8 +123,8 @@ def roof_note(measured: BenchRoof) -> str:
 
 
 def kind_of(form: str) -> str:
-    """The kind of numbers that a format's products are made of: weights of 8 and 4 bits are multiplied as bytes."""
-    if re.match(r"(?:int|i?q)\d", form, re.IGNORECASE):
+    """The kind of numbers that a format's products are made of: weights of 8 bits and fewer are multiplied as bytes."""
+    if re.match(r"(?:int|i?q)\d|codebook|sparse", form, re.IGNORECASE):
         return "int8"
     return "bfloat16" if re.match(r"bf|f(?:loat)?16", form) else "float32"
 
