@@ -28,11 +28,12 @@ class Packing:
     """What to pack, and how.
 
     form: the format of all matrices, or several (`pack.mixed`), or `plan`: those of the model's own plan; or, in its
-    place, bits: of a weight in the mean over all matrices, at most, with the formats `offered`, their names with commas (None: all that round); task: the head,
-    where the model's config names none; cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None:
-    the better one where there are calibration data; calibration: data of the model's task, whose training split is
-    read, `calibration_tokens` of it (None: 65,536). margin: largest loss of quality on the test split of `data` that
-    passes, against the model `against` (None: `model`); None: the result is not judged.
+    place, bits: of a weight in the mean over all matrices, at most, with the formats `offered`, their names with commas
+    (None: all that round); task: the head, where the model's config names none; cache: of keys and values, as `load`
+    takes it; solver: `round` or `gptq`, None: the better one where there are calibration data; calibration: data of the
+    model's task, whose training split is read, `calibration_tokens` of it (None: 65,536). margin: largest loss of
+    quality on the test split of `data` that passes, against the model `against` (None: `model`); None: the result is
+    not judged.
     """
 
     model: str
