@@ -323,19 +323,18 @@ class Job:
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
         """Calibration batches, and the hash of the documents that they are chosen from."""
-        documents = sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
-        return self.calibration_batches(self.recipe.calibration_tokens), documents
+        documents = "\n".join(sorted(document_hashes(self.calibration_records)))
+        return self.calibration_batches(), sha256_text(documents)
 
-    def calibration_batches(self, tokens: int) -> list[EncodedBatch]:
-        """The same of about so many tokens."""
+    def calibration_batches(self, tokens: int | None = None) -> list[EncodedBatch]:
+        """The batches, of another number of tokens."""
         return self.batches(self.some(self.calibration_records, tokens), 2048)
 
     def some(self, records: Sequence[Any], tokens: int | None = None) -> list[Encoded]:
         """Windows from all over the records, about `calibration_tokens` in all, or `tokens`, chosen by the seed."""
         encoded, tokens = self.encode(records), tokens or self.recipe.calibration_tokens
         order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
-        chosen: list[Encoded] = []
-        total = 0
+        chosen, total = list[Encoded](), 0
         for index in order:
             if total >= tokens:
                 break

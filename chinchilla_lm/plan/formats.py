@@ -8,7 +8,7 @@ there, has no entry for it.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,6 @@ class FormatTable:
     def finest(self, what: str) -> FormatEntry:
         """The one whose weights are nearest to the original's."""
         return min(self.options(what), key=lambda entry: (entry.error, -entry.bytes))
-
-    def only(self, form: str) -> "FormatTable | None":
-        """The table with this format alone, None where some link is not offered in it."""
-        entries = tuple(entry for entry in self.entries if entry.format == form)
-        return replace(self, entries=entries) if len(entries) == len(self._options) else None
 
     def time_of(self, formats: Mapping[str, str]) -> float:
         """Predicted microseconds of a model that keeps these links, and a head, in these formats."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from difflib import SequenceMatcher
 from html import escape
 from typing import Any
@@ -32,6 +32,7 @@ from chinchilla_lm.report.numbers import (
     times,
     with_unit,
 )
+from chinchilla_lm.report.plain_table import packed_tables, plain_table
 from chinchilla_lm.report.style import SCRIPT, STYLE
 
 MOST_WORDS = 600  # of a sample, above which no differences are marked: the comparison is quadratic
@@ -174,27 +175,8 @@ def chain_section(report: Report) -> str:
 <p class="lead">{text_of(words.chain_words(report))}</p>
 {drawn}
 <ul class="legend">{"".join(f"<li>{item}</li>" for item in _chain_legend(report))}</ul>
-{_packed(report)}
+{packed_tables(report)}
 </section>"""
-
-
-def _packed(report: Report) -> str:
-    """What each part is packed in: by format, and folded away one by one."""
-    if not packed.parts(report):
-        return ""
-    return f"""<h3>What it is packed in</h3>
-<p class="lead">{text_of(packed.packed_words(report))}</p>
-{_plain_table(packed.FORMATS_HEADS, packed.format_rows(report))}
-<details><summary>Each part</summary>{_plain_table(packed.PARTS_HEADS, packed.part_rows(report))}</details>"""
-
-
-def _plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f'<th scope="col">{text_of(head)}</th>' for head in heads)
-    lines = []
-    for first, *rest in rows:
-        lines.append(f'<tr><th scope="row">{text_of(first)}</th>{"".join(f"<td>{text_of(x)}</td>" for x in rest)}</tr>')
-    body = "".join(lines)
-    return f'<div class="others scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _chain_legend(report: Report) -> list[str]:
@@ -275,7 +257,7 @@ def _by_size(report: Report) -> str:
         figures = (times(point.get("speedup")), significant(point["latency_ms"]), significant(point["quality"]))
         rows.append([name, *figures, *packed.size_cells(point), plain(point.get("links"))])
     heads = ("plan", "speedup", "latency, ms", "quality", "size", "bits a weight", "links")
-    return f"<h3>Quality against size</h3>\n{drawn}\n{_plain_table(heads, rows)}"
+    return f"<h3>Quality against size</h3>\n{drawn}\n{plain_table(heads, rows)}"
 
 
 def _key(style: str, hollow: bool) -> str:

@@ -81,11 +81,6 @@ class Mixes:
         """Links in chain order, and the head where it has a format."""
         return (*self.drops.links, *((HEAD,) if self.formats.has_head else ()))
 
-    @property
-    def whole(self) -> dict[str, str]:
-        """The mix that keeps everything as near to the original as the table offers."""
-        return {name: self.formats.finest(name).format for name in self.names}
-
     def cost(self, mix: Mix) -> float:
         """The sum of what its choices cost one by one, a block that is dropped whole at its joint cost."""
         dropped, kept = split(mix)
