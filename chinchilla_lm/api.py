@@ -163,6 +163,7 @@ def pack(
     margin: float | None = None,
     data: str | None = None,
     against: str | None = None,
+    screen_head: bool = False,
     quiet: bool = False,
 ) -> PackResult:
     """Round a model's weights to a format (such as `int8` or `int4`) and write a program for the native engine.
@@ -177,8 +178,10 @@ def pack(
 
     margin: the largest loss of quality that passes on the test split of `data`, against the model `against` (None:
     `model`); the certificate is written into `out`, whether it passed or not: see `certificate`. None: not judged.
-    Raises InputError for an unknown format or solver, bits that cannot be had, and for a model that cannot be read, has
-    no trained head, or is packed already.
+    screen_head: add a copy of a language model's decoder in fewer bits, by which greedy choice finds the same tokens
+    and reads little of the decoder itself.
+    Raises InputError for an unknown format or solver, bits that cannot be had, a head that has no use for a
+    screen, and for a model that cannot be read, has no trained head, or is packed already.
     """
     with needing("pack"):
         from chinchilla_lm.pipeline.pack import pack as run
@@ -198,6 +201,7 @@ def pack(
             against=against,
             margin=margin,
             data=data,
+            screen_head=screen_head,
         )
         return run(asked, Console(quiet=quiet))
 

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="T", help="the head to pack, where the model's config names none")
     _add_solving(parser)
     _add_judging(parser)
+    parser.add_argument(
+        "--screen-head",
+        action="store_true",
+        help="add a copy of the decoder in 4 and 8 bits, by which greedy choice finds the same tokens and reads little "
+        "of the decoder itself; most beside a head of bf16 or f32, and a large vocabulary",
+    )
     add_cache_argument(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
 
@@ -100,6 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         against=args.against,
         margin=args.margin,
         data=args.data,
+        screen_head=args.screen_head,
     )
     result = pack(asked, console)
     console.result(result)

@@ -25,9 +25,10 @@ constexpr int kPassTokens = 512;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-Job job_of(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, float* output,
-           std::size_t stride) {
-    return {reading.ids.data(), reading.segments, reading.targets, sequences, static_cast<int>(reading.ids.size()), wanted, output, stride};
+Job job_of(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, Want want,
+           const Output& output) {
+    return {reading.ids.data(), reading.segments, reading.targets, sequences, static_cast<int>(reading.ids.size()), wanted,
+            output.rows, output.stride, output.best, want == Want::states};
 }
 
 }  // namespace
@@ -110,20 +111,38 @@ std::vector<double> Engine::take_seconds() {
     return total;
 }
 
+Screened Engine::take_screened() const {
+    Screened total = together_->take_screened();
+    for (const auto& pass : alone_) {
+        const Screened some = pass->take_screened();
+        total.rows += some.rows;
+        total.words += some.words;
+        total.panels += some.panels;
+        total.whole += some.whole;
+    }
+    return total;
+}
+
+int Engine::output_width(Want want) const {
+    if (want == Want::nats) return 1;
+    return want == Want::states && program_.head.output_present ? program_.head.output.inputs : program_.output_size();
+}
+
 std::size_t Engine::output_rows(const Reading& reading, std::span<const int> counts, Want want) const {
     if (want == Want::nats) {
         return std::count_if(reading.targets, reading.targets + reading.ids.size(), [](std::int32_t one) { return one >= 0; });
     }
-    if (program_.head.pooling != Pooling::none || want == Want::last) return counts.size();
+    if (program_.head.pooling != Pooling::none || want == Want::last || want == Want::best) return counts.size();
     std::size_t total = 0;
     for (const int count : counts) total += count;
     return total;
 }
 
-void Engine::check_targets(const Reading& reading) const {
+void Engine::check_want(const Reading& reading, Want want) const {
+    if (want == Want::last || want == Want::all) return;
     const Head& head = program_.head;
     if (head.pooling != Pooling::none || !head.output_present) refuse("the model's outputs are not one for each token of a text");
-    for (std::size_t i = 0; i < reading.ids.size(); ++i) {
+    for (std::size_t i = 0; want == Want::nats && i < reading.ids.size(); ++i) {
         if (reading.targets[i] >= head.output.outputs) {
             refuse("target " + std::to_string(reading.targets[i]) + " is not below " + std::to_string(head.output.outputs));
         }
@@ -170,22 +189,21 @@ std::vector<Sequence> Engine::sequences_of(const Reading& reading, std::span<con
     return found;
 }
 
-void Engine::run(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches, Want want, float* output,
-                 std::size_t stride, const std::function<void()>& breathe) {
+void Engine::run(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches, Want want,
+                 const Output& output, const std::function<void()>& breathe) {
     const std::vector<Sequence> sequences = sequences_of(reading, counts, caches);
-    if (want == Want::nats) {
-        check_targets(reading);
-    } else if (stride < static_cast<std::size_t>(round_up(program_.output_size(), kLanes))) {
+    check_want(reading, want);
+    if (want == Want::best ? !output.best : want != Want::nats && output.stride < static_cast<std::size_t>(round_up(output_width(want), kLanes))) {
         refuse("output rows are too short");
     }
     const int rows = static_cast<int>(reading.ids.size());
     if (caches.empty() && counts.size() > 1 && (team_.size() == 1 || rows >= team_.size() * kLeastAlone)) {
-        return run_tiles(reading, sequences, want, output, stride);
+        return run_tiles(reading, sequences, want, output);
     }
     // A sequence without a cache cannot be cut, nor can one whose positions are pooled.
     const bool cut = !caches.empty() && std::find(caches.begin(), caches.end(), nullptr) == caches.end();
     if (cut && program_.head.pooling == Pooling::none) {
-        return run_pieces(reading, sequences, want, output, stride, breathe);
+        return run_pieces(reading, sequences, want, output, breathe);
     }
     std::vector<int> wanted;
     for (const Sequence& sequence : sequences) {
@@ -194,12 +212,12 @@ void Engine::run(const Reading& reading, std::span<const int> counts, std::span<
             if (reading.wants(want, row, row == last)) wanted.push_back(row);
         }
     }
-    run_pass(reading, sequences, wanted, output, stride);
+    run_pass(reading, sequences, wanted, want, output);
 }
 
-void Engine::run_pass(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, float* output,
-                      std::size_t stride) {
-    const Job job = job_of(reading, sequences, wanted, output, stride);
+void Engine::run_pass(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, Want want,
+                      const Output& output) {
+    const Job job = job_of(reading, sequences, wanted, want, output);
     together_->reserve(job);
     team_.run([&](int index, int members) { together_->run(job, {index, members, &team_.barrier()}); });
     for (const Sequence& sequence : sequences) {
@@ -207,7 +225,7 @@ void Engine::run_pass(const Reading& reading, std::span<const Sequence> sequence
     }
 }
 
-void Engine::run_pieces(const Reading& reading, std::vector<Sequence> sequences, Want want, float* output, std::size_t stride,
+void Engine::run_pieces(const Reading& reading, std::vector<Sequence> sequences, Want want, Output output,
                         const std::function<void()>& breathe) {
     const std::vector<Sequence> whole = sequences;
     std::vector<std::vector<float>> memories;  // of a text that takes one pass nothing throws once it has changed
@@ -233,9 +251,9 @@ void Engine::run_pieces(const Reading& reading, std::vector<Sequence> sequences,
                 }
             }
             if (begin && breathe) breathe();
-            run_pass(reading.part(begin, rows), some, wanted, output, stride);
+            run_pass(reading.part(begin, rows), some, wanted, want, output);
             begin += rows;
-            output += wanted.size() * stride;
+            output = output.behind(wanted.size());
         }
     } catch (...) {
         for (const Sequence& sequence : whole) sequence.cache->length = sequence.past;
@@ -245,7 +263,7 @@ void Engine::run_pieces(const Reading& reading, std::vector<Sequence> sequences,
 }
 
 // Tiles of whole sequences: each is one thread's, from the embedding to the output, and nobody waits for anybody.
-void Engine::run_tiles(const Reading& reading, std::span<const Sequence> sequences, Want want, float* output, std::size_t stride) {
+void Engine::run_tiles(const Reading& reading, std::span<const Sequence> sequences, Want want, const Output& output) {
     struct Tile {
         std::vector<Sequence> sequences;
         std::vector<int> wanted;
@@ -273,8 +291,8 @@ void Engine::run_tiles(const Reading& reading, std::span<const Sequence> sequenc
         Barrier nobody(1);
         for (std::size_t i = next++; i < tiles.size() && !failed; i = next++) {
             const Tile& tile = tiles[i];
-            const Job job = job_of(reading.part(tile.begin, tile.rows), tile.sequences, tile.wanted,
-                                   output + tile.output_row * stride, stride);
+            const Job job = job_of(reading.part(tile.begin, tile.rows), tile.sequences, tile.wanted, want,
+                                   output.behind(tile.output_row));
             try {
                 alone_[index]->reserve(job);
             } catch (const std::bad_alloc&) {

@@ -64,8 +64,30 @@ struct Sequence {
 };
 
 // Outputs of a model without pooling: of each sequence's last position, or of all; or, of each position that has a target,
-// only -log softmax(outputs)[target], a float a row.
-enum class Want : int { last, all, nats };
+// only -log softmax(outputs)[target], a float a row. best: of each sequence's last position only which output is the
+// largest; states: of all positions what the head's last matrix is multiplied with.
+enum class Want : int { last, all, nats, best, states };
+
+// The largest output of a row, the first of several; the first NaN where there is one.
+struct Best {
+    std::int32_t index = -1;  // none yet
+    float value = 0.0F;
+    bool before(const Best& other) const;
+};
+
+// Where outputs go: rows of floats `stride` apart, or one Best a row.
+struct Output {
+    float* rows = nullptr;
+    std::size_t stride = 0;
+    Best* best = nullptr;
+    Output behind(std::size_t count) const { return {rows ? rows + count * stride : nullptr, stride, best ? best + count : nullptr}; }
+};
+
+// How often the largest outputs were looked for in a smaller copy of the head's matrix (screen.cpp), and how many words and
+// panels of the matrix itself were left; whole: how often no bound could be given.
+struct Screened {
+    long long rows = 0, words = 0, panels = 0, whole = 0;
+};
 
 // What a run reads. targets: with Want::nats, an output's index for each token, or less than 0.
 struct Reading {
@@ -77,7 +99,7 @@ struct Reading {
     }
     // Whether row `row`, the last of its sequence or not, has an output.
     bool wants(Want want, int row, bool last) const {
-        return want == Want::nats ? targets[row] >= 0 : want == Want::all || last;
+        return want == Want::nats ? targets[row] >= 0 : want == Want::all || want == Want::states || last;
     }
 };
 
@@ -104,21 +126,25 @@ public:
 
     // Reads the tokens of sequences of `counts` tokens that follow each other, the i-th behind what caches[i] holds (or
     // none), which grows. Output rows are `stride` floats apart, output_rows() of them. Long texts with caches are read
-    // piece by piece, with `breathe` called in between, which may throw.
+    // piece by piece, with `breathe` called in between, which may throw. With Want::best there is a Best a row instead.
     // Throws std::invalid_argument for what does not fit the program or a cache; whatever is thrown, no cache has grown.
-    void run(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches, Want want, float* output,
-             std::size_t stride, const std::function<void()>& breathe = {});
+    void run(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches, Want want,
+             const Output& output, const std::function<void()>& breathe = {});
+    // Since it was last asked for.
+    Screened take_screened() const;
+    // Floats of an output row.
+    int output_width(Want want) const;
     std::size_t output_rows(const Reading& reading, std::span<const int> counts, Want want) const;
 
 private:
     void make_passes();
     std::vector<Sequence> sequences_of(const Reading& reading, std::span<const int> counts, std::span<Cache* const> caches) const;
-    void check_targets(const Reading& reading) const;
-    void run_pass(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, float* output,
-                  std::size_t stride);
-    void run_pieces(const Reading& reading, std::vector<Sequence> sequences, Want want, float* output, std::size_t stride,
+    void check_want(const Reading& reading, Want want) const;
+    void run_pass(const Reading& reading, std::span<const Sequence> sequences, std::span<const int> wanted, Want want,
+                  const Output& output);
+    void run_pieces(const Reading& reading, std::vector<Sequence> sequences, Want want, Output output,
                     const std::function<void()>& breathe);
-    void run_tiles(const Reading& reading, std::span<const Sequence> sequences, Want want, float* output, std::size_t stride);
+    void run_tiles(const Reading& reading, std::span<const Sequence> sequences, Want want, const Output& output);
 
     const Program program_;
     const Kernels* k_;

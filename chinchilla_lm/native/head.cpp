@@ -64,8 +64,13 @@ void Pass::head(const Job& job, Member me) {
         me.meet();
         from = seen_.as();
     }
+    if (job.states) {
+        for (int i = share.begin; i < share.end; ++i) std::copy_n(from + i * wide_, head.output.inputs, job.output + i * job.stride);
+        return;
+    }
     if (head.output_present) {
         const Input in = inputs(head.output, nullptr, from, wide_, count, me);
+        if (job.best) return best(in, from == mid_.as() ? seen_.as() : mid_.as(), job, me);
         if (job.targets) return head_nats(in, job, me);
         multiply(head.output, in, count, job.output, job.stride, false, me);
         if (head.scale == 1.0F && head.softcap == 0.0F) return;

@@ -46,6 +46,7 @@ static void unpack_any(const Matrix& w, int output, float* y) {
 
 extern const Kernels kernels;
 const Kernels kernels = {NAME_OF(CHINCHILLA_ISA), multiply_any, prepare, unpack_any, norm_row, activate, gate,
-                         shift, softmax, tally, weigh, put_value, rotate, add_row, open_row, delta_step, cap_row};
+                         shift, softmax, tally, weigh, put_value, rotate, add_row, open_row, delta_step, cap_row,
+                         largest_at, within};
 
 }  // namespace chinchilla::CHINCHILLA_ISA

@@ -139,6 +139,11 @@ struct Kernels {
                   float write, int keys, int values);
     // x = x · scale, or with a cap above 0 cap · tanh(x · scale / cap), of whole vectors of 16.
     void (*cap)(float* x, int count, float scale, float cap);
+    // The index of the largest of x[0, count), the first of several; of the first NaN where there is one.
+    int (*largest)(const float* x, int count);
+    // Of 16 · panels lanes, those where x + reach · sizes is not below `limit`: sets the flags of their panels, leaves the
+    // others as they are, and returns how many lanes there are.
+    int (*within)(const float* x, const float* sizes, float reach, float limit, int panels, std::uint8_t* flags);
 };
 
 // The best set that this CPU has, or the one that is named (portable, avx2, avxvnni, avx512, avx512bf16, amx).

@@ -95,29 +95,69 @@ struct RunnerCache {
     RunnerCache(std::shared_ptr<Runner> runner, int capacity) : runner(runner), cache(runner->engine.program(), capacity) {}
 };
 
-Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const std::vector<RunnerCache*>& caches,
-          const std::optional<Ids>& segments, bool all) {
-    if (segments && segments->size() != ids.size()) throw std::invalid_argument("segments are not as many as token ids");
+std::vector<Cache*> caches_in(const std::vector<RunnerCache*>& caches) {
     std::vector<Cache*> inside;
     for (RunnerCache* cache : caches) {
         if (!cache) throw std::invalid_argument("a cache is None; pass one for each sequence, or none at all");
         inside.push_back(&cache->cache);
     }
-    const std::size_t width = runner.engine.program().output_size();
-    const Want want = all ? Want::all : Want::last;
+    return inside;
+}
+
+void check_counts(const std::vector<int>& counts) {
     for (const int count : counts) {
         if (count < 1) throw std::invalid_argument("a sequence has no tokens; at least 1 is needed");
     }
+}
+
+void breathe() {  // Ctrl-C
+    const nb::gil_scoped_acquire held;
+    if (PyErr_CheckSignals()) throw nb::python_error();
+}
+
+Array run(Runner& runner, const Ids& ids, const std::vector<int>& counts, const std::vector<RunnerCache*>& caches,
+          const std::optional<Ids>& segments, bool all) {
+    if (segments && segments->size() != ids.size()) throw std::invalid_argument("segments are not as many as token ids");
+    const std::vector<Cache*> inside = caches_in(caches);
+    const std::size_t width = runner.engine.program().output_size();
+    const Want want = all ? Want::all : Want::last;
+    check_counts(counts);
     const Reading reading{{ids.data(), ids.size()}, segments ? segments->data() : nullptr};
     const Rows rows(runner.engine.output_rows(reading, counts, want), width);
     Array result = rows.array(width);
-    const auto breathe = [] {  // Ctrl-C
-        const nb::gil_scoped_acquire held;
-        if (PyErr_CheckSignals()) throw nb::python_error();
-    };
     runner.alone([&](Engine& engine) {
-        engine.run(reading, counts, inside, want, rows.data, rows.stride, breathe);
+        engine.run(reading, counts, inside, want, {rows.data, rows.stride}, breathe);
     });
+    return result;
+}
+
+// Of each sequence the index of its largest output, and that output: of each the first, as NumPy's argmax has it.
+nb::tuple best(Runner& runner, const Ids& ids, const std::vector<int>& counts, const std::vector<RunnerCache*>& caches) {
+    const std::vector<Cache*> inside = caches_in(caches);
+    check_counts(counts);
+    std::vector<Best> found(counts.size());
+    const Reading reading{{ids.data(), ids.size()}};
+    runner.alone([&](Engine& engine) {
+        engine.run(reading, counts, inside, Want::best, {nullptr, 0, found.data()}, breathe);
+    });
+    const Rows values(1, found.size());
+    Array outputs = values.array(found.size());
+    const auto indices = new std::vector<std::int32_t>(found.size());
+    const nb::capsule owner(indices, [](void* memory) noexcept { delete static_cast<std::vector<std::int32_t>*>(memory); });
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        (*indices)[i] = found[i].index;
+        values.data[i] = found[i].value;
+    }
+    return nb::make_tuple(nb::ndarray<nb::numpy, std::int32_t>(indices->data(), {found.size()}, owner), outputs);
+}
+
+Array states(Runner& runner, const Ids& ids, const std::vector<int>& counts) {
+    check_counts(counts);
+    const std::size_t width = runner.engine.output_width(Want::states);
+    const Reading reading{{ids.data(), ids.size()}};
+    const Rows rows(runner.engine.output_rows(reading, counts, Want::states), width);
+    Array result = rows.array(width);
+    runner.alone([&](Engine& engine) { engine.run(reading, counts, {}, Want::states, {rows.data, rows.stride}); });
     return result;
 }
 
@@ -126,7 +166,7 @@ Array nats(Runner& runner, const Ids& ids, const std::vector<int>& counts, const
     const Reading reading{{ids.data(), ids.size()}, nullptr, targets.data()};
     const Rows rows(runner.engine.output_rows(reading, counts, Want::nats), 1);
     Array result = rows.array(1);
-    runner.alone([&](Engine& engine) { engine.run(reading, counts, {}, Want::nats, rows.data, rows.stride); });
+    runner.alone([&](Engine& engine) { engine.run(reading, counts, {}, Want::nats, {rows.data, rows.stride}); });
     return result;
 }
 
@@ -263,6 +303,12 @@ NB_MODULE(_engine, m) {
         .def("run", &run, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{},
              nb::arg("segments").none() = nb::none(), nb::arg("all") = false)
         .def("nats", &nats, nb::arg("ids"), nb::arg("counts"), nb::arg("targets"))
+        .def("best", &best, nb::arg("ids"), nb::arg("counts"), nb::arg("caches") = std::vector<RunnerCache*>{})
+        .def("states", &states, nb::arg("ids"), nb::arg("counts"))
+        .def("take_screened", [](Runner& runner) {
+            const Screened found = runner.alone([](Engine& engine) { return engine.take_screened(); });
+            return nb::make_tuple(found.rows, found.words, found.panels, found.whole);
+        })
         .def("take_seconds", [](Runner& runner) { return runner.alone([](Engine& engine) { return engine.take_seconds(); }); })
         .def("rest", [](Runner& runner) { runner.engine.rest(); })
         .def_prop_ro("isa", [](const Runner& runner) { return runner.engine.isa(); })

@@ -103,15 +103,18 @@ void Pass::reserve(const Job& job) {
         parts = std::max<std::size_t>(parts, static_cast<std::size_t>(op.heads) * part_size(op.head_dim));
     }
     parts_.reserve_of<float>(rows * parts * scratch_.size());
+    if (job.best) reserve_best(job);
     if (job.targets) nats_.reserve_of<float>(job.wanted.size() * (scratch_.size() * kTally + 1));
     rows_ = job.rows;
 }
 
 std::size_t Pass::bytes() const {
     std::size_t total = 0;
-    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &keys_, &angles_, &passing_, &parts_, &nats_}) total += buffer->bytes();
+    for (const Buffer* buffer : {&x_, &mid_, &seen_, &input_, &second_, &queries_, &keys_, &angles_, &passing_, &parts_, &nats_, &outputs_, &bests_}) {
+        total += buffer->bytes();
+    }
     for (const Scratch& scratch : scratch_) {
-        for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities, &scratch.distances}) {
+        for (const Buffer* buffer : {&scratch.input, &scratch.tile, &scratch.row, &scratch.scores, &scratch.probabilities, &scratch.distances, &scratch.screen}) {
             total += buffer->bytes();
         }
     }

@@ -43,7 +43,12 @@ struct Job {
     std::span<const int> wanted;  // rows of the output where there is no pooling
     float* output;
     std::size_t stride;
+    Best* best;   // or none: see Want::best
+    bool states;  // see Want::states
 };
+
+// Rows whose largest outputs are looked for in the screen; of more the whole head is as well computed.
+constexpr int kScreenedRows = 8;
 
 // Keys and values of one head of one sequence, as packed matrices of at most `capacity` positions. Of int8 a key has a
 // scale of its own in its panel, and so has a value, but apart: values are the inputs of their matrix.
@@ -70,10 +75,12 @@ public:
     std::size_t bytes() const;
     // Seconds that operations took since they were last asked for, and as the last one all else.
     std::vector<double> take_seconds();
+    Screened take_screened();
 
 private:
     struct Scratch {  // of one member
-        Buffer input, tile, row, scores, probabilities, distances;
+        Buffer input, tile, row, scores, probabilities, distances, screen;
+        Screened screened;
     };
 
     // pass.cpp
@@ -82,6 +89,16 @@ private:
     void activations(const Operation& op, const Input& in, int rows, const Input* to, Member me);
     void head(const Job& job, Member me);
     void head_nats(const Input& in, const Job& job, Member me);
+
+    // screen.cpp
+    struct Looked;
+    void reserve_best(const Job& job);
+    void best(const Input& in, float* axes, const Job& job, Member me);
+    Best* bests_of(int member, int rows) const { return bests_.as<Best>() + static_cast<std::size_t>(member) * rows; }
+    void screen(const Input& in, float* axes, int rows, Member me);
+    void approximate(const Input& in, float* axes, int rows, Looked* looked, Member me);
+    void score(const Input& in, int rows, int panel, int panels, float* y, std::size_t stride) const;
+    void see(int rows, int panel, int panels, const float* y, std::size_t stride, Best* best) const;
     Input place(const Matrix& w, std::byte* memory, int rows) const;
     Input inputs(const Matrix& w, const Norm* norm, const float* x, std::size_t stride, int rows, Member me);
     void multiply(const Matrix& w, const Input& in, int rows, float* y, std::size_t stride, bool add, Member me);
@@ -117,7 +134,7 @@ private:
     const std::size_t width_;  // floats of a row of x, padded
     std::size_t wide_ = 0;     // floats of a row of mid_ and of seen_
     int widest_ = 0;           // inputs of the widest matrix
-    Buffer x_, mid_, seen_, input_, second_, queries_, keys_, angles_, passing_, parts_, nats_;
+    Buffer x_, mid_, seen_, input_, second_, queries_, keys_, angles_, passing_, parts_, nats_, outputs_, bests_;
     std::vector<std::size_t> passing_at_;  // where a sequence without a cache has its keys and values
     std::vector<int> sequence_of_;         // a row's sequence
     std::vector<Scratch> scratch_;

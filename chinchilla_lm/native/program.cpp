@@ -100,6 +100,34 @@ void check_mlp(const Operation& op, const Program& program) {
     check_matrix(op.second, program.hidden, inner, op.name + ".down");
 }
 
+bool all_from_0(const float* values, int count) {
+    return std::all_of(values, values + count, [](float one) { return std::isfinite(one) && one >= 0; });
+}
+
+// The bound of screen.cpp holds for numbers that are finite, for sums without minima, and for scales that keep an order.
+void check_screen(const Screen& screen, const Head& head) {
+    if (!screen.present) return;
+    const std::string where = "head.screen";
+    const Matrix& w = head.output;
+    require(head.pooling == Pooling::none, where, "is of a head that pools");
+    require(w.format != Format::int4 && w.format != Format::codes, where, "is of a head in 4 bits or fewer");
+    require(head.softcap == 0 && head.scale >= 1e-3F && head.scale <= 1e3F, where, "is of a head with a soft cap, or scaled too far");
+    const int lead = screen.lead.inputs;
+    require(lead <= w.inputs && screen.rest_present == (lead < w.inputs), where, "does not have all inputs");
+    require(lead % kLanes == 0 || !screen.rest_present, where, "is parted within a vector");
+    check_matrix(screen.axes, w.inputs, w.inputs, where + ".axes");
+    check_matrix(screen.lead, w.outputs, lead, where + ".lead");
+    if (screen.rest_present) check_matrix(screen.rest, w.outputs, w.inputs - lead, where + ".rest");
+    require(!screen.lead.asymmetric && !screen.rest.asymmetric && !screen.axes.asymmetric, where, "has minima");
+    require(!screen.axes.bias && !screen.rest.bias && screen.lead.bias == w.bias, where, "does not have the head's bias");
+    require(std::all_of(screen.center, screen.center + w.inputs, [](float one) { return std::isfinite(one); }), where,
+            "has a center that is not a number");
+    const bool sound = all_from_0(screen.metric, w.inputs) && all_from_0(screen.sizes, w.outputs);
+    require(sound, where, "has a metric or a size that is not a number from 0");
+    const float bounds[] = {screen.residual, screen.length, screen.stray, screen.stretch, screen.largest, screen.bias};
+    require(all_from_0(bounds, 6) && screen.stretch > 0, where, "has a bound that is not a number from 0");
+}
+
 }  // namespace
 
 bool Program::remembers() const {
@@ -110,7 +138,7 @@ int Program::output_size() const { return head.output_present ? head.output.outp
 
 void Program::check() const {
     require(hidden > 0 && vocabulary > 0 && max_positions > 0, "program", "a size is not above 0");
-    require(cache != Format::int4, "program", "the cache is neither f32 nor bf16 nor int8");
+    require(cache != Format::int4 && cache != Format::codes, "program", "the cache is neither f32 nor bf16 nor int8");
     if (embedding.tied) {
         require(head.output_present, "embedding", "is tied to a head without outputs");
         check_matrix(head.output, vocabulary, embedding.size, "head.output");
@@ -154,6 +182,7 @@ void Program::check() const {
     if (head.output_present) {
         require(head.output.outputs > 0, "head.output", "has no outputs");
         check_matrix(head.output, head.output.outputs, inner, "head.output");
+        check_screen(head.screen, head);
     }
 }
 

@@ -95,6 +95,22 @@ struct Operation {
 
 enum class Pooling : int { none, first, last, mean };  // none: an output for every position
 
+// A copy of the head's last matrix in fewer bits, and what bounds how far its outputs are from the matrix's own
+// (screen.cpp). K inputs, which it takes by other axes: the first `lead.inputs` axes in one matrix, the others, if there
+// are any, in another.
+struct Screen {
+    bool present = false, rest_present = false;
+    Matrix axes, lead, rest;        // axes: [K][K], an axis a row
+    const float* center = nullptr;  // [K]: what the rows of the matrix have in common, which the copy lacks
+    const float* metric = nullptr;  // [K]: of the axes, in which a residual is measured
+    const float* sizes = nullptr;   // [panels() · 16]: of a word; times each of the next two
+    float residual = 0.0F;          // what is missing of the copy's row, by the metric
+    float length = 0.0F;            // the copy's row
+    float stray = 0.0F;             // of any word: what is missing besides, as the axes are not quite orthogonal
+    float stretch = 0.0F;           // the most by which the axes lengthen inputs
+    float largest = 0.0F, bias = 0.0F;  // of any word: the matrix's row, the magnitude of its bias
+};
+
 struct Head {
     Norm norm;       // the model's last one
     Pooling pooling = Pooling::none;
@@ -103,6 +119,7 @@ struct Head {
     Activation activation = Activation::tanh;
     Norm transform;
     Matrix output;
+    Screen screen;  // of `output`
     float scale = 1.0F, softcap = 0.0F;  // of its outputs
 };
 

@@ -188,6 +188,31 @@ Relative read_relative(const nb::dict& header, std::span<const std::byte> data) 
     return relative;
 }
 
+const float* needed_vector_at(const nb::dict& from, const char* key, int count, std::span<const std::byte> data) {
+    const float* found = vector_at(from, key, count, data);
+    if (!found) refuse(key, "is missing");
+    return found;
+}
+
+Screen read_screen(const nb::dict& from, const Matrix& w, std::span<const std::byte> data) {
+    Screen screen;
+    screen.present = true;
+    screen.axes = matrix_in(from, "axes", data);
+    screen.lead = matrix_in(from, "lead", data);
+    screen.rest_present = has(from, "rest");
+    if (screen.rest_present) screen.rest = matrix_in(from, "rest", data);
+    screen.center = needed_vector_at(from, "center", w.inputs, data);
+    screen.metric = needed_vector_at(from, "metric", w.inputs, data);
+    screen.sizes = needed_vector_at(from, "sizes", w.outputs, data);
+    screen.residual = get<float>(from, "residual");
+    screen.length = get<float>(from, "length");
+    screen.stray = get<float>(from, "stray");
+    screen.stretch = get<float>(from, "stretch");
+    screen.largest = get<float>(from, "largest");
+    screen.bias = get<float>(from, "bias");
+    return screen;
+}
+
 Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data) {
     Head head;
     head.norm = norm_in(from, "norm", hidden, data);
@@ -205,7 +230,9 @@ Head read_head(const nb::dict& from, int hidden, std::span<const std::byte> data
     if (has(from, "output")) {
         head.output_present = true;
         head.output = matrix_in(from, "output", data);
+        if (has(from, "screen")) head.screen = read_screen(get<nb::dict>(from, "screen"), head.output, data);
     }
+    if (!head.output_present && has(from, "screen")) refuse("screen", "is of a head without outputs");
     head.scale = get<float>(from, "scale");
     head.softcap = get<float>(from, "softcap");
     return head;

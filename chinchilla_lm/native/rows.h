@@ -297,3 +297,42 @@ static void cap_row(float* x, int count, float scale, float cap) {
     const float factor = scale / cap;
     for (int i = 0; i < count; i += L) store(x + i, hyperbolic_tangent(load<vf>(x + i) * factor) * cap);
 }
+
+static int largest_at(const float* x, int count) {
+    vf top = splat(-__builtin_inff());
+    vi at = splat(-1), index = {}, odd = {};
+    for (int lane = 0; lane < L; ++lane) index[lane] = lane;
+    for (int i = 0; i < count; i += L, index += splat(L)) {
+        const vf value = i + L > count ? choose(lanes_below(count - i), load<vf>(x + i), top) : load<vf>(x + i);
+        const vi better = value > top;
+        odd |= value != value;
+        top = choose(better, value, top);
+        at = (index & better) | (at & ~better);
+    }
+    if (highest(odd & splat(1))) {
+        for (int i = 0; i < count; ++i) {
+            if (x[i] != x[i]) return i;
+        }
+    }
+    int first = 0;
+    float most = -__builtin_inff();
+    for (int lane = 0; lane < L; ++lane) {
+        if (at[lane] < 0 || top[lane] < most || (top[lane] == most && at[lane] > first)) continue;
+        first = at[lane];
+        most = top[lane];
+    }
+    return first;
+}
+
+static int within(const float* x, const float* sizes, float reach, float limit, int panels, std::uint8_t* flags) {
+    vi total = {};
+    for (int panel = 0; panel < panels; ++panel) {
+        vi some = {};
+        for (int i = panel * kLanes; i < (panel + 1) * kLanes; i += L) {
+            some -= ~(vi)(load<vf>(x + i) + load<vf>(sizes + i) * reach < limit);
+        }
+        if (highest(some) > 0) flags[panel] = 1;
+        total += some;
+    }
+    return sum(total);
+}

@@ -76,7 +76,7 @@ def _packed(asked: Packing, kind: str | None, test_records: Sequence[Any], conso
             assert asked.bits is not None
             formats, mix = choose(asked.bits, asked.candidates, of, console)
         rounded = None if asked.solved_by == "round" else _solved(asked, formats, of, console)
-        sizes = write_checkpoint(of.checkpoint, str(formats), asked.folder, asked.cache, rounded)
+        sizes = write_checkpoint(of.checkpoint, str(formats), asked.folder, asked.cache, rounded, asked.screen_head)
     except KeyboardInterrupt:
         if of.unfinished.exists():
             console.say(f"what is done is kept in {of.unfinished}; the same command goes on from there")

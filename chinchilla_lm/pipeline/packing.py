@@ -33,7 +33,7 @@ class Packing:
     takes it; solver: `round` or `gptq`, None: the better one where there are calibration data; calibration: data of the
     model's task, whose training split is read, `calibration_tokens` of it (None: 65,536). margin: largest loss of
     quality on the test split of `data` that passes, against the model `against` (None: `model`); None: the result is
-    not judged.
+    not judged. screen_head: with a copy of the decoder by which greedy choice reads little of it.
     """
 
     model: str
@@ -49,6 +49,7 @@ class Packing:
     against: str | None = None
     margin: float | None = None
     data: str | None = None
+    screen_head: bool = False
 
     @property
     def solved_by(self) -> str:

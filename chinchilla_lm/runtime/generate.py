@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_lm.runtime.sampling import Sampler
+from chinchilla_lm.runtime.sampling import Sampler, check_finite
 
 # Texts in a pass; others wait until one of these ends, for each holds a cache.
 MOST_TOGETHER = 32
@@ -35,6 +35,11 @@ class Model(Protocol):
 
     def read(self, ids: Sequence[Sequence[int]], caches: Sequence[Any]) -> NDArray[np.float32]:
         """Read more tokens of each of B texts; logits [B, V] of what follows the last of them."""
+
+    def best(
+        self, ids: Sequence[Sequence[int]], caches: Sequence[Any]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The same, but only the largest logit of each text: its token [B], the first of several, and itself [B]."""
 
 
 class Speller(Protocol):
@@ -73,6 +78,7 @@ class Generation:
         self._most, self._stop_ids, self._stop = int(max_new_tokens), frozenset(stop_ids), tuple(stop)
         self._seen, self._unread, self._prompt = set(ids), list(ids), list(ids)
         self._logits_V: NDArray[np.float32] | None = None  # of what follows all that was read, until it is drawn
+        self._best: tuple[int, float] | None = None  # or, of greedy choice, the likeliest token and its logit
         self._cache: Any = None
         self._shown = ""  # drawn, and not yet given out
         self._held = ""  # the end of the text so far, as long as it may be the beginning of a stop text
@@ -84,7 +90,12 @@ class Generation:
     @property
     def reads(self) -> bool:
         """Whether the model has something to read before the next token can be drawn."""
-        return self._logits_V is None
+        return self._logits_V is None and self._best is None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether it asks for nothing but the largest logit."""
+        return self._sampler.greedy
 
     def unread(self) -> tuple[list[int], Any]:
         """The tokens that the model has still to read, and the cache of those before them."""
@@ -101,11 +112,14 @@ class Generation:
         """Take the logits [V] of what follows what was unread, which is read now."""
         self._logits_V = logits_V
 
+    def follow_best(self, token: int, logit: float) -> None:
+        """Take the largest logit of what follows, and its token."""
+        self._best = token, logit
+
     def draw(self) -> None:
         """Draw the next token from them. Raises InputError where a logit is not a number; then nothing has changed."""
-        assert self._logits_V is not None
-        token = self._sampler(self._logits_V, self._seen)
-        self._logits_V = None
+        token = self._drawn()
+        self._logits_V = self._best = None
         text = self._held
         if token in self._stop_ids:
             self.ended = True
@@ -127,6 +141,14 @@ class Generation:
         """The text that has not been given out yet."""
         shown, self._shown = self._shown, ""
         return shown
+
+    def _drawn(self) -> int:
+        if self._best is not None:
+            token, logit = self._best
+            check_finite(np.float32(logit))
+            return token
+        assert self._logits_V is not None
+        return self._sampler(self._logits_V, self._seen)
 
     def _cut(self, text: str) -> tuple[bool, str, str]:
         """Whether a stop text is in it, what may be shown, and what must be held back."""
@@ -156,12 +178,21 @@ def write(model: Model, texts: Sequence[Generation]) -> Iterator[tuple[int, str]
             return
         reading = [text for _, text in live if text.reads]
         if reading:
-            ids, caches = zip(*(text.unread() for text in reading), strict=True)
-            for text, logits_V in zip(reading, model.read(ids, caches), strict=True):
-                text.follow(logits_V)
+            _read(model, reading)
         for _, text in live:
             text.draw()
         yield from _pieces(live)
+
+
+def _read(model: Model, texts: Sequence[Generation]) -> None:
+    """Have the model read what is new of the texts; where none of them asks for more, only for the largest logits."""
+    ids, caches = zip(*(text.unread() for text in texts), strict=True)
+    if all(text.greedy for text in texts):
+        for text, token, logit in zip(texts, *model.best(ids, caches), strict=True):
+            text.follow_best(int(token), float(logit))
+        return
+    for text, logits_V in zip(texts, model.read(ids, caches), strict=True):
+        text.follow(logits_V)
 
 
 def _pieces(texts: Sequence[tuple[int, Generation]]) -> Iterator[tuple[int, str]]:

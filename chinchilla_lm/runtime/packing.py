@@ -19,8 +19,11 @@ from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.compile import draft
+from chinchilla_lm.runtime.engine.demand import screen_bytes
+from chinchilla_lm.runtime.engine.native import NativeModel
 from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
-from chinchilla_lm.runtime.engine.program import Draft, cached_in, file_bytes, write_program
+from chinchilla_lm.runtime.engine.program import Draft, Header, cached_in, file_bytes, read_program, write_program
+from chinchilla_lm.runtime.engine.screening import check_screened, moments, with_screen
 
 Size = tuple[str, int, int]
 
@@ -32,14 +35,14 @@ def refuse_packed(model: str | Path) -> None:
 
 
 def write_packed(
-    model: str | Path, form: str, folder: Path, task: str | None = None, cache: str = "auto"
+    model: str | Path, form: str, folder: Path, task: str | None = None, cache: str = "auto", screen: bool = False
 ) -> list[Size]:
     """Pack a model into a folder, wholly or not at all, each weight rounded by itself; (what, bytes, weights) of its
-    parts. cache: of keys and values.
+    parts. cache: of keys and values; screen: with one for the decoder (`screening`).
 
-    Raises InputError for a model that cannot be read, has no trained head, or is packed already.
+    Raises InputError for a model that cannot be read, has no trained head or no use for a screen, or is packed already.
     """
-    return write_checkpoint(trained(model, task), form, folder, cache)
+    return write_checkpoint(trained(model, task), form, folder, cache, screen=screen)
 
 
 def trained(model: str | Path, task: str | None = None) -> Checkpoint:
@@ -68,14 +71,30 @@ def write_checkpoint(
     folder: Path,
     cache: str = "auto",
     rounded: Mapping[str, Quantized] | None = None,
+    screen: bool = False,
 ) -> list[Size]:
     """The same of a model in memory. rounded: its large matrices, where a solver has rounded them."""
     laid = _draft(checkpoint, form, cache, rounded)
+    header = laid.header
+    if screen:
+        check_screened(header)
     with building(folder) as temporary:
         checkpoints.write_rest(checkpoint, temporary)
         save_plain(Card.of(checkpoint).tokenizer, temporary)
         write_program(laid, temporary / PROGRAM)
-    return _sizes(laid.header)
+        if screen:
+            header = _add_screen(temporary / PROGRAM)
+    return _sizes(header)
+
+
+def _add_screen(path: Path) -> Header:
+    """Give the program of a file a screen, and its header."""
+    program = read_program(path)
+    screened = with_screen(program, moments(NativeModel(program)))
+    grown = path.with_suffix(".screened")
+    write_program(screened, grown)
+    grown.replace(path)
+    return screened.header
 
 
 def packed_bytes(checkpoint: Checkpoint, form: str) -> tuple[int, dict[str, int]]:
@@ -128,4 +147,6 @@ def _sizes(header: dict[str, Any]) -> list[Size]:
             add(operation["kind"], operation.get(place))
     for name in ("dense", "output"):
         add("head", header["head"][name])
+    if header["head"].get("screen") is not None:  # bytes of the head, but no weights of the model
+        totals["head"][0] += screen_bytes(header)
     return [(what, size, weights) for what, (size, weights) in totals.items()]

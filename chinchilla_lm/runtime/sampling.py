@@ -74,6 +74,11 @@ class Sampler:
         self._divisor = min(max(float(temperature), float(_FLOAT32.tiny)), float(_FLOAT32.max))
         self._random = np.random.default_rng(seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the token of the largest logit is taken, the first of several, whatever is in the text already."""
+        return self.temperature == 0.0 and self.repetition_penalty == 1.0
+
     def __call__(self, logits_V: Floats, seen: Collection[int] = ()) -> int:
         """The next token's id, from logits [V] and the tokens so far. Raises InputError where a logit is no number."""
         best = int(logits_V.argmax())  # NaN, if there is one
@@ -162,7 +167,7 @@ def _place(weights: Floats, share: float) -> tuple[int, float]:
     return index, float((target - before) / weights[index])
 
 
-def check_finite(values: NDArray[np.floating]) -> None:
+def check_finite(values: NDArray[np.floating] | np.floating) -> None:
     """Raise InputError where a result is NaN or infinite: nothing that follows from it would mean anything."""
     if not bool(np.isfinite(values).all()):
         raise InputError(

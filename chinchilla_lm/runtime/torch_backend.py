@@ -90,6 +90,13 @@ class TorchBackend:
         found: NDArray[np.float32] = torch.cat(rows).numpy()
         return found
 
+    def best(
+        self, ids: Sequence[Sequence[int]], caches: Sequence[KVCache]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """See generate.Model."""
+        logits_BV = self.read(ids, caches)
+        return logits_BV.argmax(1).astype(np.int32), logits_BV.max(1)
+
 
 def read(model: Transformer, ids: Tensor, cache: KVCache) -> Tensor:
     """Read tokens int64 [B, T] after those in the cache, which grows by them; the last position's logits [B, V]."""

@@ -51,5 +51,5 @@ END
 
 # A sanitizer takes more memory than any limit leaves, and ThreadSanitizer starts no threads behind a fork.
 check address,undefined "libasan.so libubsan.so" tests/native -k "not system_does_not_give"
-check thread "libtsan.so" tests/native/test_engine.py tests/native/test_resources.py tests/native/test_threads.py \
+check thread "libtsan.so" tests/native/test_engine.py tests/native/test_resources.py tests/native/test_screen.py tests/native/test_threads.py \
     -k "not system_does_not_give and not fork and not child"

@@ -201,9 +201,11 @@ def try_out(program: Program, seed: object) -> bool:
     try:
         ids = np.array([1, 2, 3, 4, 5], np.int32)
         out = model.run([ids, ids[:2]], everywhere=True)
+        tokens = model.best([ids, ids[:2]])[0].tolist() if program.header["causal"] else list[int]()
     except (InputError, MemoryError):
         return False
     assert out.ndim == 2
+    assert all(0 <= token < out.shape[1] for token in tokens)
     return True
 
 

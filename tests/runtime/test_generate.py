@@ -200,6 +200,10 @@ def test_writing_goes_on_where_it_was_left(tiny_config, tiny_model, monkeypatch,
     calls = {"draw": 0, "read": 0}
 
     class Failing(Sampler):
+        @property
+        def greedy(self):
+            return False  # it wants to be called
+
         def __call__(self, logits_V, seen=()):
             calls["draw"] += 1
             if calls["draw"] % 4 == 2:

@@ -205,6 +205,9 @@ class Tagger(Backend):
     def read(self, ids, caches):
         raise NotImplementedError
 
+    def best(self, ids, caches):
+        raise NotImplementedError
+
 
 class KnowsNames(Tagger):
     """A tagger whose tags are known: B-X for the first piece of `angela`, I-X for that of `merkel`, else O."""

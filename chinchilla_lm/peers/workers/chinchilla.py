@@ -33,11 +33,11 @@ class Worker:
         def begin():
             ids = [np.array(prompt, np.int32) for prompt in prompts]
             caches.extend(self.model.cache(len(one) + new) for one in ids)
-            return self.model.run(ids, caches).argmax(1).astype(np.int32)
+            return self.model.best(ids, caches)[0]
 
         def step(tokens):
             rows = [tokens[row : row + 1] for row in range(len(caches))]
-            return self.model.run(rows, caches).argmax(1).astype(np.int32)
+            return self.model.best(rows, caches)[0]
 
         return phases(begin, step, new)
 

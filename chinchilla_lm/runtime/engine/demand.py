@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from chinchilla_lm.models.config import HeadKind
+from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.pack.panels import LANES, round_up
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.program import Program
 
 Part = dict[str, Any]
+
+# Texts of a pass whose best words are looked for with a screen; of more the whole head is computed (native/pass.h).
+SCREENED_ROWS = 8
 
 # Bytes of a number; an int8 cache also has a float32 scale for each key and each value of a head.
 _NUMBER_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
@@ -77,7 +82,32 @@ class ProgramDemand:
                 cached += 2 * rows * positions * one["kv_heads"] * entry
             elif one["kind"] == "delta":
                 cached += 2 * rows * 4 * memory_size(one)
-        return self.bytes - looked_up_bytes(self._header) + looked_up + cached
+        return self.bytes - looked_up_bytes(self._header) + looked_up + cached - self._passed_over(rows)
+
+    def _passed_over(self, rows: int) -> int:
+        """Bytes that a greedy step of so many texts can leave unread: of a screen, or of the matrix that it is for."""
+        part = self._header["head"]["output"]
+        if self._header["head"].get("screen") is None:
+            return 0
+        if rows > SCREENED_ROWS:
+            return screen_bytes(self._header)
+        panels = -(-part["outputs"] // LANES)
+        return (panels - min(rows, panels)) * (matrix_bytes(part) // panels)
+
+
+def matrix_bytes(part: Part) -> int:
+    """Bytes of a packed matrix."""
+    form = next(one for one in FORMATS.values() if one.matches(part))
+    return form.bytes(part["outputs"], part["inputs"])
+
+
+def screen_bytes(header: Part) -> int:
+    """Bytes of the screen of a program's decoder; 0 where there is none."""
+    screen = header["head"].get("screen")
+    if screen is None:
+        return 0
+    vectors = 4 * (round_up(screen["lead"]["outputs"], LANES) + 2 * round_up(screen["axes"]["inputs"], LANES))
+    return vectors + sum(matrix_bytes(screen[name]) for name in ("axes", "lead", "rest") if screen[name] is not None)
 
 
 def looked_up_bytes(header: Part) -> int:

@@ -116,6 +116,39 @@ class NativeModel:
             raise InputError(str(error)) from error
         return found
 
+    def best(
+        self, sequences: Sequence[NDArray[np.int32]], caches: Sequence[Any] = ()
+    ) -> tuple[NDArray[np.int32], Floats]:
+        """Of each sequence the index of the last position's largest logit, as NumPy's argmax has it, and that logit.
+
+        The same as of what `run` gives, to the bit; a program with a screen reads little of its head for it. Raises
+        InputError for what does not fit the model, and for one whose outputs are not one for each token of a text.
+        """
+        ids = np.ascontiguousarray(np.concatenate(sequences), np.int32)
+        try:
+            indices, logits = self._engine.best(ids, [len(one) for one in sequences], list(caches))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return indices, logits[0]
+
+    def states(self, sequences: Sequence[NDArray[np.int32]]) -> Floats:
+        """What the decoder's matrix is multiplied with, float32 [T, K], for all tokens of sequences read at once.
+
+        Raises InputError as `best` does.
+        """
+        ids = np.ascontiguousarray(np.concatenate(sequences), np.int32)
+        try:
+            found: Floats = self._engine.states(ids, [len(one) for one in sequences])
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return found
+
+    def take_screened(self) -> tuple[int, int, int, int]:
+        """Since it was last asked for: positions whose best word was looked for with a screen; words, and panels of 16,
+        that were left of all; and how many of the positions had no bound, so that all were left."""
+        rows, words, panels, whole = self._engine.take_screened()
+        return rows, words, panels, whole
+
     def nats(self, sequences: Sequence[NDArray[np.int32]], targets: Sequence[NDArray[np.int32]]) -> Floats:
         """How unexpected each target is to a language model, −log softmax(logits)[target], float32 [targets from 0].
 
@@ -172,6 +205,10 @@ class NativeBackend:
     def read(self, ids: Sequence[Sequence[int]], caches: Sequence[Any]) -> Floats:
         """See generate.Model. All texts in one pass, without padding."""
         return self.model.run([np.array(new, np.int32) for new in ids], caches)
+
+    def best(self, ids: Sequence[Sequence[int]], caches: Sequence[Any]) -> tuple[NDArray[np.int32], Floats]:
+        """See generate.Model. The same pass, of whose logits only the largest are asked for."""
+        return self.model.best([np.array(new, np.int32) for new in ids], caches)
 
 
 def _segments(window: Encoded) -> NDArray[np.int32]:

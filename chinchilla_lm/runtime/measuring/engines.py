@@ -108,8 +108,7 @@ def write_native(model: NativeModel, ids: Ids, new_tokens: int) -> tuple[float, 
     caches = [model.cache(ids.shape[1] + new_tokens) for _ in ids]
 
     def step(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        logits = model.run(list(tokens), caches)
-        return logits.argmax(-1).astype(np.int32)[:, None]
+        return model.best(list(tokens), caches)[0][:, None]
 
     taken = phases(lambda: step(ids.astype(np.int32)), step, new_tokens, time.perf_counter)
     model.rest()
