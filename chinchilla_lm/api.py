@@ -42,8 +42,9 @@ from chinchilla_lm.results import (
 def compress(model: str, *, task: str, data: str, out: str, quiet: bool = False, **fields: Any) -> CompressResult:
     """Shorten a model to a target speed and certify it; see `chinchilla compress --help` for the fields.
 
-    out: the run folder; the model is in `<out>/model`. A run that was stopped goes on where it was. Raises InputError
-    for bad input, ContractError where the speed cannot be had. A certificate that fails is no error: see `verdict`.
+    out: the run folder; the model is in `<out>/model`, and with `formats` the packed program in `<out>/packed`. A run
+    that was stopped goes on where it was. Raises InputError for bad input, ContractError where the speed cannot be had.
+    A certificate that fails is no error: see `verdict`.
     """
     with needing("compress"):
         from chinchilla_lm.pipeline.compress import compress as run
@@ -225,7 +226,7 @@ def export(
         return run(Exporting(model, to, Path(out), format, force), Console(quiet=quiet))
 
 
-def doctor(seconds: float = 5.0, *, quiet: bool = False) -> DoctorResult:
+def doctor(seconds: float = 10.0, *, quiet: bool = False) -> DoctorResult:
     """What this machine is, how fast it can be, and what would spoil a run on it, measured for about so many seconds.
 
     Raises InputError when seconds is not a positive number. Shows its progress only; the checks are in the result.

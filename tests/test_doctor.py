@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from chinchilla_lm import cli
+from chinchilla_lm.native import engine_module
+from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pipeline.doctor import make_checks
 from chinchilla_lm.results import Machine
 from chinchilla_lm.runtime import cpu
-from chinchilla_lm.runtime.measuring import machine
+from chinchilla_lm.runtime.measuring import formats, machine
+from chinchilla_lm.runtime.measuring.formats import ROWS, SIZES, rows_of
 
 
 @pytest.fixture
@@ -178,4 +181,37 @@ def test_the_verb_prints_every_check_for_people(capsys):
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
 def test_the_verb_refuses_a_time_that_is_not_positive(capsys, seconds: str):
     assert cli.main(["doctor", f"--seconds={seconds}"]) == 2
-    assert "is not greater than 0; pass --seconds 5" in capsys.readouterr().err
+    assert "is not greater than 0; pass --seconds 10" in capsys.readouterr().err
+
+
+def test_a_format_pays_where_it_is_faster_than_all_with_more_bits():
+    taken = {"f32": 4e-6, "bf16": 2e-6, "int8": 1e-6, "int8-row": 0.99e-6, "int4": 1.5e-6, "int4-g128": 0.8e-6}
+    found = {one["format"]: one for one in rows_of(taken, 256, 512, 8)}
+    pays = {name: one["pays"] for name, one in found.items()}
+    assert pays == {"f32": True, "bf16": True, "int8": True, "int8-row": False, "int4": False, "int4-g128": True}
+    assert found["int4"]["beside"] == {"bf16": 0.75, "int8": 1.5}
+    assert found["int4"]["us"] == pytest.approx(1.5)
+    assert found["int8-row"]["bits"] == 8 * FORMATS["int8-row"].bytes(256, 512) / (256 * 512)
+
+
+@pytest.mark.skipif(engine_module() is None, reason="needs the native engine")
+def test_every_format_is_timed_at_every_size(capsys):
+    assert cli.main(["doctor", "--seconds", "0.1", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)["formats"]
+    cells = [(one["format"], one["outputs"], one["inputs"], one["rows"]) for one in found]
+    assert sorted(cells) == sorted((name, *size, rows) for name in FORMATS for size in SIZES for rows in ROWS)
+    assert min(one["us"] for one in found) > 0
+    assert all(one["beside"][one["format"]] == 1 for one in found if one["format"] in one["beside"])
+
+
+@pytest.mark.skipif(engine_module() is None, reason="needs the native engine")
+def test_people_see_where_each_format_pays(capsys):
+    assert cli.main(["doctor", "--seconds", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("pays at rows") == len(SIZES)
+    assert "products with 1536 × 576 weights on one core" in out
+
+
+def test_without_an_engine_no_format_is_timed(monkeypatch):
+    monkeypatch.setattr(formats, "engine_module", lambda: None)
+    assert formats.measure_formats(0.1) == []

@@ -127,13 +127,13 @@ def edit(plan: dict[str, Any], *path: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        (["version"], 2, "version 2 of the plan is not 1; write it anew with this release"),
+        (["version"], 3, "version 3 of the plan is not 1 or 2; write it anew with this release"),
         (["version"], True, "version True of the plan is not of type int; correct it"),
         (["num_blocks"], 0, "num_blocks 0 is not a whole number of at least 1; give one"),
         (["num_blocks"], 3, "link 2.attn is missing from the plan, which has one of each; add it"),
         (["num_blocks"], 1, "link '1.attn' is not in this model; use 0.attn to 0.mlp"),
         (["num_blocks"], 10**9, "num_blocks 1000000000 is above the number of choices, 4; correct it"),
-        (["mode"], 1, "key 'mode' of the plan is unknown; use version, num_blocks, method, choices, origin"),
+        (["mode"], 1, "key 'mode' of the plan is unknown; use version, num_blocks, method, choices, origin, head"),
         (["choices"], "x", "choices 'x' of the plan is not of type list; correct it"),
         (["choices", 0], "0.attn", "choices[0] is a str, not an object in braces; rewrite it"),
         (["choices", 0, "link"], "9.attn", "link '9.attn' is not in this model; use 0.attn to 1.mlp"),
@@ -142,7 +142,7 @@ def edit(plan: dict[str, Any], *path: Any, value: Any) -> None:
         (["choices", 0, "action"], "skip", "action of 0.attn 'skip' is not one of keep, drop; write one of them"),
         (["choices", 0, "norm"], "keep", "norm 'keep' of 0.attn stands on a kept link; remove it or drop the link"),
         (["choices", 1, "norm"], "los", "norm of 0.mlp 'los' is not one of keep, lose; write one of them"),
-        (["choices", 1, "note"], "", "key 'note' of choices[1] is unknown; use link, action, norm"),
+        (["choices", 1, "note"], "", "key 'note' of choices[1] is unknown; use link, action, norm, format"),
         (["choices", 2, "action"], 1, "action 1 of choices[2] is not of type str; correct it"),
         (
             ["choices", 2, "action"],

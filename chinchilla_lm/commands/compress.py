@@ -10,7 +10,7 @@ from chinchilla_lm.recipe import add_flags, from_args
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "calibration", "guard",
     "text_column", "label_column", "group_column", "time_column", "split_by", "encoding",
-    "output", "speedup", "latency_ms", "margin", "metric", "method", "max_measures",
+    "output", "speedup", "latency_ms", "formats", "memory_mb", "margin", "metric", "method", "max_measures",
     "device", "dtype", "backend", "threads", "batch", "tokens", "new_tokens",
     "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
 )  # fmt: skip

@@ -38,7 +38,8 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         metavar="F",
-        help=f"one of {', '.join(FORMATS)}; behind it others for some matrices: int4,head=int8,3.mlp=bf16",
+        help=f"one of {', '.join(FORMATS)}; behind it others for some matrices: int4,head=int8,3.mlp=bf16; "
+        "plan: those that compress --formats chose for the model",
     )
     parser.add_argument(
         "--bits",

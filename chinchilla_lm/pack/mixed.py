@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.pack.formats import Format, format_named
+from chinchilla_lm.pack.formats import FORMATS, Format, format_named
+from chinchilla_lm.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,14 @@ def mixed(text: str) -> Mixed:
             raise InputError(f"{part!r} in format {text!r} is not MATRIX=FORMAT, such as head=int8; correct it")
         others.append((pattern, format_named(name)))
     return Mixed(format_named(first), tuple(others))
+
+
+def mixed_of(plan: Plan) -> Mixed | None:
+    """The formats of a plan; None for one that has none. Raises InputError for a format that is not in the table."""
+    for what, name in [*plan.formats.items(), *([] if plan.head is None else [("head", plan.head)])]:
+        if name not in FORMATS:
+            raise InputError(f"format {name!r} of {what} in the plan is not one of {', '.join(FORMATS)}; correct it")
+    return None if plan.format is None else mixed(plan.format)
 
 
 def _names(pattern: str, matrix: str) -> bool:

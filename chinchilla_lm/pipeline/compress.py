@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from pathlib import Path
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.labels import require_classes
@@ -16,9 +17,20 @@ from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.fastest import nothing_holds
 from chinchilla_lm.pipeline.issuing import agreed, also_of, artifact_of, data_of, original_of, read_as
-from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, RESULT, Judgement, judge_models
-from chinchilla_lm.pipeline.outcome import advice_words, report_of, row_of, samples, show
-from chinchilla_lm.pipeline.stages import Stages
+from chinchilla_lm.pipeline.joint import check_formats
+from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL, PACKED, RESULT, Judgement, judge_models
+from chinchilla_lm.pipeline.outcome import (
+    Entered,
+    PackedResult,
+    add_packed,
+    advice_words,
+    alone,
+    report_of,
+    row_of,
+    samples,
+    show,
+)
+from chinchilla_lm.pipeline.stages import Stages, lost
 from chinchilla_lm.pipeline.timing import LastTiming
 from chinchilla_lm.plan import CostTable, Plan
 from chinchilla_lm.recipe import Recipe, require_one_target
@@ -26,8 +38,11 @@ from chinchilla_lm.report.write import write_report
 from chinchilla_lm.results import CompressResult
 from chinchilla_lm.runtime.artifact import hashes
 from chinchilla_lm.runtime.certified import Speed, issue, printable
+from chinchilla_lm.runtime.engine.packed import PROGRAM, read_packed
+from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio
+from chinchilla_lm.runtime.packing import packed_bytes
 
 # Seconds that the original, a copy or the control, the shortened and the recovered model are timed, in turn, before it
 # is looked at; four times that where it stays undecided. With half of it, a run of the demo on a noisy machine failed
@@ -38,16 +53,19 @@ FINAL_CLOCK_SECONDS = 16.0
 def compress(recipe: Recipe, console: Console) -> CompressResult:
     """The whole main job; everything it makes is in the recipe's output folder. Returns what `--json` prints."""
     require_one_target(recipe)
+    check_formats(recipe)
     metric_among(TASKS[recipe.task].metrics, recipe.metric)
     begun = time.monotonic()
     stages = Stages(recipe, console)
     _warn_of_few_documents(stages)
-    if recipe.recover.epochs > 0 or not stages.target.given:
+    if recipe.recover.epochs > 0 or not (stages.target.given or recipe.formats):
         stages.job.dataset.records("dev")
         require_classes(stages.job.dataset)
     _ = stages.job.labels
     _ = stages.job.guard
     table = stages.score()
+    if recipe.formats is not None:
+        return _packed(stages, table, begun)
     control = stages.control() if recipe.adapts else None
     if control is not None:
         stages.recovery.base = stages.job.ready(control.model)
@@ -57,7 +75,33 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
     if control is not None:
         models[CONTROL] = control.model
     models |= {"shortened": unrecovered, RESULT: recovered.model}
-    return finish(stages, table, plan, models, begun)
+    entered = {name: Entered.float(stages, model) for name, model in models.items()}
+    return finish(stages, table, plan, entered, begun)
+
+
+def _packed(stages: Stages, table: CostTable, begun: float) -> CompressResult:
+    """The main job where links have formats: the result is the packed program."""
+    formats = stages.score_formats()
+    plan = stages.search_mix(table, formats)
+    job, original = stages.job, stages.job.checkpoint.model
+    entered = {ORIGINAL: Entered.float(stages, original)}
+    if stages.recipe.adapts and lost(plan):
+        control = stages.control()
+        stages.recovery.base = job.ready(control.model)
+        entered[CONTROL] = Entered.float(stages, control.model)
+    unrecovered, recovered = _recovered(stages, plan)
+    if lost(plan):
+        entered["shortened"] = Entered.float(stages, unrecovered)
+        if stages.recipe.recover.epochs > 0:
+            entered[RESULT] = Entered.float(stages, recovered.model)
+    folder = stages.pack(plan)
+    single = stages.mixer.single(formats)
+    size = packed_bytes(job.checkpoint, single)[0]
+    entered[alone(single)] = Entered(original, stages.mixer.serve_original(single), size)
+    program, card = read_packed(folder)
+    served = NativeForward(program, card.kind, job.threads)
+    entered[PACKED] = Entered(recovered.model, served, (folder / PROGRAM).stat().st_size)
+    return finish(stages, table, plan, entered, begun, PackedResult(folder, formats, single))
 
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
@@ -107,28 +151,38 @@ def _warn_of_few_documents(stages: Stages) -> None:
 
 
 def finish(
-    stages: Stages, table: CostTable, plan: Plan, models: dict[str, Transformer], begun: float
+    stages: Stages,
+    table: CostTable,
+    plan: Plan,
+    entered: dict[str, Entered],
+    begun: float,
+    packed: PackedResult | None = None,
 ) -> CompressResult:
     """Judge and time all models, certify the last, write the report, print the verdict."""
     recipe, job, console = stages.recipe, stages.job, stages.console
-    served = {name: job.serve(model) for name, model in models.items()}
-    files = hashes(stages.folder.file("model"))
-    judgement = judge_models(served, job.test, job.guard, recipe.metric, recipe.margin, console)
-    last = LastTiming(job, served, stages.target, RESULT, FINAL_CLOCK_SECONDS)
+    result = RESULT if packed is None else PACKED
+    served = {name: one.served for name, one in entered.items()}
+    folder = stages.folder.file("model") if packed is None else packed.folder
+    files = hashes(folder)
+    judgement = judge_models(served, job.test, job.guard, recipe.metric, recipe.margin, console, result)
+    last = LastTiming(job, served, stages.target, result, FINAL_CLOCK_SECONDS)
     timings, ratio = last.timings, last.timed.speedup
-    rows = [row_of(name, models[name], judgement.judged[name], timings[name], stages) for name in models]
+    rows = [row_of(name, one, judgement.judged[name], timings[name], stages) for name, one in entered.items()]
     report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
+    if packed is not None:
+        add_packed(report, packed, plan, last.against(alone(packed.single)), stages)
     for note in last.note(report):
         console.warn(note)
     predicted = table.total_us / table.predict_us(plan.dropped)
-    if not judgement.passed and "dev" in job.dataset.splits and predicted > 1:
+    if packed is None and not judgement.passed and "dev" in job.dataset.splits and predicted > 1:
         report["notes"].append(advice_words(stages.advice(table, plan, predicted), recipe))
-    report["samples"] = samples(stages, models)
+    report["samples"] = samples(stages, entered[result].model, None if packed is None else packed.folder)
     write_report(report, stages.folder.path)
-    _note_certificate(stages, judgement, ratio, files, report["verdict"] == "passed")
+    form = None if packed is None else report["packed"]["format"]
+    _note_certificate(stages, judgement, ratio, folder, files, report["verdict"] == "passed", form)
     stages.folder.log({"verdict": report["verdict"], "headline": report["headline"]})
-    job.show(judgement.judged[RESULT], "recovered, test")
-    show(console, report, stages)
+    job.show(judgement.judged[result], f"{result}, test")
+    show(console, report, stages, folder)
     return {
         "verdict": report["verdict"],
         "certificate": judgement.certificate.decision(),
@@ -136,14 +190,23 @@ def finish(
         "speedup": ratio.value,
         "rows": rows,
         "plan": plan.to_dict(),
+        "packed": None if packed is None else str(packed.folder),
         "seconds": report["seconds"],
     }
 
 
-def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files: dict[str, str], passed: bool) -> None:
-    """Put the certificate beside the weights that it is about. files: their hashes before they were judged. passed: in
-    every comparison, and as fast as asked."""
-    job, folder = stages.job, stages.folder.file("model")
+def _note_certificate(
+    stages: Stages,
+    judgement: Judgement,
+    ratio: Ratio,
+    folder: Path,
+    files: dict[str, str],
+    passed: bool,
+    form: str | None,
+) -> None:
+    """Put the certificate beside the weights, or the program, that it is about. files: their hashes before they were
+    judged. passed: in every comparison, and as fast as asked. form: the program's."""
+    job = stages.job
     if hashes(folder) != files:
         raise InputError(f"the files in {folder} changed while they were judged; run the same command again")
     shape = job.shape
@@ -162,7 +225,7 @@ def _note_certificate(stages: Stages, judgement: Judgement, ratio: Ratio, files:
     issue(
         folder,
         judgement.certificate.to_dict() | {"passed": passed},
-        artifact=artifact_of(job, files),
+        artifact=artifact_of(job, files, form),
         read=read_as(job),
         original=original_of(job, job.checkpoint.sha256),
         data=data_of(job, judgement.comparisons[0]),

@@ -8,12 +8,13 @@ from typing import NamedTuple
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.installed import REMEDY, missing
-from chinchilla_lm.results import Cpu, DoctorMachine, DoctorResult, NativeEngine, Read
+from chinchilla_lm.results import Cpu, DoctorMachine, DoctorResult, FormatProduct, NativeEngine, Read
 from chinchilla_lm.runtime.engine.native import engine_module, instruction_set
 from chinchilla_lm.runtime.measuring import machine
+from chinchilla_lm.runtime.measuring.formats import ROWS, SIZES, measure_formats
 
-# Of the measuring time: reads of each size, products of each kind.
-_READS, _PRODUCTS = 0.2, 0.2
+# Of the measuring time: reads of each size, products of each kind, products in all formats.
+_READS, _PRODUCTS, _FORMATS = 0.1, 0.1, 0.5
 # What a program of 100 MB reads a token, which the largest caches hold; beside it what no cache does.
 _PROGRAM_BYTES = 100_000_000
 # Below this a 135 M-parameter model, its gradients and AdamW's state (16 bytes a parameter) leave no room for a batch.
@@ -37,10 +38,11 @@ def doctor(seconds: float, console: Console) -> DoctorResult:
     Raises InputError when seconds is not a positive number.
     """
     if not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(f"seconds {seconds} is not greater than 0; pass --seconds 5")
+        raise InputError(f"seconds {seconds} is not greater than 0; pass --seconds 10")
     found: DoctorMachine = {**machine.describe(), "native": describe_engine(), "missing": list(missing())}
     reads, gemm = ([], {}) if "torch" in found["missing"] else _measure(seconds, console)
     bandwidth = reads[-1]["gb_s"] if reads else None
+    formats = _measure_formats(seconds * _FORMATS, console)
     models = machine.packaged_models()
     checks = make_checks(found, bandwidth, gemm, models)
     return {
@@ -48,6 +50,7 @@ def doctor(seconds: float, console: Console) -> DoctorResult:
         "bandwidth_gb_s": bandwidth,
         "reads": reads,
         "gemm_gflops": gemm,
+        "formats": formats,
         "models": models,
         "checks": [
             {"name": check.name, "status": "pass" if check.passed else "warn", "text": check.text} for check in checks
@@ -70,6 +73,14 @@ def _measure(seconds: float, console: Console) -> tuple[list[Read], dict[str, fl
             gemm[kind] = measure_products(kind, seconds * _PRODUCTS)
             progress.advance(note=kind)
     return reads, gemm
+
+
+def _measure_formats(seconds: float, console: Console) -> list[FormatProduct]:
+    """Where each format pays; nothing where the engine is missing or would not run."""
+    if describe_engine()["runs"] is None:
+        return []
+    with console.progress(len(SIZES) * len(ROWS), "formats", "products") as progress:
+        return measure_formats(seconds, lambda words: progress.advance(1, words))
 
 
 def describe_engine() -> NativeEngine:

@@ -138,12 +138,12 @@ def read_as(job: Job) -> ReadAs:
     return ReadAs(window=job.window, context=job.context if job.task.sentences else None)
 
 
-def artifact_of(job: Job, files: dict[str, str]) -> Artifact:
-    """The model's deciding files, by their hashes, as the job serves them."""
+def artifact_of(job: Job, files: dict[str, str], form: str | None = None) -> Artifact:
+    """The model's deciding files, by their hashes, as the job serves them. form: of a program that the job made."""
     return Artifact(
         kind="program" if PROGRAM in files else "weights",
         files=files,
-        format=job.format,
+        format=form or job.format,
         backend=job.backend,
         device=job.device.type,
     )

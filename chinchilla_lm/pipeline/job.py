@@ -324,10 +324,15 @@ class Job:
     @cached_property
     def calibration(self) -> tuple[list[EncodedBatch], str]:
         """Calibration batches, and the hash of the documents that they are chosen from."""
-        chosen = enough(self.shuffled(self.calibration_records), self.recipe.calibration_tokens)
+        documents = "\n".join(sorted(document_hashes(self.calibration_records)))
+        return self.calibration_batches(), sha256_text(documents)
+
+    def calibration_batches(self, tokens: int | None = None) -> list[EncodedBatch]:
+        """The batches, of another number of tokens."""
+        chosen = enough(self.shuffled(self.calibration_records), tokens or self.recipe.calibration_tokens)
         if not chosen:
             raise InputError("0 calibration windows: the data are shorter than one window; pass --calibration TEXT")
-        return self.batches(chosen, 2048), sha256_text("\n".join(sorted(document_hashes(self.calibration_records))))
+        return self.batches(chosen, 2048)
 
     def shuffled(self, records: Sequence[Any]) -> list[Encoded]:
         """The windows of records in an order that the seed decides: the first of them are some from all over."""

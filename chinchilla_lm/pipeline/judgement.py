@@ -22,6 +22,7 @@ from chinchilla_lm.pipeline.job import Served
 from chinchilla_lm.results import ComparisonResult
 
 ORIGINAL, CONTROL, RESULT = "original", "control", "recovered"
+PACKED = "packed"  # the result of a job with formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,11 @@ def judge_models(
     metric: str | None,
     margin: float,
     console: Console,
+    result: str = RESULT,
 ) -> Judgement:
     """Run all models through the test data, and the original and the result through the guard's.
 
-    served: ORIGINAL first, RESULT last, CONTROL where there is one. metric: without it, the task's own.
+    served: ORIGINAL first, `result` last, CONTROL where there is one. metric: without it, the task's own.
     Raises InputError for a metric that the task does not have.
     """
     judged: dict[str, Judged] = {}
@@ -83,13 +85,13 @@ def judge_models(
             judged[name] = test(model)
             progress.advance(1, name)
         base = CONTROL if CONTROL in served else ORIGINAL
-        found = [compare("test", test, served, judged, base, metric, margin)]
+        found = [compare("test", test, served, judged, base, metric, margin, result)]
         if guard is not None:
             guarded = {}
-            for name in (ORIGINAL, RESULT):
+            for name in (ORIGINAL, result):
                 guarded[name] = guard(served[name])
                 progress.advance(1, f"{name}, guard")
-            found.append(compare("guard", guard, served, guarded, ORIGINAL, metric, margin))
+            found.append(compare("guard", guard, served, guarded, ORIGINAL, metric, margin, result))
     return Judgement(judged, found)
 
 
@@ -101,12 +103,13 @@ def compare(
     base: str,
     metric: str | None,
     margin: float,
+    result: str,
 ) -> Comparison:
-    """RESULT against `base`. Raises InputError for a metric that the task does not have."""
-    before, after = judged[base], judged[RESULT]
+    """The result against `base`. Raises InputError for a metric that the task does not have."""
+    before, after = judged[base], judged[result]
     sums = before.measurement.sums
     name = metric_among(sums, metric)
-    agreement = judge.compare(served[base], served[RESULT], before, after)
+    agreement = judge.compare(served[base], served[result], before, after)
     identical = agreement is not None and agreement.kl.value == 0 and agreement.same.value == 1
     measured = after.measurement.sums[name]
     certificate = certify(sums[name], measured, margin, before.measurement.n, identical=identical)

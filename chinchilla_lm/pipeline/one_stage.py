@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.console import Console
+from chinchilla_lm.pipeline.joint import check_formats
 from chinchilla_lm.pipeline.stages import Stages
-from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.plan import CostTable, FormatTable, Plan
 from chinchilla_lm.recipe import Recipe, read_yaml, require_target
 from chinchilla_lm.results import RecoverResult, ScoreResult, SearchResult, ShortenResult
 
@@ -23,7 +24,9 @@ def earlier(output: str | Path | None) -> Mapping[str, Any]:
 
 
 def score(recipe: Recipe, console: Console) -> ScoreResult:
-    """What each removal costs and saves, measured → costs.json; shown as a table."""
+    """What each removal costs and saves, measured → costs.json, and with formats what each of these does →
+    formats.json; shown as tables."""
+    check_formats(recipe, target=False)
     stages = Stages(recipe, console)
     table = stages.score()
     rows = [
@@ -41,15 +44,32 @@ def score(recipe: Recipe, console: Console) -> ScoreResult:
     if new_tokens := table.shape.get("new_tokens"):
         shape += f" read and {new_tokens} written"
     console.show(f"whole model: {table.total_us:.0f} µs at {shape}, {table.fixed_us:.0f} µs of it no link")
+    if recipe.formats is not None:
+        _show_formats(stages.score_formats(), console)
     return {"costs": table.to_dict(), "file": str(stages.folder.file("costs.json"))}
+
+
+def _show_formats(table: FormatTable, console: Console) -> None:
+    rows = [
+        [one.what, one.format, f"{one.cost:.5f}" + ("" if one.measured else " *"), f"{one.time_us:.0f}", one.bytes]
+        for one in table.entries
+    ]
+    console.table(["kept", "format", table.unit, "takes µs", "bytes"], rows, "cost of each format that pays")
+    console.show("* by the ratio of squared errors of the weights, from a coarser format's")
 
 
 def search(recipe: Recipe, console: Console) -> SearchResult:
     """costs.json and a target → plan.json, under the contract. Raises InputError where there is no target, or were no
-    costs; ContractError where it cannot be reached."""
-    require_target(recipe)
+    costs; ContractError where it cannot be reached. With formats, of formats.json too."""
+    check_formats(recipe)
+    if recipe.formats is None:
+        require_target(recipe)
     stages = Stages(recipe, console)
-    plan = stages.search(CostTable.load(stages.folder.require("costs.json", "score")))
+    costs = CostTable.load(stages.folder.require("costs.json", "score"))
+    if recipe.formats is None:
+        plan = stages.search(costs)
+    else:
+        plan = stages.search_mix(costs, FormatTable.load(stages.folder.require("formats.json", "score")))
     console.show(f"{len(plan.kept)} of {2 * plan.num_blocks} links kept; dropped: {' '.join(plan.dropped) or 'none'}")
     return {"plan": plan.to_dict(), "file": str(stages.folder.file("plan.json"))}
 

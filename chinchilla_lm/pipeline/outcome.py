@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.console import Console, duration
@@ -11,15 +13,19 @@ from chinchilla_lm.evaluate.judged import Judged
 from chinchilla_lm.evaluate.tasks import metric_label
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.fastest import Trial
-from chinchilla_lm.pipeline.judgement import ORIGINAL, RESULT, Judgement
+from chinchilla_lm.pipeline.job import Served
+from chinchilla_lm.pipeline.judgement import ORIGINAL, Judgement
 from chinchilla_lm.pipeline.stages import Stages
-from chinchilla_lm.plan import CostTable, Plan
+from chinchilla_lm.plan import HEAD, CostTable, FormatTable, Plan
 from chinchilla_lm.recipe import Recipe, command_of
 from chinchilla_lm.report.words import aa_words
 from chinchilla_lm.results import CompressRow, MetricInterval
+from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.runtime.measuring.clock import Ratio, Timing
+from chinchilla_lm.runtime.packing import packed_bytes
 from chinchilla_lm.score.contract import HEADROOM
+from chinchilla_lm.search.mixes import DROP, mix_of_plan
 
 # Words of the first test document that both models continue in the report.
 PROMPT_WORDS = 12
@@ -34,9 +40,42 @@ COMPARED = ("data", "against", "difference", "same answers", "flipped", "mean KL
 CONTROL_MEANS = "which is the original trained on the same data by the same schedule"
 
 
-def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages: Stages) -> CompressRow:
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A model of the last race: its links and weights, what is run, and the bytes of that."""
+
+    model: Transformer
+    served: Served
+    bytes: int
+
+    @classmethod
+    def float(cls, stages: Stages, model: Transformer) -> Entered:
+        """One that is not packed."""
+        return cls(model, stages.job.serve(model), parameters(model) * stages.job.dtype.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedResult:
+    """A program that is the result of the job: its folder, the table that its formats were chosen from, and the format
+    of the original that it is held against besides."""
+
+    folder: Path
+    formats: FormatTable
+    single: str
+
+
+def alone(form: str) -> str:
+    """What the original in a single format is called."""
+    return f"original in {form}"
+
+
+def parameters(model: Transformer) -> int:
+    """How many it has, a shared one once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def row_of(name: str, entered: Entered, judged: Judged, timing: Timing, stages: Stages) -> CompressRow:
     shape = stages.job.shape
-    count = sum(parameter.numel() for parameter in model.parameters())  # a shared one once
     sums = judged.measurement.sums
     metrics: dict[str, MetricInterval] = {
         metric: {**estimate.to_dict(), "unit": sums[metric].unit}
@@ -48,10 +87,38 @@ def row_of(name: str, model: Transformer, judged: Judged, timing: Timing, stages
         "latency_ms": timing.to_dict(),
         "throughput": shape.batch * (shape.new_tokens or 1) / (timing.p50 / 1000),
         "throughput_unit": "new tokens/s" if shape.new_tokens else "sequences/s",
-        "parameters": count,
-        "bytes": count * stages.job.dtype.itemsize,
-        "links": len(model.link_names),
+        "parameters": parameters(entered.model),
+        "bytes": entered.bytes,
+        "links": len(entered.model.link_names),
     }
+
+
+def add_packed(report: dict[str, Any], packed: PackedResult, plan: Plan, ratio: Ratio, stages: Stages) -> None:
+    """What a packed result has of its own: formats, bytes and bits of each part, and how much faster it is than the
+    original in one format. ratio: the latter."""
+    last, table = report["rows"][-1], packed.formats
+    matrices = stages.job.checkpoint.model.matrices()
+    sizes = packed_bytes(stages.mixer.short(plan), str(stages.mixer.formats_of(plan)))[1]
+    parts = []
+    for what, form in mix_of_plan(plan).items():
+        if form != DROP:
+            names = [HEAD] if what == HEAD else [f"{what}.first", f"{what}.second"]
+            weights = sum(matrices[name].weight.numel() for name in names)
+            parts.append({"what": what, "format": form, "bytes": sizes[what], "bits": 8 * sizes[what] / weights})
+    report["packed"] = {
+        "format": str(stages.mixer.formats_of(plan)),
+        "bytes": last["bytes"],
+        "bits": 8 * last["bytes"] / last["parameters"],
+        "memory_mb": stages.recipe.memory_mb,
+        "parts": parts,
+        "single": {"format": packed.single, **ratio.to_dict()},
+    }
+    report["headline"] += f"; {ratio.value:.2f}× as fast as the {alone(packed.single)}"
+    estimated = sum(not one.measured for one in table.entries)
+    report["notes"].append(
+        f"costs of {estimated} of {len(table.entries)} formats on a link were not measured but taken by the ratio of "
+        "squared errors of the weights from a coarser format's; every plan that was compared was measured as a whole"
+    )
 
 
 def report_of(
@@ -91,7 +158,7 @@ def report_of(
         "costs": [{"links": list(e.links), "cost": e.cost, "time_us": e.time_us} for e in table.entries],
         "frontier": stages.frontier(plan),
         "frontier_quality": {"label": f"{_cost_words(table)}, {table.unit}", "higher_is_better": False},
-        "tables": _tables(judged[ORIGINAL], judged[RESULT]),
+        "tables": _tables(judged[ORIGINAL], judged[rows[-1]["name"]]),
         "machine": machine.describe(),
         "recipe": recipe.model_dump(exclude_none=True),
         "timings": stages.folder.timings(),
@@ -166,8 +233,8 @@ def _tables(before: Judged, after: Judged) -> list[dict[str, Any]]:
     ]
 
 
-def samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, str]]:
-    """One greedy continuation from both models, for a person to read."""
+def samples(stages: Stages, result: Transformer, packed: Path | None) -> list[dict[str, str]]:
+    """One greedy continuation from both models, for a person to read. packed: the result's folder, where it is one."""
     config = stages.job.checkpoint.model.config
     if not stages.job.task.whole_passes or not config.causal:
         return []
@@ -180,15 +247,16 @@ def samples(stages: Stages, models: dict[str, Transformer]) -> list[dict[str, st
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if len(ids) > min(PROMPT_TOKENS, share):
         prompt = tokenizer.decode(ids[: min(PROMPT_TOKENS, share)])
-    texts = []
-    for name in (ORIGINAL, RESULT):
-        checkpoint = stages.job.checkpoint.with_model(models[name])
-        session = stages.job.session(checkpoint)
-        texts.append(session.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, share)))
+    original = stages.job.session(stages.job.checkpoint)
+    if packed is None:
+        changed = stages.job.session(stages.job.checkpoint.with_model(result))
+    else:
+        changed = load(str(packed), backend="native", threads=stages.job.threads)
+    texts = [one.generate(prompt, max_new_tokens=min(SAMPLE_TOKENS, share)) for one in (original, changed)]
     return [{"prompt": prompt, "original": str(texts[0]), "changed": str(texts[1])}]
 
 
-def show(console: Console, report: dict[str, Any], stages: Stages) -> None:
+def show(console: Console, report: dict[str, Any], stages: Stages, folder: Path) -> None:
     metric = report["primary_metric"]["name"]
     rows = []
     for row in report["rows"]:
@@ -208,7 +276,7 @@ def show(console: Console, report: dict[str, Any], stages: Stages) -> None:
     console.show(f"\n{report['verdict'].upper()}: {report['headline']}")
     for note in report["notes"][: len(report["comparisons"])]:
         console.show(note)
-    console.show(f"report: {stages.folder.file('report.html')}   model: {stages.folder.file('model')}")
+    console.show(f"report: {stages.folder.file('report.html')}   model: {folder}")
     earlier = ", earlier attempts included" if stages.folder.earlier() else ""
     console.show(f"took {duration(report['seconds'])}{earlier}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from chinchilla_lm.pipeline.evaluate import evaluate
 from chinchilla_lm.pipeline.held import certificate_of, how_to_certify
 from chinchilla_lm.pipeline.issuing import original_for
 from chinchilla_lm.pipeline.mixing import choose
-from chinchilla_lm.pipeline.packing import Packing, kind_of
+from chinchilla_lm.pipeline.packing import PLANNED, Packing, kind_of, planned
 from chinchilla_lm.recipe import Recipe, make_recipe
 from chinchilla_lm.results import Distillation, EvaluateResult, MixFound, PackResult
 from chinchilla_lm.runtime.engine.packed import read_packed
@@ -45,6 +45,8 @@ def pack(asked: Packing, console: Console) -> PackResult:
     Raises InputError for what does not go together, an unknown format, model, head or solver, a folder that is not
     empty, a budget that no formats meet, and data that cannot be read.
     """
+    if asked.form == PLANNED:
+        asked = replace(asked, form=planned(asked.model))
     asked.check()
     reads = asked.calibration is not None or asked.margin is not None
     kind = kind_of(asked) if reads else None

@@ -9,11 +9,16 @@ from pathlib import Path
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models import checkpoint as checkpoints
+from chinchilla_lm.models.meta import meta_of
+from chinchilla_lm.models.source import locate
 from chinchilla_lm.pack.formats import FORMATS, SOLVERS, Format, format_named
-from chinchilla_lm.pack.mixed import Mixed, mixed
+from chinchilla_lm.pack.mixed import Mixed, mixed, mixed_of
+from chinchilla_lm.plan import Plan
 from chinchilla_lm.runtime.engine.program import CACHES, cached_in
 from chinchilla_lm.runtime.packing import refuse_packed
 
+# In place of a format: those of the plan that the model was made by.
+PLANNED = "plan"
 # Bits a weight of the largest format that a budget may ask for, bf16.
 MOST_BITS = 16
 
@@ -22,14 +27,14 @@ MOST_BITS = 16
 class Packing:
     """What to pack, and how.
 
-    form: the format of all matrices, or several (`pack.mixed`); or, in its place, bits: of a weight in the mean over
-    all matrices, at most, with the formats `offered`, their names with commas (None: all that round); task: the head,
-    where the model's config names none; cache: of keys and values, as `load` takes it; solver: `round` or `gptq`, None:
-    the better one where there are calibration data; calibration: data of the model's task, whose training split is
-    read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the rounded model then learns from.
-    margin: largest loss of quality on the test split of `data` that passes, against the model `against` (None:
-    `model`); None: the result is not judged. screen_head: with a copy of the decoder by which greedy choice reads
-    little of it.
+    form: the format of all matrices, or several (`pack.mixed`), or `plan`: those of the model's own plan; or, in its
+    place, bits: of a weight in the mean over all matrices, at most, with the formats `offered`, their names with commas
+    (None: all that round); task: the head, where the model's config names none; cache: of keys and values, as `load`
+    takes it; solver: `round` or `gptq`, None: the better one where there are calibration data; calibration: data of the
+    model's task, whose training split is read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the
+    rounded model then learns from. margin: largest loss of quality on the test split of `data` that passes, against the
+    model `against` (None: `model`); None: the result is not judged. screen_head: with a copy of the decoder by which
+    greedy choice reads little of it.
     """
 
     model: str
@@ -129,6 +134,16 @@ class Packing:
         for flag, value in (("--data", self.data), ("--against", self.against)):
             if value == "":
                 raise InputError(f"{flag} is empty; pass a path or a name")
+
+
+def planned(model: str) -> str:
+    """The formats that the plan of a run's model gives its links. Raises InputError where it has none."""
+    refuse_packed(model)
+    values = meta_of(locate(model)).get("plan")
+    formats = None if values is None else mixed_of(Plan.from_dict(values))
+    if formats is None:
+        raise InputError(f"{model} has no plan with formats; pass a format, such as --format int8")
+    return str(formats)
 
 
 def kind_of(asked: Packing) -> str:

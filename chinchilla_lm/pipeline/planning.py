@@ -14,10 +14,11 @@ from chinchilla_lm.pipeline.recovery import Standing, recovery_rate
 from chinchilla_lm.pipeline.timing import AgainstOriginal
 from chinchilla_lm.pipeline.workbench import Workbench
 from chinchilla_lm.plan import CostTable, Plan, chain
-from chinchilla_lm.score.contract import NEIGHBOURS, Search, Target, Try, fulfil
+from chinchilla_lm.score.contract import NEIGHBOURS, Target, Try, fulfil
 from chinchilla_lm.search import MEASURED, METHODS, Memo
 from chinchilla_lm.shorten.surgery import shorten
 
+Search = Callable[[CostTable, float], Plan]
 # Seconds that a plan is timed against the original, in turn, before it is looked at.
 CLOCK_SECONDS = 3.0
 # Shares of the way to the target at which the frontier is drawn.
@@ -242,10 +243,11 @@ class Planner:
 def with_chosen(points: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     """Points of a frontier for a report: that of the plan which was taken in the end is marked, its last timing where
     it was timed more than once."""
-    taken = (plan.method, list(plan.dropped))
-    places = [place for place, point in enumerate(points) if (point.get("method"), point.get("dropped")) == taken]
+    taken = (plan.method, list(plan.dropped), plan.format)
+    asked = ("method", "dropped", "format")
+    places = [place for place, point in enumerate(points) if tuple(map(point.get, asked)) == taken]
     return [
-        {key: value for key, value in point.items() if key != "dropped"} | {"chosen": place in places[-1:]}
+        {key: value for key, value in point.items() if key not in asked[1:]} | {"chosen": place in places[-1:]}
         for place, point in enumerate(points)
     ]
 

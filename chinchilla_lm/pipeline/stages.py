@@ -2,12 +2,14 @@
 
 score    → costs.json                 search → plan.json, frontier.json
 shorten  → shortened/                 recover → model/
+With formats, score → formats.json too, and pack → packed/.
 """
 
 from __future__ import annotations
 
 import copy
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +20,15 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text, read_json, sha256_of, sha256_text, write_atomic
 from chinchilla_lm.models.checkpoint import Checkpoint, load, save
 from chinchilla_lm.models.meta import adapted
+from chinchilla_lm.pack.mixed import mixed_of
 from chinchilla_lm.pipeline.fastest import TRIALS, Trial, candidates
+from chinchilla_lm.pipeline.joint import FORMAT_SECONDS, Mixer
 from chinchilla_lm.pipeline.planning import LAYOUT, Planner, with_chosen
 from chinchilla_lm.pipeline.recovery import recovery_rate
 from chinchilla_lm.pipeline.timing import link_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
-from chinchilla_lm.plan import CostTable, Plan
-from chinchilla_lm.runtime.artifact import deciding_files
+from chinchilla_lm.plan import CostTable, FormatTable, Plan
+from chinchilla_lm.runtime.artifact import deciding_files, hashes
 from chinchilla_lm.runtime.measuring import machine
 from chinchilla_lm.score.contract import Try
 from chinchilla_lm.score.table import Circumstances, score
@@ -45,12 +49,34 @@ class Stages(Workbench):
         """What searches."""
         return Planner(self)
 
+    @cached_property
+    def mixer(self) -> Mixer:
+        """What searches drops and formats together."""
+        return Mixer(self)
+
+    def _timed_inputs(self, *fields: str) -> dict[str, Any]:
+        inputs = self.inputs(*MEASURED_BY, "batch", "tokens", "new_tokens", *fields)
+        # Times are this machine's, this release's and this many threads'.
+        inputs["clock"] = [self.job.backend, torch.get_num_threads(), machine.cpu_model(), __version__]
+        return inputs
+
+    def score_formats(self) -> FormatTable:
+        """Measure which formats pay, and what each costs."""
+        path = self.folder.file("formats.json")
+        inputs = self._timed_inputs("formats")
+        inputs["bytes"] = self.mixer.most_bytes is not None
+
+        def work() -> FormatTable:
+            table = self.mixer.score(FORMAT_SECONDS)
+            table.save(path)
+            return table
+
+        return self.folder.stage("formats", inputs, ["formats.json"], work, lambda: FormatTable.load(path))
+
     def score(self) -> CostTable:
         """Measure what each removal costs and saves."""
         path = self.folder.file("costs.json")
-        inputs = self.inputs(*MEASURED_BY, "batch", "tokens", "new_tokens")
-        # Times are this machine's, this release's and this many threads'.
-        inputs["clock"] = [self.job.backend, torch.get_num_threads(), machine.cpu_model(), __version__]
+        inputs = self._timed_inputs()
 
         def work() -> CostTable:
             job = self.job
@@ -108,6 +134,33 @@ class Stages(Workbench):
         outputs = ["frontier.json", *([] if self.target.given else ["trials.json"])]
         plan = self.folder.stage("search", inputs, outputs, work, lambda: Plan.load(path))
         self.console.say(f"plan: {plan.strip()}")
+        return plan
+
+    def search_mix(self, costs: CostTable, formats: FormatTable) -> Plan:
+        """Choose what to drop and how to pack the rest, under the contract; also the frontier, with single formats."""
+        path = self.folder.file("plan.json")
+        inputs = {
+            "costs": sha256_of(self.folder.require("costs.json", "score")),
+            "formats": sha256_of(self.folder.require("formats.json", "score")),
+            "layout": LAYOUT,
+            **self.inputs("speedup", "latency_ms", "memory_mb", "max_measures", "seed"),
+        }
+
+        def work() -> Plan:
+            self._forget_reports()
+            found, tried, memo = self.mixer.search(costs, formats)
+            plan = self.mixer.signed(found)
+            frontier = self.mixer.frontier(formats, tried, memo, plan)
+            write_atomic(self.folder.file("frontier.json"), json_text(frontier, indent=1) + "\n")
+            plan.save(path)
+            return plan
+
+        if not path.exists():
+            self.folder.file("frontier.json").unlink(missing_ok=True)
+        plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
+        if mixed_of(plan) is None and plan.kept:
+            raise InputError(f"{path} names no formats, as it must with --formats; delete it to search again")
+        self.console.say(f"plan: {plan.strip()}, {self.mixer.formats_of(plan)}")
         return plan
 
     def trials(self) -> list[Trial]:
@@ -169,12 +222,13 @@ class Stages(Workbench):
     def recover(self, short: Checkpoint, plan: Plan) -> Checkpoint:
         """Train the short model on the original's outputs; the product is in `model/`."""
         path = self.folder.file("model")
-        meta = self._meta(plan, taught=self.recipe.adapts)
+        trains = self.recipe.recover.epochs > 0 and lost(plan)
+        meta = self._meta(plan, taught=self.recipe.adapts and trains)
         inputs = {**meta, "rate": recovery_rate(self.job), **self.inputs("task", "seed", "recover")}
         state = self.folder.file("recover.state")
 
         def work() -> Checkpoint:
-            if self.recipe.recover.epochs > 0:
+            if trains:
                 identity = sha256_text(json_text(inputs))
                 self.recovery.train(short.model, "recover", state=state, identity=identity)
             self._forget_reports()
@@ -185,17 +239,34 @@ class Stages(Workbench):
         def read() -> Checkpoint:
             return load(str(path), task=self.recipe.task, device=str(self.job.device))
 
-        return self.folder.stage("recover", inputs, self._product, work, read)
+        return self.folder.stage("recover", inputs, lambda: self._product("model"), work, read)
+
+    def pack(self, plan: Plan) -> Path:
+        """Pack `model/` in the plan's formats; the product is in `packed/`."""
+        path, model = self.folder.file("packed"), self.folder.file("model")
+        inputs = {
+            "model": hashes(model),
+            "format": str(self.mixer.formats_of(plan)),
+            "calibrated_on": self.mixer.solved_on(plan),
+            "version": __version__,
+        }
+
+        def work() -> Path:
+            self._forget_reports()
+            self.mixer.pack(load(str(model), task=self.recipe.task), plan, path)
+            return path
+
+        return self.folder.stage("pack", inputs, lambda: self._product("packed"), work, lambda: path)
 
     def _forget_reports(self) -> None:
         """They speak of the plan or model that is replaced."""
         for name in ("report.json", "report.md", "report.html", "advice.json"):
             self.folder.file(name).unlink(missing_ok=True)
 
-    def _product(self) -> list[str]:
-        """The files of `model/` that decide what it says."""
-        folder = self.folder.file("model")
-        return [f"model/{name}" for name in deciding_files(folder)] if folder.exists() else ["model/model.safetensors"]
+    def _product(self, name: str) -> list[str]:
+        """The files of `model/`, or `packed/`, that decide what it says."""
+        folder = self.folder.file(name)
+        return [f"{name}/{file}" for file in deciding_files(folder)] if folder.exists() else [f"{name}/config.json"]
 
     def control(self) -> Checkpoint:
         """The original, trained on the same data by the same schedule as the short model; in `control/`."""
@@ -242,3 +313,8 @@ class Stages(Workbench):
         if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
             raise InputError(f"{path} is not a list of points; run chinchilla search -o {self.folder.path} again")
         return with_chosen(points, plan)
+
+
+def lost(plan: Plan) -> bool:
+    """Whether there is something to recover: a plan that drops no link and packs the rest is the original, packed."""
+    return bool(plan.dropped) or not plan.packed

@@ -7,22 +7,29 @@ timing, has the same shape (`Job.shape`) and the same backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from chinchilla_lm.console import Console
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job, Served
 from chinchilla_lm.pipeline.judgement import CONTROL, ORIGINAL
+from chinchilla_lm.runtime.engine.compile import draft
+from chinchilla_lm.runtime.engine.native import native_format
 from chinchilla_lm.runtime.engine.served import NativeForward
 from chinchilla_lm.runtime.measuring.clock import DECIDING_ROUNDS, Interleaved, Ratio, Timing, speedup
 from chinchilla_lm.runtime.measuring.engines import write_native
 from chinchilla_lm.runtime.measuring.shape import Ids, prompt
 from chinchilla_lm.runtime.measuring.torch_engine import write_torch
+from chinchilla_lm.runtime.packing import packed_bytes
 from chinchilla_lm.score.contract import Target, Timed
+from chinchilla_lm.score.formats import FormatTimes
+from chinchilla_lm.score.rounded import stand_ins
 from chinchilla_lm.score.timing import LinkTimes, time_links, time_native_links
 
 # Rounds that are not counted. A request is many passes, so one is enough.
@@ -45,6 +52,39 @@ def link_times(job: Job, served: Served, seconds: float) -> LinkTimes:
     if isinstance(served, NativeForward):
         return time_native_links(job.checkpoint.model, served, batch, new_tokens=new_tokens, seconds=seconds)
     return time_links(served, batch, new_tokens=new_tokens, seconds=seconds)
+
+
+def format_times(
+    job: Job, formats: Sequence[str], seconds: float, console: Console
+) -> tuple[dict[str, FormatTimes], float]:
+    """What each link of the job's model takes in each format, and what the whole takes as it is served without packing;
+    both in the engine.
+
+    One program at a time is in memory. Each format has two turns, the second in the opposite order: a machine that
+    grows slower as it warms up favours none. seconds: of a turn.
+    """
+    plain = native_format(str(job.dtype).removeprefix("torch."))
+    names = list(dict.fromkeys([plain, *formats]))
+    model, turns = job.checkpoint.model, dict[str, list[LinkTimes]]()
+    kind = model.config.head.kind
+    with console.progress(2 * len(names), "timing", "formats") as progress:
+        for name in [*names, *reversed(names)]:
+            program = draft(model, name, rounded=stand_ins(model, name)).program()
+            served = NativeForward(program, kind, job.threads)
+            turns.setdefault(name, []).append(link_times(job, served, seconds))
+            progress.advance(1, name)
+    found: dict[str, FormatTimes] = {}
+    for name in names:
+        size, parts = packed_bytes(job.checkpoint, name)
+        links = {link: _mean(turn.link_us[link] for turn in turns[name]) for link in turns[name][0].link_us}
+        fixed_us = _mean(turn.fixed_us for turn in turns[name])
+        found[name] = FormatTimes(links, fixed_us, parts, size - sum(parts.values()))
+    total_us = found[plain].total_us
+    return {name: found[name] for name in formats}, total_us
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
 
 
 def race(job: Job, served: Mapping[str, Served]) -> Interleaved:
@@ -110,7 +150,7 @@ class LastTiming:
     take as long, and a race of fewer models has more rounds."""
 
     def __init__(self, job: Job, served: Mapping[str, Served], target: Target, changed: str, seconds: float) -> None:
-        self.target = target
+        self.target, self._changed = target, changed
         self._copy = CONTROL if CONTROL in served else AGAIN
         copied = {} if self._copy in served else {AGAIN: _served_again(job, served[ORIGINAL])}
         self._race = AgainstOriginal(job, {**served, **copied}, changed, seconds)
@@ -122,6 +162,10 @@ class LastTiming:
         """The original against itself, or against the control, which is built alike: 1, but for what this machine does
         to a timing."""
         return self._race.ratio(self._copy)
+
+    def against(self, other: str) -> Ratio:
+        """How many times as fast the result is as another model of the race."""
+        return speedup(self.timings[other], self.timings[self._changed])
 
     def note(self, report: dict[str, Any]) -> list[str]:
         """Put the A/A ratio and the latency into the report, and hold it to the promise: a speed that the interval does

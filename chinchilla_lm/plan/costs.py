@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.plan.choices import Plan
 from chinchilla_lm.plan.links import Link, Norm, chain, pair
 from chinchilla_lm.plan.strict import (
     VERSION,
@@ -186,6 +187,23 @@ class CostTable:
         """Predicted microseconds without these links: `fixed_us` plus what is kept, rounded once."""
         check_known(dropped, self.links)
         return math.fsum([self.fixed_us, *(self._singles[name].time_us for name in self.links if name not in dropped)])
+
+    def plan_us(self, plan: Plan) -> float:
+        """Predicted microseconds of a plan."""
+        return self.predict_us(plan.dropped)
+
+    def plan_cost(self, plan: Plan) -> float:
+        """Additive cost of a plan."""
+        return self.cost_of(plan.dropped)
+
+    def steps(self, plan: Plan) -> tuple[float, int]:
+        """The least time that a link takes which the plan drops, 0 where none takes any, and how many it drops."""
+        times = [saved for name in plan.dropped if (saved := self.time(name)) > 0]
+        return min(times, default=0.0), len(plan.dropped)
+
+    def fastest(self) -> Plan:
+        """The plan that drops every link."""
+        return Plan.from_dropped(self.num_blocks, self.links, norms=self.norms)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON objects."""

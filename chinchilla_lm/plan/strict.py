@@ -6,6 +6,7 @@ leniencies: a key given twice, NaN and Infinity are refused.
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import read_text, write_atomic
 
-VERSION = 1  # layout of plan.json and costs.json
+VERSION = 1  # layout of plan.json, costs.json and formats.json
 _T = TypeVar("_T")
+_FORMAT = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
 
 
 def check_whole(value: Any, name: str, least: int) -> int:
@@ -94,10 +96,17 @@ def check_keys(
     return data
 
 
-def check_version(data: Mapping[str, Any], where: str) -> None:
-    """InputError unless the layout is the one that this release writes."""
-    if data["version"] != VERSION:
-        raise InputError(f"version {data['version']} of {where} is not {VERSION}; write it anew with this release")
+def check_format(value: Any, name: str) -> None:
+    """InputError unless `value` is how a format is written; whether there is one of that name is for `pack` to say."""
+    if not isinstance(value, str) or _FORMAT.fullmatch(value) is None:
+        raise InputError(f"{name} {value!r} is not the name of a format; write one such as int8")
+
+
+def check_version(data: Mapping[str, Any], where: str, known: Sequence[int] = (VERSION,)) -> None:
+    """InputError unless the layout is one that this release reads."""
+    if data["version"] not in known:
+        words = " or ".join(map(str, known))
+        raise InputError(f"version {data['version']} of {where} is not {words}; write it anew with this release")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -121,6 +121,10 @@ class Recipe(_Settings):
     """how many times faster than the original, end to end on this machine"""
     latency_ms: float | None = Field(default=None, gt=0, examples=[20])
     """time for one request in milliseconds, end to end on this machine"""
+    formats: str | None = Field(default=None, min_length=1, examples=["int8,int4"])
+    """formats that links are packed in, by comma, or auto for all that pay here: each link is dropped or has one"""
+    memory_mb: float | None = Field(default=None, gt=0, examples=[100])
+    """most megabytes (of 1,000,000 bytes) that the packed program may have; with formats alone"""
     margin: float = Field(default=1.0, gt=0, le=50, examples=[1.0])
     """largest loss of quality that passes: points of F1 or accuracy, percent of perplexity or of bits per byte, where
     1 % is about 3 % of perplexity, at 3 nats a token"""

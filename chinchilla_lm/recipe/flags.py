@@ -18,6 +18,8 @@ _METAVARS: Mapping[str, str] = {
     "model": "MODEL",
     "speedup": "X",
     "latency_ms": "MS",
+    "formats": "F,F,…|auto",
+    "memory_mb": "MB",
     "data": "DATA",
     "output": "OUT",
     "calibration": "DATA",

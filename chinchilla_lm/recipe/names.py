@@ -17,6 +17,7 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "model": ("model",),
     "output": ("-o", "--output"),
     "latency_ms": ("--latency",),
+    "memory_mb": ("--memory",),
 }
 
 

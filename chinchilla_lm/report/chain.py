@@ -1,7 +1,8 @@
 """The chain as a strip: a column a block, attention above and MLP below; kept is solid, dropped is hollow.
 
 With measured costs the solid cells are shaded: the darker, the dearer the link would be to drop. Costs span orders of
-magnitude, so the shade is logarithmic over at most three decades below the dearest link.
+magnitude, so the shade is logarithmic over at most three decades below the dearest link. A letter says in which format
+a link is packed, where the result is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from chinchilla_lm.report.drawing import drawing, element, hover, label
 from chinchilla_lm.report.numbers import Report, finite, plain, significant
+from chinchilla_lm.report.packed import letters, part_words, parts
 from chinchilla_lm.report.words import KIND_LABELS, chain_words, choices
 
 GUTTER = 68.0  # px, for the names of the two lines
@@ -63,7 +65,7 @@ def chain_figure(report: Report, width: int) -> str:
     blocks = int(report["plan"]["num_blocks"])
     if blocks < 1:
         return ""
-    chosen, costs = choices(report), single_costs(report)
+    chosen, costs, packed, named = choices(report), single_costs(report), parts(report), letters(report)
     limits = cost_range(costs)
     columns = per_line(blocks, width)
     pitch = min(float(PITCH[1]), (width - GUTTER) / columns)
@@ -77,7 +79,13 @@ def chain_figure(report: Report, width: int) -> str:
         for index, kind in enumerate(KIND_LABELS):
             choice = chosen.get(f"{block}.{kind}")
             if choice is not None:
-                drawn.append(_cell(x, y + index * CELL, pitch, choice, costs.get(choice["link"]), limits))
+                part = packed.get(choice["link"])
+                said = cell_words(choice, costs.get(choice["link"]), part)
+                cell = _cell(x, y + index * CELL, pitch, choice, costs.get(choice["link"]), limits)
+                if part is not None:
+                    middle = y + index * CELL + CELL / 2 + 3
+                    cell.append(label(x + pitch / 2 - 1, middle, named[plain(part["format"])], "letter", "middle"))
+                drawn.append(hover(said, *cell))
         if pitch >= 24 or block % STRIDE == 0:
             drawn.append(label(x + pitch / 2 - 1, y + 2 * CELL + 16, str(block), "tick", "middle"))
     lines = math.ceil(blocks / columns)
@@ -91,28 +99,31 @@ def _cell(
     choice: Mapping[str, Any],
     entry: Mapping[str, Any] | None,
     limits: tuple[float, float] | None,
-) -> str:
+) -> list[str]:
     """One link; `x`, `y` is the corner of its place, two pixels of which are the gap to the next."""
     dropped = choice["action"] == "drop"
     box: dict[str, object] = {"x": x + 0.5, "y": y + 0.5, "width": pitch - 3, "height": CELL - 3, "rx": 2.5}
     if dropped:
-        parts = [element("rect", {**box, "class": "hollow"})]
+        drawn = [element("rect", {**box, "class": "hollow"})]
         if choice.get("norm") == "keep":
             middle = y + CELL / 2 - 1
-            parts.append(
+            drawn.append(
                 element("rect", {"x": x + 4, "y": middle - 1, "width": pitch - 10, "height": 2.0, "class": "norm"})
             )
-        return hover(cell_words(choice, entry), *parts)
+        return drawn
     opacity = shade(entry["cost"], limits) if entry and limits else LIGHTEST if limits else DARKEST
-    solid = element("rect", {**box, "class": "solid", "fill-opacity": f"{opacity:.3f}"})
-    return hover(cell_words(choice, entry), solid)
+    return [element("rect", {**box, "class": "solid", "fill-opacity": f"{opacity:.3f}"})]
 
 
-def cell_words(choice: Mapping[str, Any], entry: Mapping[str, Any] | None) -> str:
+def cell_words(
+    choice: Mapping[str, Any], entry: Mapping[str, Any] | None, part: Mapping[str, Any] | None = None
+) -> str:
     """What a cell says when pointed at."""
     words = f"{plain(choice['link'])}: {'dropped' if choice['action'] == 'drop' else 'kept'}"
     if choice.get("norm"):
         words += f", norm {'kept' if choice['norm'] == 'keep' else 'lost'}"
+    if part is not None:
+        words += f" in {part_words(part)}"
     if entry:
         words += f"; dropping it costs {significant(entry['cost'])}"
         time = finite(entry.get("time_us"))

@@ -1,4 +1,5 @@
-"""Quality against latency: every plan that was measured, what was chosen, and the ways not taken.
+"""Quality against latency, and against size where it is known: every plan that was measured, what was chosen, and the
+ways not taken.
 
 The method is told by shape and by colour, ours in blues and rounded shapes, baselines in warm colours and angular ones
 (the palette is Okabe and Ito's, made for colour-blind readers); hollow is before recovery, solid after.
@@ -25,21 +26,42 @@ from chinchilla_lm.report.drawing import (
     text_width,
 )
 from chinchilla_lm.report.numbers import Report, finite, plain, significant, times
+from chinchilla_lm.report.packed import size_cells
 
 # method: (shape, name in the legend, whether it is ours). The order is that of the legend.
 METHODS: dict[str, tuple[str, str, str]] = {
     "original": ("square", "original model", "base"),
     "chosen": ("star", "chosen plan", "ours"),
     "refine": ("circle", "shortest path, refined", "ours"),
+    "mix": ("hexagon", "drops and formats", "ours"),
     "dp": ("diamond", "shortest path", "ours"),
     "greedy": ("triangle", "greedy", "baseline"),
     "top": ("bar", "from the top", "baseline"),
     "one-shot": ("plus", "one-shot ranking", "baseline"),
     "cosine": ("cross", "cosine similarity", "baseline"),
+    "single": ("post", "one format for all", "baseline"),
 }
+
+
+@dataclass(frozen=True)
+class Across:
+    """What the points are laid out by: their key, what its unit is of the axis', and the axis' name."""
+
+    key: str
+    scale: float
+    name: str
+
+
+LATENCY, SIZE = Across("latency_ms", 1.0, "latency, ms"), Across("bytes", 1e-6, "size, MB")
 AFTER = "after recovery"
 LOG_FROM = 30  # a quality that spans more than this factor is drawn on a logarithmic axis
 RADIUS = 5.5  # px
+
+
+def style_of(item: Mapping[str, Any]) -> str:
+    """How a point is drawn: as its method, one of several that are drawn alike, or as any other."""
+    style = str(item.get("style") or item.get("method"))
+    return style if style in METHODS else "other"
 
 
 @dataclass(frozen=True)
@@ -53,8 +75,7 @@ class Point:
     @property
     def style(self) -> str:
         """Its method, as far as it has a shape of its own; a chosen plan looks like the method that found it."""
-        method = str(self.item.get("method"))
-        return method if method in METHODS else "other"
+        return style_of(self.item)
 
     @property
     def hollow(self) -> bool:
@@ -78,20 +99,20 @@ class Plot:
     height: float
 
 
-def drawable(report: Report) -> list[Mapping[str, Any]]:
-    """The points that have both a latency and a quality."""
+def drawable(report: Report, by: Across = LATENCY) -> list[Mapping[str, Any]]:
+    """The points that have both a place across and a quality."""
     points = report.get("frontier") or []
-    return [p for p in points if finite(p.get("latency_ms")) is not None and finite(p.get("quality")) is not None]
+    return [p for p in points if finite(p.get(by.key)) is not None and finite(p.get("quality")) is not None]
 
 
-def lay_out(report: Report, width: int) -> Plot | None:
+def lay_out(report: Report, width: int, by: Across = LATENCY) -> Plot | None:
     """Axes that hold every point, bar and the target; None where there is nothing to draw."""
-    items = drawable(report)
+    items = drawable(report, by)
     if not items:
         return None
     height = 420.0 if width > 600 else 340.0
-    target = target_latency(report, items)
-    across = [float(item["latency_ms"]) for item in items] + ([target] if target is not None else [])
+    target = target_latency(report, items) if by is LATENCY else finite((report.get("packed") or {}).get("memory_mb"))
+    across = [by.scale * float(item[by.key]) for item in items] + ([target] if target is not None else [])
     room = 0.04 * (max(across) - min(across))  # a mark on the edge would cover the ticks
     across += [max(min(across) - room, 0.0), max(across) + room]
     up = [float(item[key]) for item in items for key in ("quality", "low", "high") if finite(item.get(key)) is not None]
@@ -99,7 +120,8 @@ def lay_out(report: Report, width: int) -> Plot | None:
     x = linear(across, 58.0, width - 16.0, most=8 if width > 600 else 5)
     bottom, top = height - 48, 34.0
     y = logarithmic(_floored(up, values), bottom, top) if spans_decades(values) else linear(up, bottom, top)
-    points = tuple(Point(x.at(float(item["latency_ms"])), y.at(float(item["quality"])), item) for item in items)
+    places = [(x.at(by.scale * float(item[by.key])), y.at(float(item["quality"]))) for item in items]
+    points = tuple(Point(*place, item) for place, item in zip(places, items, strict=True))
     return Plot(x, y, points, None if target is None else x.at(target), height)
 
 
@@ -122,9 +144,14 @@ def target_latency(report: Report, items: Sequence[Mapping[str, Any]]) -> float 
     return None if not target or original is None else original / target
 
 
-def frontier_figure(report: Report, width: int) -> str:
+def size_figure(report: Report, width: int) -> str:
+    """The same against size, "" where no size is known."""
+    return frontier_figure(report, width, SIZE)
+
+
+def frontier_figure(report: Report, width: int, by: Across = LATENCY) -> str:
     """The scatter at a width in px, "" without points."""
-    plot = lay_out(report, width)
+    plot = lay_out(report, width, by)
     if plot is None:
         return ""
     labels = report.get("frontier_quality") or {}
@@ -132,15 +159,15 @@ def frontier_figure(report: Report, width: int) -> str:
         "frontier",
         width,
         plot.height,
-        f"{plain(labels.get('label'))} against latency in ms, {len(plot.points)} plans",
-        *_frame(plot, labels, width),
+        f"{plain(labels.get('label'))} against {by.name.replace(',', ' in')}, {len(plot.points)} plans",
+        *_frame(plot, labels, by),
         *_series(plot.points),
         *(_mark(point, plot.y) for point in sorted(plot.points, key=lambda point: point.chosen)),
         *_names(plot),
     )
 
 
-def _frame(plot: Plot, labels: Mapping[str, Any], width: int) -> list[str]:
+def _frame(plot: Plot, labels: Mapping[str, Any], by: Across) -> list[str]:
     """Grid, axes and their names, the target, and where better is."""
     x, y, drawn = plot.x, plot.y, []
     for tick in y.ticks:
@@ -157,7 +184,7 @@ def _frame(plot: Plot, labels: Mapping[str, Any], width: int) -> list[str]:
     arrow = "↑" if labels.get("higher_is_better") else "↓"
     scale = "" if not y.log else " (log scale)" if y.zero is None else " (log scale, 0 set apart)"
     drawn.append(label(0, 14, f"{arrow} {plain(labels.get('label') or 'quality')}{scale}", "soft"))
-    drawn.append(label(x.stop, plot.height - 6, "← latency, ms", "soft", "end"))
+    drawn.append(label(x.stop, plot.height - 6, f"← {by.name}", "soft", "end"))
     if plot.target is not None:
         drawn.append(line(plot.target, y.stop, plot.target, base, "target"))
     return drawn
@@ -235,6 +262,8 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "diamond": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
     "triangle": [(0, -1.2), (1.15, 0.85), (-1.15, 0.85)],
     "bar": [(-1.2, -0.45), (1.2, -0.45), (1.2, 0.45), (-1.2, 0.45)],
+    "post": [(-0.45, -1.2), (0.45, -1.2), (0.45, 1.2), (-0.45, 1.2)],
+    "hexagon": [(1.15 * math.sin(i * math.pi / 3), -1.15 * math.cos(i * math.pi / 3)) for i in range(6)],
     "wedge": [(0, 1.2), (1.15, -0.85), (-1.15, -0.85)],
     "plus": _PLUS,
     "cross": _turned(_PLUS),
@@ -251,6 +280,8 @@ def point_words(item: Mapping[str, Any]) -> str:
     bits.append(f"quality {significant(item.get('quality'))}")
     if finite(item.get("links")) is not None:
         bits.append(f"{plain(item['links'])} links")
+    if finite(item.get("bytes")) is not None:
+        bits.append("{}, {} bits a weight".format(*size_cells(item)))
     return "; ".join(bits)
 
 
@@ -296,7 +327,11 @@ def _wanted(plot: Plot) -> list[Name]:
         wanted.append((("original",), "label", _places(point, "end", "start")))
     for style in METHODS:
         ends = sorted((p for p in points if p.style == style and not p.chosen), key=lambda point: point.x)
-        if ends and style not in ("original", "chosen"):
+        if style == "single":
+            wanted += [
+                ((plain(p.item.get("method")),), f"label name m-{style}", _places(p, "start", "end")) for p in ends
+            ]
+        elif ends and style not in ("original", "chosen"):
             wanted.append(((style,), f"label name m-{style}", _places(ends[-1], "start") + _places(ends[0], "end")))
     return wanted
 

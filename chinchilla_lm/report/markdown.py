@@ -7,9 +7,10 @@ most of it stands in tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from chinchilla_lm.report import words
+from chinchilla_lm.report import packed, words
 from chinchilla_lm.report.chain import per_line
 from chinchilla_lm.report.drawing import WIDTHS
 from chinchilla_lm.report.numbers import (
@@ -109,24 +110,34 @@ def _cell(cell: words.Cell) -> str:
 def chain_section(report: Report) -> str:
     """The strip in block characters, and the dropped links by name."""
     chosen, blocks = words.choices(report), int(report["plan"]["num_blocks"])
+    named = packed.letters(report)
+    signs = {name: named[plain(part["format"])] for name, part in packed.parts(report).items()}
     columns = per_line(blocks, WIDTHS["wide"]) if blocks else 1
     lines = []
     for start in range(0, blocks, columns):
         span = range(start, min(start + columns, blocks))
         for kind, label in words.KIND_LABELS.items():
             cells = (chosen.get(f"{block}.{kind}") for block in span)
-            drawn = "".join(" " if c is None else _sign(c["action"] == "drop", c.get("norm")) for c in cells)
+            drawn = "".join(" " if c is None else signs.get(c["link"]) or _sign(c) for c in cells)
             lines.append(f"{label:<10}{drawn}  blocks {span[0]} to {span[-1]}")
     dropped = [markdown(name) for name, choice in chosen.items() if choice["action"] == "drop"]
-    legend = f"{KEPT} kept, {DROPPED} dropped" + (
-        f", {BARE} dropped but for its norm" if BARE in "".join(lines) else ""
-    )
+    kept = ", ".join(f"{letter} {markdown(form)}" for form, letter in named.items()) or f"{KEPT} kept"
+    legend = f"{kept}, {DROPPED} dropped" + (f", {BARE} dropped but for its norm" if BARE in "".join(lines) else "")
     parts = ["## What is left of the chain", markdown(words.chain_words(report)), fenced("\n".join(lines)), legend]
     return "\n\n".join([*parts, *(["Dropped: " + ", ".join(dropped)] if dropped else [])])
 
 
-def _sign(dropped: bool, norm: object) -> str:
-    return KEPT if not dropped else BARE if norm == "keep" else DROPPED
+def _sign(choice: Mapping[str, Any]) -> str:
+    return KEPT if choice["action"] != "drop" else BARE if choice.get("norm") == "keep" else DROPPED
+
+
+def packed_section(report: Report) -> str:
+    """What each part is packed in."""
+    if not packed.parts(report):
+        return ""
+    tables = ((packed.FORMATS_HEADS, packed.format_rows(report), 1), (packed.PARTS_HEADS, packed.part_rows(report), 2))
+    drawn = [table(heads, [[markdown(cell) for cell in row] for row in rows], texts) for heads, rows, texts in tables]
+    return "\n\n".join(("## What it is packed in", markdown(packed.packed_words(report)), *drawn))
 
 
 def frontier_section(report: Report) -> str:
@@ -135,7 +146,7 @@ def frontier_section(report: Report) -> str:
     if not points:
         return ""
     label = (report.get("frontier_quality") or {}).get("label") or "quality"
-    lines = []
+    lines, sized = [], packed.has_sizes(report)
     for point in sorted(points, key=lambda point: -(finite(point.get("latency_ms")) or 0)):
         name = markdown(point.get("method")) + (" **(chosen)**" if point.get("chosen") else "")
         limits = interval(significant(point.get("low")), significant(point.get("high")))
@@ -146,8 +157,11 @@ def frontier_section(report: Report) -> str:
             quality,
             plain(point.get("links")),
         )
-        lines.append([name, markdown(point.get("stage") or MISSING), *(markdown(number) for number in numbers)])
+        sizes = packed.size_cells(point) if sized else ()
+        cells = (markdown(number) for number in (*numbers, *sizes))
+        lines.append([name, markdown(point.get("stage") or MISSING), *cells])
     heads = ["method", "stage", "speedup", "latency, ms", markdown(label), "links"]
+    heads += ["size", "bits a weight"] if sized else []
     return "## Quality against latency\n\n" + table(heads, lines, texts=2)
 
 
@@ -206,6 +220,7 @@ SECTIONS: tuple[Callable[[Report], str], ...] = (
     comparisons_section,
     rows_section,
     chain_section,
+    packed_section,
     frontier_section,
     tables_section,
     samples_section,

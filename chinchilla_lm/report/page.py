@@ -14,10 +14,10 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
-from chinchilla_lm.report import words
+from chinchilla_lm.report import packed, words
 from chinchilla_lm.report.chain import LIGHTEST, chain_figure, cost_range, shade, single_costs
 from chinchilla_lm.report.drawing import WIDTHS, element, interval_figure, text_of
-from chinchilla_lm.report.frontier import METHODS, drawable, frontier_figure, glyph
+from chinchilla_lm.report.frontier import METHODS, drawable, frontier_figure, glyph, size_figure, style_of
 from chinchilla_lm.report.numbers import (
     Report,
     duration,
@@ -32,6 +32,7 @@ from chinchilla_lm.report.numbers import (
     times,
     with_unit,
 )
+from chinchilla_lm.report.plain_table import packed_tables, plain_table
 from chinchilla_lm.report.style import SCRIPT, STYLE
 
 MOST_WORDS = 600  # of a sample, above which no differences are marked: the comparison is quadratic
@@ -174,6 +175,7 @@ def chain_section(report: Report) -> str:
 <p class="lead">{text_of(words.chain_words(report))}</p>
 {drawn}
 <ul class="legend">{"".join(f"<li>{item}</li>" for item in _chain_legend(report))}</ul>
+{packed_tables(report)}
 </section>"""
 
 
@@ -181,6 +183,7 @@ def _chain_legend(report: Report) -> list[str]:
     limits = cost_range(single_costs(report))
     actions = [(choice["action"], choice.get("norm")) for choice in words.choices(report).values()]
     items = []
+    items += [text_of(f"{letter} {form}") for form, letter in packed.letters(report).items()]
     if limits is None:
         items.append(_swatches(["solid"], [1.0]) + "kept")
     elif limits[0] == limits[1]:
@@ -221,13 +224,13 @@ def frontier_section(report: Report) -> str:
     drawn = figure(frontier_figure, report)
     if not drawn:
         return ""
-    styles = [str(item.get("method")) for item in drawable(report)]
+    styles = [style_of(item) for item in drawable(report)]
     items = []
     for style, (_, name, side) in METHODS.items():
         if style in styles:
             tail = " (baseline)" if side == "baseline" else ""
             items.append(_key(style, False) + text_of(name + tail))
-    if any(style not in METHODS for style in styles):
+    if "other" in styles:
         items.append(_key("other", False) + "other")
     ring = "The ring marks the chosen one; the" if any(item.get("chosen") for item in drawable(report)) else "The"
     stages = {str(item.get("stage")) for item in drawable(report) if item.get("method") != "original"}
@@ -239,7 +242,22 @@ def frontier_section(report: Report) -> str:
 {ring} arrows on the axes point to better.</p>
 {drawn}
 <ul class="legend">{"".join(f"<li>{item}</li>" for item in items)}</ul>
+{_by_size(report)}
 </section>"""
+
+
+def _by_size(report: Report) -> str:
+    """The same points against their size, where that is known, with a table of all figures."""
+    drawn = figure(size_figure, report)
+    if not drawn:
+        return ""
+    rows = []
+    for point in sorted(drawable(report), key=lambda point: -float(point["latency_ms"])):
+        name = plain(point.get("method")) + (" (chosen)" if point.get("chosen") else "")
+        figures = (times(point.get("speedup")), significant(point["latency_ms"]), significant(point["quality"]))
+        rows.append([name, *figures, *packed.size_cells(point), plain(point.get("links"))])
+    heads = ("plan", "speedup", "latency, ms", "quality", "size", "bits a weight", "links")
+    return f"<h3>Quality against size</h3>\n{drawn}\n{plain_table(heads, rows)}"
 
 
 def _key(style: str, hollow: bool) -> str:

@@ -69,6 +69,7 @@ svg .strong { font-weight: 600; }
 .solid { fill: var(--blue); }
 .hollow { fill: none; stroke: var(--soft); stroke-opacity: 0.75; }
 .norm { fill: var(--soft); }
+.chain .letter { font-size: 11px; font-weight: 650; paint-order: stroke; stroke: var(--page); stroke-width: 2.5px; }
 .target { stroke: var(--soft); stroke-dasharray: 2 4; }
 .frontier .label, .frontier .strong { paint-order: stroke; stroke: var(--page); stroke-width: 4px; }
 .path { fill: none; stroke: currentColor; stroke-opacity: 0.35; stroke-width: 1.5; }
@@ -79,7 +80,8 @@ svg .strong { font-weight: 600; }
 .arrow { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 svg .name { fill: currentColor; }
 .m-original, .m-other { color: var(--ink); }
-.m-refine, .m-chosen { color: var(--blue); }
+.m-refine, .m-chosen, .m-mix { color: var(--blue); }
+.m-single { color: var(--orange); }
 .m-dp { color: var(--sky); }
 .m-greedy { color: var(--orange); }
 .m-top { color: var(--blue); }

@@ -12,7 +12,7 @@ three files say the same. Both texts are made from what report.json holds, not f
     rows          [{name, metrics: {NAME: {value, low, high, unit}}, latency_ms: {p50, p95}, throughput,
                   throughput_unit, parameters, bytes, links}], the original first, the result last
     primary_metric  {name, label, unit, higher_is_better}
-    plan          {num_blocks, method, choices: [{link, action, norm}], origin}
+    plan          {num_blocks, method, choices: [{link, action, norm, format}], origin, head}
     machine, recipe, timings (seconds by stage), seconds (of all attempts), command, created (ISO 8601)
 
 and, each left out with its section where there is none:
@@ -20,8 +20,12 @@ and, each left out with its section where there is none:
     costs         [{links, cost, time_us}]: shades the chain
     comparisons   [{data, against, the keys of certificate, verdict, agreement: {answers, same, flipped, kl:
                   {value, low, high}} or null}], that of the certificate first
+    packed        {format, bytes, bits, memory_mb, parts: [{what, format, bytes, bits}], single: {format, value, low,
+                  high}}, of a result that is a program: what its links and head are packed in, and how many times as
+                  fast it is as the original in one format
     frontier      [{method, stage, speedup, latency_ms, quality, low, high, links, chosen}], with
-                  frontier_quality {label, higher_is_better}
+                  frontier_quality {label, higher_is_better}; of plans with formats bytes and bits too, and style, where
+                  several methods are drawn alike
     tables        [{title, before: [{label, precision, recall, f1, support}], after}]
     samples       [{prompt, original, changed}]
     notes         [text]

@@ -47,7 +47,7 @@ class CompressResult(TypedDict):
     """The main job: `chinchilla compress --json`.
 
     verdict: `passed` or `failed`. speedup: times as fast as the original, by the last timing. plan: as in plan.json,
-    which `Plan.from_dict` reads.
+    which `Plan.from_dict` reads. packed: the folder of the program that is the result, None without formats.
     """
 
     verdict: str
@@ -56,6 +56,7 @@ class CompressResult(TypedDict):
     speedup: float
     rows: list[CompressRow]
     plan: dict[str, Any]
+    packed: str | None
     seconds: float
 
 

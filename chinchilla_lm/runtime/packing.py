@@ -22,7 +22,7 @@ from chinchilla_lm.runtime.engine.compile import draft
 from chinchilla_lm.runtime.engine.demand import screen_bytes
 from chinchilla_lm.runtime.engine.native import NativeModel
 from chinchilla_lm.runtime.engine.packed import PROGRAM, is_packed
-from chinchilla_lm.runtime.engine.program import Draft, Header, cached_in, read_program, write_program
+from chinchilla_lm.runtime.engine.program import Draft, Header, cached_in, file_bytes, read_program, write_program
 from chinchilla_lm.runtime.engine.screening import check_screened, moments, with_screen
 
 Size = tuple[str, int, int]
@@ -74,17 +74,14 @@ def write_checkpoint(
     screen: bool = False,
 ) -> list[Size]:
     """The same of a model in memory. rounded: its large matrices, where a solver has rounded them."""
-    laid = draft(checkpoint.model, form, rounded=rounded)
-    card = Card.of(checkpoint)
-    header = laid.header | {"card": card.to_dict()}
-    if cache != "auto":
-        header = cached_in(header, cache)
+    laid = _draft(checkpoint, form, cache, rounded)
+    header = laid.header
     if screen:
         check_screened(header)
     with building(folder) as temporary:
         checkpoints.write_rest(checkpoint, temporary)
-        save_plain(card.tokenizer, temporary)
-        write_program(Draft(header, laid.parts), temporary / PROGRAM)
+        save_plain(Card.of(checkpoint).tokenizer, temporary)
+        write_program(laid, temporary / PROGRAM)
         if screen:
             header = _add_screen(temporary / PROGRAM)
     return _sizes(header)
@@ -100,6 +97,33 @@ def _add_screen(path: Path) -> Header:
     return screened.header
 
 
+def packed_bytes(checkpoint: Checkpoint, form: str) -> tuple[int, dict[str, int]]:
+    """What a model's program would have in these formats, before anything is packed: bytes of the file, and of each
+    link, and the head, those of its large matrices."""
+    laid = _draft(checkpoint, form)
+    parts: dict[str, int] = {}
+    for operation in laid.header["operations"]:
+        places = [operation[place] for place in ("first", "second") if place in operation]
+        if places:
+            parts[operation["name"]] = sum(_bytes_of(part) for part in places)
+    if "head" in checkpoint.model.matrices():
+        parts["head"] = _bytes_of(laid.header["head"]["output"])
+    return file_bytes(laid), parts
+
+
+def _draft(
+    checkpoint: Checkpoint, form: str, cache: str = "auto", rounded: Mapping[str, Quantized] | None = None
+) -> Draft:
+    laid = draft(checkpoint.model, form, rounded=rounded)
+    header = laid.header | {"card": Card.of(checkpoint).to_dict()}
+    return Draft(header if cache == "auto" else cached_in(header, cache), laid.parts)
+
+
+def _bytes_of(part: dict[str, Any]) -> int:
+    form = next(one for one in FORMATS.values() if one.matches(part))
+    return form.bytes(part["outputs"], part["inputs"])
+
+
 def _sizes(header: dict[str, Any]) -> list[Size]:
     totals: dict[str, list[int]] = {}
 
@@ -111,8 +135,7 @@ def _sizes(header: dict[str, Any]) -> list[Size]:
             size = weights * (4 if part["format"] == "f32" else 2)
         else:
             weights = part["outputs"] * part["inputs"]
-            form = next(one for one in FORMATS.values() if one.matches(part))
-            size = form.bytes(part["outputs"], part["inputs"])
+            size = _bytes_of(part)
         total = totals.setdefault(what, [0, 0])
         total[0] += size
         total[1] += weights

@@ -15,14 +15,15 @@ what stays undecided is said.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import ContractError
-from chinchilla_lm.plan import CostTable, Plan, chain
+from chinchilla_lm.plan import Plan
 from chinchilla_lm.runtime.measuring.clock import Median, Ratio
 
 # Searches at most: each miss tightens the budget by what was missed, so three are usual.
@@ -63,7 +64,27 @@ class Race(Protocol):
         """Time for so many stretches more; what all rounds so far say."""
 
 
-Search = Callable[[CostTable, float], Plan]
+class Predictions(Protocol):
+    """What is predicted of plans: a cost table of drops, or one of drops and formats."""
+
+    @property
+    def total_us(self) -> float:
+        """Of the original."""
+
+    def plan_us(self, plan: Plan) -> float:
+        """Of a plan."""
+
+    def plan_cost(self, plan: Plan) -> float:
+        """What the choices of a plan cost, added up."""
+
+    def steps(self, plan: Plan) -> tuple[float, int]:
+        """Microseconds by which another plan is slower at least, and up to how many such steps there are."""
+
+    def fastest(self) -> Plan:
+        """The plan that is predicted to take least."""
+
+
+P = TypeVar("P", bound=Predictions)
 StartRace = Callable[[Plan], Race]
 CostOf = Callable[[Plan], float]
 Allow = Callable[[int], bool]
@@ -150,9 +171,9 @@ class Try:
 
 
 def fulfil(
-    table: CostTable,
+    table: P,
     target: Target,
-    search: Search,
+    search: Callable[[P, float], Plan],
     start: StartRace,
     console: Console,
     *,
@@ -165,19 +186,19 @@ def fulfil(
     searches beyond the plan that holds, at most; with 0 the first that holds is taken.
     Raises ContractError, with what can be had, when no plan keeps it.
     """
-    contract = _Contract(table, target, search, start, console, cost or (lambda plan: table.cost_of(plan.dropped)))
+    contract = _Contract(table, target, search, start, console, cost or table.plan_cost)
     best = contract.climb(contract.descend(), neighbours)
     origin = {**best.plan.origin, "measured": [attempt.facts() for attempt in contract.tries]}
     return replace(best, plan=replace(best.plan, origin=origin)), contract.tries
 
 
 @dataclass
-class _Contract:
+class _Contract(Generic[P]):
     """What is asked, and the plans that were timed so far."""
 
-    table: CostTable
+    table: P
     target: Target
-    search: Search
+    search: Callable[[P, float], Plan]
     start: StartRace
     console: Console
     cost: CostOf
@@ -188,12 +209,12 @@ class _Contract:
         """Time a plan until it is decided, for as long as is allowed, and tell it."""
         timed = self.target.settle(self.start(plan), HEADROOM, allow)
         holds = self.target.holds(timed, HEADROOM)
-        predicted_us = self.table.predict_us(plan.dropped)
+        predicted_us = self.table.plan_us(plan)
         self.tries.append(Try(plan, budget_us, predicted_us, timed.speedup, timed.latency_ms, holds))
         ratio, latency = timed.speedup, timed.latency_ms
         straddles = self.target.straddled(timed, HEADROOM)
         self.console.say(
-            f"contract: {len(plan.kept)} of {2 * plan.num_blocks} links kept: "
+            f"contract: {len(plan.kept)} of {2 * plan.num_blocks} links kept{_formats(plan)}: "
             f"predicted {self.table.total_us / max(predicted_us, 1e-9):.2f}× and {predicted_us / 1000:.2f} ms, "
             f"measured {ratio.value:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}] and {latency.value:.2f} ms "
             f"[{latency.low:.2f}, {latency.high:.2f}] "
@@ -228,7 +249,7 @@ class _Contract:
                 break
             asked.append(budget)
             plan = self.search(self.table, budget)
-            if any(plan.dropped == attempt.plan.dropped for attempt in self.tries):
+            if any(_same(plan, attempt.plan) for attempt in self.tries):
                 continue
             last = self.time(plan, budget, partial(self._allow, plan, best))
             if last.holds and self._rank(last) < self._rank(best):
@@ -271,11 +292,11 @@ class _Contract:
 
     def _rung(self, best: Try, line: float, asked: list[float]) -> float | None:
         """The budget nearest to the line that was not asked for, of those that give the best plan links back."""
-        step = min((saved for name in best.plan.dropped if (saved := self.table.time(name)) > 0), default=0.0)
+        step, steps = self.table.steps(best.plan)
         if step == 0:
             return None
         most = math.floor((line * (1 + SCATTER) - best.predicted_us) / step)
-        most = min(max(most, 1), len(best.plan.dropped))
+        most = min(max(most, 1), steps)
         # Half a link more than the sum, as searches round times up.
         rungs = [best.predicted_us + (number + 0.5) * step for number in range(1, most + 1)]
         new = [rung for rung in rungs if all(abs(rung - earlier) > step / 2 for earlier in asked)]
@@ -288,12 +309,11 @@ class _Contract:
     def what_can_be_had(self) -> str:
         """The limit, measured: with every link dropped, nothing of the chain is left to drop. And a target within it,
         as the table predicts it too, that is no more than what was reached."""
-        table = self.table
-        names = [link.name for link in chain(table.num_blocks)]
-        timed = self.start(Plan.from_dropped(table.num_blocks, names, norms=table.norms)).run(1)
+        table, fastest = self.table, self.table.fastest()
+        timed = self.start(fastest).run(1)
         ratio, latency = timed.speedup, timed.latency_ms
         most = f"without any link the model is {ratio.value:.2f}× as fast ({latency.value:.2f} ms)"
-        proposed = 1 + PROPOSED * (min(ratio.value, table.total_us / table.predict_us(names)) - 1)
+        proposed = 1 + PROPOSED * (min(ratio.value, table.total_us / table.plan_us(fastest)) - 1)
         spare = (1 + HEADROOM) ** 2
         if self.target.speedup is not None:
             bounds = [_known(tried.speedup.low, tried.speedup.value) / spare for tried in self.tries]
@@ -308,3 +328,14 @@ class _Contract:
 def _known(bound: float, value: float) -> float:
     """The bound, or the value where one round gave none."""
     return bound if math.isfinite(bound) else value
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    """Whether two plans make the same model."""
+    return (one.choices, one.head) == (other.choices, other.head)
+
+
+def _formats(plan: Plan) -> str:
+    """` in int4 7, int8 5`, where the plan has formats."""
+    counts = Counter([*plan.formats.values(), *([] if plan.head is None else [plan.head])])
+    return " in " + ", ".join(f"{form} {count}" for form, count in sorted(counts.items())) if counts else ""

@@ -1,10 +1,13 @@
-"""The quality cost of a set of dropped links: remove them, run what is behind them, compare with the original.
+"""The quality cost of dropped links and of formats: make the change, run what is behind it, compare with the original.
 
 The stream in front of a link does not depend on what is dropped behind it. So the streams up to the last dropped link
 are kept (`_Prefixes`), and a measurement starts where it leaves a path that was walked before: scoring each link of a
 chain once costs half of the naive passes, and a search around an incumbent far less. What is behind the last dropped
 link serves only plans that drop yet more there, and is walked again if they come: to keep it too saves greedy a tenth
 of its walking, and costs scoring a tenth of its time and 0.6 GB (SmolLM2, docs/log.md).
+
+What is kept in a format has its weights replaced by what the format makes of them (`rounded.py`). Where the decoder is
+the embedding too, its format changes the stream from the start.
 
 B rows, T positions, D hidden features, N compared positions, V outputs.
 """
@@ -15,7 +18,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,9 @@ from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import NormFate, Transformer
+from chinchilla_lm.plan import HEAD
 from chinchilla_lm.score.ledger import Cost, Ledger
+from chinchilla_lm.score.rounded import Rounded
 
 # Positions compared at most. The head is as dear as ten blocks of a small language model, and 1,024 positions
 # estimate a mean KL as well as the choice of the calibration text allows (docs/log.md).
@@ -35,10 +40,14 @@ MAX_POSITIONS = 1024
 CHUNK = 128
 # Memory for remembered streams, in bytes: 60 boundaries of 8 k tokens at 576 features in bfloat16 are 0.6 GB.
 PREFIX_BYTES = 2_500_000_000
+NORM_FATES = ("keep", "lose")
+
+Fates = Mapping[str, str]
+"""Link → what became of its norm when it was dropped, or the format that it is kept in; and the head's format."""
 
 
 class _Prefixes:
-    """Streams at boundaries, by (boundary, what was dropped before it), least recently used out first."""
+    """Streams at boundaries, by (boundary, what was changed before it), least recently used out first."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.used = capacity, 0
@@ -53,10 +62,10 @@ class _Prefixes:
             _, oldest = self.streams.popitem(last=False)
             self.used -= _bytes(oldest)
 
-    def deepest(self, names: Sequence[str], fates: Mapping[str, NormFate]) -> tuple[int, list[Tensor]] | None:
-        """The last boundary on this path whose stream is remembered."""
+    def deepest(self, names: Sequence[str], fates: Fates, front: Sequence[str]) -> tuple[int, list[Tensor]] | None:
+        """The last boundary on this path whose stream is remembered. front: what is in front of the first link."""
         for boundary in range(len(names), -1, -1):
-            place = (boundary, _before(names[:boundary], fates))
+            place = (boundary, _before((*front, *names[:boundary]), fates))
             if place in self.streams:
                 self.streams.move_to_end(place)
                 return boundary, self.streams[place]
@@ -87,6 +96,9 @@ class Measure:
         self.model, self.loss = model.eval(), loss
         self.batches = list(batches)
         self.names = model.names
+        self.rounded = Rounded(model)
+        head = model.config.head
+        self._front = (HEAD,) if head.kind == "language-modeling" and head.tied else ()
         self.norms: dict[str, NormFate] = {}
         self._ledger = ledger
         self._prefixes = _Prefixes(prefix_bytes)
@@ -107,9 +119,15 @@ class Measure:
         """Mean cost in nats a position."""
         return self.cost(dropped).value
 
-    def cost(self, dropped: frozenset[str], norms: Mapping[str, NormFate] | None = None) -> Cost:
-        """Mean cost and its interval; `norms` overrides what becomes of a link's norm."""
-        fates = self.fates(dropped, norms)
+    def cost(
+        self,
+        dropped: frozenset[str],
+        norms: Mapping[str, NormFate] | None = None,
+        formats: Mapping[str, str] | None = None,
+    ) -> Cost:
+        """Mean cost and its interval; `norms` overrides what becomes of a link's norm. formats: of links that are kept,
+        and of the head, which stay as they are where they are not named."""
+        fates: dict[str, str] = {**self.fates(dropped, norms), **(formats or {})}
         if not fates:
             return Cost(0.0, 0.0, 0.0)
         found = None if self._ledger is None else self._ledger.get(fates)
@@ -119,7 +137,7 @@ class Measure:
                 self._ledger.put(fates, found)
         return found
 
-    def _measured(self, fates: Mapping[str, NormFate]) -> Cost:
+    def _measured(self, fates: Fates) -> Cost:
         per_window = self._losses(fates)
         if self.loss == "task":
             per_window = [(a - b, n) for (a, n), (b, _) in zip(per_window, self._base, strict=True)]
@@ -161,24 +179,32 @@ class Measure:
         with torch.inference_mode():
             return _mean_cost(self._compared(self._outputs(streams)))
 
-    def _advance(
-        self, streams: list[Tensor], start: int, stop: int | None, fates: Mapping[str, NormFate]
-    ) -> list[Tensor]:
-        return [
-            self.model.run(x, context, start, stop, fates) for x, context in zip(streams, self._contexts, strict=True)
-        ]
+    def _advance(self, streams: list[Tensor], start: int, stop: int | None, fates: Fates) -> list[Tensor]:
+        some = {name: fates[name] for name in self.names[start:stop] if name in fates}
+        gone = {name: cast(NormFate, fate) for name, fate in some.items() if fate in NORM_FATES}
+        with self.rounded.swapped({name: fate for name, fate in some.items() if name not in gone}):
+            both = zip(streams, self._contexts, strict=True)
+            return [self.model.run(x, context, start, stop, gone) for x, context in both]
 
-    def _run(self, fates: Mapping[str, NormFate]) -> list[Tensor]:
+    def _head(self, fates: Fates) -> dict[str, str]:
+        return {HEAD: fates[HEAD]} if HEAD in fates else {}
+
+    def _embed(self, fates: Fates) -> list[Tensor]:
+        with self.rounded.swapped(self._head(fates) if self._front else {}):
+            streams = [self.model.embed(batch.batch)[0] for batch in self.batches]
+        self._prefixes.put((0, _before(self._front, fates)), streams)
+        return streams
+
+    def _run(self, fates: Fates) -> list[Tensor]:
         """What every batch's compared positions give: last hidden states [N, D], or a sequence head's logits [N, C]."""
-        found = self._prefixes.deepest(self.names, fates)
-        if found is None:
-            found = 0, [self.model.embed(batch.batch)[0] for batch in self.batches]
-        start, streams = found
-        last = max((self.names.index(name) for name in fates), default=0)
+        found = self._prefixes.deepest(self.names, fates, self._front)
+        start, streams = found if found is not None else (0, self._embed(fates))
+        last = max((self.names.index(name) for name in fates if name != HEAD), default=0)
         for position in range(start, last):
             before, streams = streams, self._advance(streams, position, position + 1, fates)
             if streams[0] is not before[0]:  # a link that was dropped without a trace: the boundary before it serves
-                self._prefixes.put((position + 1, _before(self.names[: position + 1], fates)), streams)
+                path = (*self._front, *self.names[: position + 1])
+                self._prefixes.put((position + 1, _before(path, fates)), streams)
         return self._outputs(self._advance(streams, max(start, last), None, fates))
 
     def _outputs(self, streams: list[Tensor]) -> list[Tensor]:
@@ -195,9 +221,11 @@ class Measure:
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs if _is_sequence(self.model) else self.model.head.classify(outputs)
 
-    def _losses(self, fates: Mapping[str, NormFate]) -> list[tuple[float, int]]:
+    def _losses(self, fates: Fates) -> list[tuple[float, int]]:
         with torch.inference_mode():
-            return self._compared(self._run(fates))
+            outputs = self._run(fates)
+            with self.rounded.swapped(self._head(fates)):
+                return self._compared(outputs)
 
     def _compared(self, outputs_of_batches: list[Tensor]) -> list[tuple[float, int]]:
         """(sum of the cost over compared positions, their number) for every window that has any."""
@@ -297,7 +325,7 @@ def _mean_cost(per_window: Sequence[tuple[float, int]]) -> Cost:
     return Cost(mean, mean - 1.96 * error, mean + 1.96 * error)
 
 
-def _before(names: Sequence[str], fates: Mapping[str, NormFate]) -> frozenset[tuple[str, str]]:
+def _before(names: Sequence[str], fates: Fates) -> frozenset[tuple[str, str]]:
     return frozenset((name, fates[name]) for name in names if name in fates)
 
 

@@ -71,20 +71,30 @@ def edges_of(table: CostTable, block: int, protected: Collection[str], incumbent
 def cheapest_path(
     blocks: Sequence[Sequence[Edge]], room_us: Fraction, ticks: int, max_changes: int | None = None
 ) -> frozenset[str] | None:
-    """The links that the cheapest path drops, or None if none keeps within `room_us` and `max_changes`.
+    """The links that the cheapest path drops, or None if none keeps within `room_us` and `max_changes`."""
+    taken = cheapest_edges(blocks, room_us, ticks, max_changes)
+    if taken is None:
+        return None
+    return frozenset(name for edges, index in zip(blocks, taken, strict=True) for name in edges[index].dropped)
 
-    Time is O(blocks · edges · changes · ticks) in numpy, memory one byte per block, change and tick.
+
+def cheapest_edges(
+    blocks: Sequence[Sequence[Edge]], room_us: Fraction, ticks: int, max_changes: int | None = None
+) -> list[int] | None:
+    """The edge that the cheapest path takes over each block, or None if none keeps within `room_us` and `max_changes`.
+
+    Time is O(blocks · edges · changes · ticks) in numpy, memory two bytes per block, change and tick.
     """
     if room_us < 0:
         return None
     most = 0 if max_changes is None else max_changes
     shape = (most + 1, ticks + 1)
     cost, drops = np.zeros(shape), np.zeros(shape, dtype=np.int32)
-    picks: list[npt.NDArray[np.uint8]] = []
+    picks: list[npt.NDArray[np.uint16]] = []
     steps: list[list[tuple[int, int]]] = []
     for edges in blocks:
         new_cost, new_drops = np.full(shape, np.inf), np.zeros(shape, dtype=np.int32)
-        pick = np.zeros(shape, dtype=np.uint8)
+        pick = np.zeros(shape, dtype=np.uint16)
         step = [(0 if max_changes is None else e.changes, _ticks_up(e.time_us, room_us, ticks)) for e in edges]
         for index, (edge, (m, t)) in enumerate(zip(edges, step, strict=True)):
             if m > most or t > ticks:
@@ -102,13 +112,13 @@ def cheapest_path(
         steps.append(step)
     if not np.isfinite(cost[most, ticks]):
         return None
-    gone: set[str] = set()
+    taken: list[int] = []
     m, t = most, ticks
-    for edges, pick, step in zip(reversed(blocks), reversed(picks), reversed(steps), strict=True):
+    for pick, step in zip(reversed(picks), reversed(steps), strict=True):
         index = int(pick[m, t])
-        gone.update(edges[index].dropped)
+        taken.append(index)
         m, t = m - step[index][0], t - step[index][1]
-    return frozenset(gone)
+    return taken[::-1]
 
 
 def _ticks_up(time_us: Fraction, room_us: Fraction, ticks: int) -> int:

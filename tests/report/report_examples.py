@@ -147,6 +147,33 @@ def failed_report() -> dict[str, Any]:
     return report
 
 
+def packed_report() -> dict[str, Any]:
+    """The first report's run with formats: three for the links that are left, a head, and single formats beside it."""
+    report = full_report()
+    parts = []
+    for index, choice in enumerate(report["plan"]["choices"]):
+        if choice["action"] == "keep":
+            form, bits = (("bf16", 16.0), ("int8", 8.25), ("int4", 5.0))[index % 3]
+            choice["format"] = form
+            parts.append({"what": choice["link"], "format": form, "bytes": int(1e6 * bits / 8), "bits": bits})
+    parts.append({"what": "head", "format": "int8", "bytes": 28_000_000, "bits": 8.25})
+    report["plan"]["head"] = "int8"
+    report["packed"] = {"format": "bf16,0.mlp=int8", "bytes": 81_400_000, "bits": 6.63, "memory_mb": 85.0}
+    report["packed"] |= {"parts": parts}
+    report["packed"] |= {"single": {"format": "int8", "value": 1.31, "low": 1.27, "high": 1.36}}
+    report["rows"][-1] |= {"name": "packed", "bytes": 81_400_000}
+    for point in report["frontier"]:
+        point |= {"bytes": 270_000_000 - 4e6 * (60 - point["links"]), "bits": 16.1}
+        if point["method"] == "refine":
+            point |= {"method": "mix", "bytes": 1.2e6 * point["links"], "bits": 5.1}
+    for name, latency, bits in (("int8", 14.0, 8.3), ("int4", 11.0, 4.9)):
+        report["frontier"].append(
+            {"method": name, "style": "single", "stage": "before recovery", "speedup": 21.94 / latency, "links": 60}
+            | {"latency_ms": latency, "quality": 3e-2 / bits, "bytes": 1.68e7 * bits, "bits": bits, "chosen": False}
+        )
+    return report
+
+
 def minimal_report() -> dict[str, Any]:
     """Only what must be there."""
     report = full_report()

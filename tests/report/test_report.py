@@ -18,9 +18,9 @@ import pytest
 from chinchilla_lm.report.markdown import markdown, markdown_report
 from chinchilla_lm.report.page import html_report
 from chinchilla_lm.report.write import write_report
-from tests.report.report_examples import failed_report, full_report, minimal_report
+from tests.report.report_examples import failed_report, full_report, minimal_report, packed_report
 
-EXAMPLES: list[Callable[[], dict[str, Any]]] = [full_report, failed_report, minimal_report]
+EXAMPLES: list[Callable[[], dict[str, Any]]] = [full_report, failed_report, packed_report, minimal_report]
 EVIL = """<script>alert('1')</script>|"&'`*_[x](javascript:1)\n# <img src=x onerror=alert(2)>\x00\ud800"""
 VOID = {"meta", "br", "img", "link", "input"}
 FREE_TEXT = (

@@ -15,9 +15,9 @@ from chinchilla_lm.report.chain import chain_figure, per_line
 from chinchilla_lm.report.drawing import WIDTHS, interval_figure, linear, logarithmic, text_width
 from chinchilla_lm.report.frontier import METHODS, Plot, drawable, frontier_figure, glyph, lay_out
 from chinchilla_lm.report.page import html_report
-from tests.report.report_examples import DROPPED, failed_report, full_report, minimal_report
+from tests.report.report_examples import DROPPED, failed_report, full_report, minimal_report, packed_report
 
-EXAMPLES: list[Callable[[], dict[str, Any]]] = [full_report, failed_report, minimal_report]
+EXAMPLES: list[Callable[[], dict[str, Any]]] = [full_report, failed_report, packed_report, minimal_report]
 WIDE_AND_NARROW = pytest.mark.parametrize("width", WIDTHS.values())
 
 

@@ -192,7 +192,7 @@ def write_program(program: Laid, path: str | Path) -> None:
 
     Raises InputError where the disk refuses, and what the making of the data raises.
     """
-    header = program.header | {"version": VERSION, "bytes": program.size}
+    header = _whole_header(program)
     digest = hashlib.sha256()
     # The header stands first but holds the hash of the data: its room is left, for a hash is always as long.
     room = len(_head(header, digest.hexdigest()))
@@ -206,6 +206,15 @@ def write_program(program: Laid, path: str | Path) -> None:
             file.write(_head(header, digest.hexdigest()))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; free room or pass another -o") from error
+
+
+def file_bytes(program: Laid) -> int:
+    """How large the file of a program is."""
+    return len(_head(_whole_header(program), hashlib.sha256().hexdigest())) + program.size
+
+
+def _whole_header(program: Laid) -> Header:
+    return program.header | {"version": VERSION, "bytes": program.size}
 
 
 def _head(header: Header, sha256: str) -> bytes:
