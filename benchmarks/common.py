@@ -37,6 +37,18 @@ def downloaded_model(name: str, remedy: str) -> str:
     return str(folder)
 
 
+def some_wikitext(folder: Path, characters: int | None) -> str:
+    """WikiText-2's folder, or one with the first so many characters of its test set alone, made in `folder`."""
+    whole = data_folder("wikitext2")
+    if characters is None:
+        return whole
+    made = folder / "wikitext2"
+    made.mkdir(exist_ok=True)
+    text = (Path(whole) / "wiki.test.raw").read_text(encoding="utf-8")[:characters]
+    (made / "wiki.test.raw").write_text(text, encoding="utf-8")
+    return str(made)
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

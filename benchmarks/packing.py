@@ -3,6 +3,7 @@
     python benchmarks/packing.py lm
     python benchmarks/packing.py lm --formats int4-sym-g128 --max-tokens 2048
     python benchmarks/packing.py lm --formats codebook-2x64 codebook-4x256 int4-sym-g64 --distil 65536
+    python benchmarks/packing.py lm --solvers gptq --calibration-tokens 16384 --characters 60000
     python benchmarks/packing.py ner FOLDER     # a tagger that benchmarks/ner.py left: out/bench/minilm-ner/model
 
 Every format is packed twice, each weight rounded by itself (`round`) and by GPTQ on 65,536 tokens, with `--distil` a
@@ -20,11 +21,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import data_folder, describe_machine, markdown, packaged_model, write_result
+from common import data_folder, describe_machine, markdown, packaged_model, some_wikitext, write_result
 
 from chinchilla_lm import api
+from chinchilla_lm.pack.formats import FORMATS as TABLE
 
-FORMATS = ("int8", "int8-row", "int4", "int4-sym", "int4-g64", "int4-sym-g64", "int4-g128", "int4-sym-g128")
+FORMATS = [name for name in TABLE if name not in ("f32", "bf16")]
 METRICS = {
     "lm": ("language-modeling", "wikitext2", "perplexity"),
     "ner": ("token-classification", "conll2003", "entity_f1"),
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--formats", nargs="+", default=FORMATS, help="also mixed: int4,head=int8")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest window, of language models (default 512)")
+    parser.add_argument("--solvers", nargs="+", default=("round", "gptq"), choices=("round", "gptq"))
+    parser.add_argument("--calibration-tokens", type=int, default=65_536, help="that GPTQ reads (default 65,536)")
+    parser.add_argument("--characters", type=int, help="of WikiText-2's test set, its first ones (default: all)")
     parser.add_argument("--distil", type=int, default=0, help="tokens to learn from after GPTQ (default 0: not at all)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
@@ -45,19 +50,21 @@ def main() -> None:
         raise SystemExit("ner needs the folder of a tagger; run python benchmarks/ner.py minilm --speedups 2.0 first")
     model = args.model or packaged_model("SmolLM2-135M-Instruct")
     fields: dict[str, Any] = {"task": task, "data": data_folder(data)}
-    if args.case == "lm":
-        fields["max_tokens"] = args.max_tokens
     calibration = data_folder("exllama_cal/wiki.utf8") if args.case == "lm" else fields["data"]
-    original = api.evaluate(model, **fields, dtype="bfloat16")["metrics"][metric]["value"]
-    rows: list[list[Any]] = [["bfloat16", "", "16", f"{original:.4f}", "", ""]]
     found = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.case == "lm":
+            fields |= {"max_tokens": args.max_tokens, "data": some_wikitext(Path(folder), args.characters)}
+        original = api.evaluate(model, **fields, dtype="bfloat16")["metrics"][metric]["value"]
+        rows: list[list[Any]] = [["bfloat16", "", "16", f"{original:.4f}", "", ""]]
         for form in args.formats:
-            ways = [("round", 0), ("gptq", 0), ("gptq", args.distil)][: 3 if args.distil else 2]
+            ways = [(solver, 0) for solver in args.solvers] + [("gptq", args.distil)] * bool(args.distil)
             for solver, tokens in ways:
                 out = str(Path(folder) / f"{form}-{solver}-{tokens}")
-                text = None if solver == "round" else calibration
-                packed = api.pack(model, format=form, out=out, solver=solver, calibration=text, distil=tokens)
+                text = {} if solver == "round" else {"calibration": calibration, "distil": tokens}
+                if text:
+                    text["calibration_tokens"] = args.calibration_tokens
+                packed = api.pack(model, format=form, out=out, solver=solver, **text)
                 value = api.evaluate(out, **fields)["metrics"][metric]["value"]
                 change = 100 * (value / original - 1) if args.case == "lm" else 100 * (value - original)
                 found.append({"packed": packed, "value": value})

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import data_folder, describe_machine, markdown, packaged_model, write_result
+from common import data_folder, describe_machine, markdown, packaged_model, some_wikitext, write_result
 from gguf import GGUFReader
 
 from chinchilla_lm import api
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", default=TYPES, help="file types, as llama.cpp names them")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest window (default 512)")
+    parser.add_argument("--characters", type=int, help="of the test set, its first ones (default: all)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     source, console = packaged_model("SmolLM2-135M-Instruct"), Console(quiet=True)
@@ -88,7 +89,7 @@ def main() -> None:
             if done.returncode:
                 print(f"{kind}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
                 continue
-            value = perplexity(str(target), args.max_tokens)
+            value = perplexity(str(target), some_wikitext(Path(folder), args.characters), args.max_tokens)
             rows.append([kind, f"{bits_of(target):.2f}", types_of(target), f"{value:.3f}"])
             found.append({"type": kind, "bits": bits_of(target), "perplexity": value})
             print(" | ".join(map(str, rows[-1])), flush=True)
@@ -98,9 +99,9 @@ def main() -> None:
     write_result(args.out, f"packing-peers-{args.max_tokens}", {"rows": found})
 
 
-def perplexity(model: str, max_tokens: int) -> float:
-    """On the whole test set, the weights in bfloat16."""
-    fields: dict[str, Any] = {"task": "language-modeling", "data": data_folder("wikitext2"), "max_tokens": max_tokens}
+def perplexity(model: str, data: str, max_tokens: int) -> float:
+    """On the test split, the weights in bfloat16."""
+    fields: dict[str, Any] = {"task": "language-modeling", "data": data, "max_tokens": max_tokens}
     value: float = api.evaluate(model, **fields, dtype="bfloat16")["metrics"]["perplexity"]["value"]
     return value
 
