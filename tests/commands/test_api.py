@@ -125,7 +125,7 @@ def test_pack_and_export(printed: Answer, plain: Path, tmp_path: Path):
     same(found_, printed("export", plain, "--to", "hf", "-o", tmp_path / "four"), "output", "load")
     same(api.export(str(plain), out=str(tmp_path / "three"), force=True), found_)
     for call in (
-        lambda: api.pack(str(plain), format="int3", out=str(tmp_path / "x")),
+        lambda: api.pack(str(plain), format="int5", out=str(tmp_path / "x")),
         lambda: api.pack(str(plain), format="f32", out=str(tmp_path / "one")),
         lambda: api.export(str(plain), out=str(tmp_path / "three")),
         lambda: api.export(str(plain), to="onnx", out=str(tmp_path / "x")),
@@ -141,7 +141,7 @@ def test_a_packed_model_is_inspected(printed: Answer, plain: Path, tmp_path: Pat
 
 
 def test_doctor(printed: Answer):
-    aside = ("machine", "bandwidth_gb_s", "reads", "gemm_gflops", "checks")
+    aside = ("machine", "bandwidth_gb_s", "reads", "gemm_gflops", "checks", "formats")
     same(api.doctor(0.05, quiet=True), printed("doctor", "--seconds", 0.05), *aside)
     with pytest.raises(InputError, match="seconds 0"):
         api.doctor(0.0)
