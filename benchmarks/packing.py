@@ -2,13 +2,15 @@
 
     python benchmarks/packing.py lm
     python benchmarks/packing.py lm --formats int4-sym-g128 --max-tokens 2048
+    python benchmarks/packing.py lm --formats codebook-2x64 codebook-4x256 int4-sym-g64 --distil 65536
     python benchmarks/packing.py ner FOLDER     # a tagger that benchmarks/ner.py left: out/bench/minilm-ner/model
 
-Every format is packed twice, each weight rounded by itself (`round`) and by GPTQ on 65,536 tokens, and judged on the
-whole test split by the engine, against the model in bfloat16. Calibrated on text that shares no article with WikiText-2
-(`exllama_cal/wiki.utf8`), or on the tagger's training split. Bits a weight count scales, minima, the head and
-embeddings. SmolLM2 comes as Q4_1: its values are multiples of 4-bit steps in groups of 32, which `int4` gives back as
-they were, so that there is nothing to solve; in other groups they are numbers like any others.
+Every format is packed twice, each weight rounded by itself (`round`) and by GPTQ on 65,536 tokens, with `--distil` a
+third time, and judged on the whole test split by the engine, against the model in bfloat16. Calibrated on text that
+shares no article with WikiText-2 (`exllama_cal/wiki.utf8`), or on the tagger's training split. Bits a weight count
+scales, minima, the head and embeddings. SmolLM2 comes as Q4_1: its values are multiples of 4-bit steps in groups of 32,
+which `int4` gives back as they were, so that there is nothing to solve; in other groups they are numbers like any
+others.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--formats", nargs="+", default=FORMATS, help="also mixed: int4,head=int8")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest window, of language models (default 512)")
+    parser.add_argument("--distil", type=int, default=0, help="tokens to learn from after GPTQ (default 0: not at all)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     task, data, metric = METRICS[args.case]
@@ -50,15 +53,17 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for form in args.formats:
-            for solver in ("round", "gptq"):
-                out = str(Path(folder) / f"{form}-{solver}")
+            ways = [("round", 0), ("gptq", 0), ("gptq", args.distil)][: 3 if args.distil else 2]
+            for solver, tokens in ways:
+                out = str(Path(folder) / f"{form}-{solver}-{tokens}")
                 text = None if solver == "round" else calibration
-                packed = api.pack(model, format=form, out=out, solver=solver, calibration=text)
+                packed = api.pack(model, format=form, out=out, solver=solver, calibration=text, distil=tokens)
                 value = api.evaluate(out, **fields)["metrics"][metric]["value"]
                 change = 100 * (value / original - 1) if args.case == "lm" else 100 * (value - original)
                 found.append({"packed": packed, "value": value})
                 seconds = f"{packed['seconds']:.0f}"
-                rows.append([form, solver, f"{packed['bits']:.2f}", f"{value:.4f}", f"{change:+.2f}", seconds])
+                how = f"{solver} + distil {tokens:,}" if tokens else solver
+                rows.append([form, how, f"{packed['bits']:.2f}", f"{value:.4f}", f"{change:+.2f}", seconds])
                 print(" | ".join(map(str, rows[-1])), flush=True)
     print(describe_machine())
     columns = ["format", "solver", "bits a weight", metric, "change" + (", %" if args.case == "lm" else ", points")]

@@ -160,6 +160,7 @@ def pack(
     solver: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    distil: int = 0,
     margin: float | None = None,
     data: str | None = None,
     against: str | None = None,
@@ -174,7 +175,8 @@ def pack(
     where the model's config names none. cache: how keys and values are kept, `bf16` or `int8` (`auto`: int8 beside
     weights of 8 and 4 bits). solver: `round` or `gptq` (None: the latter where there is `calibration`), which needs
     `calibration`, data of the model's task, and reads so many tokens of their training split (None: 65,536). `bits`
-    measures on it what each matrix costs; without it, matrices differ by their rounding errors alone.
+    measures on it what each matrix costs; without it, matrices differ by their rounding errors alone. distil: tokens of
+    it from which scales, codebooks, norms and biases of the rounded model learn the original's outputs.
 
     margin: the largest loss of quality that passes on the test split of `data`, against the model `against` (None:
     `model`); the certificate is written into `out`, whether it passed or not: see `certificate`. None: not judged.
@@ -198,6 +200,7 @@ def pack(
             solver=solver,
             calibration=calibration,
             calibration_tokens=calibration_tokens,
+            distil=distil,
             against=against,
             margin=margin,
             data=data,
@@ -206,16 +209,21 @@ def pack(
         return run(asked, Console(quiet=quiet))
 
 
-def export(model: str, *, out: str, to: str = "hf", force: bool = False, quiet: bool = False) -> ExportResult:
-    """Write a model as other programs read it; `hf` is a stock folder that transformers loads.
+def export(
+    model: str, *, out: str, to: str = "hf", format: str | None = None, force: bool = False, quiet: bool = False
+) -> ExportResult:
+    """Write a model as other programs read it.
 
-    force: replace an earlier export that is in `out`. Raises InputError for an unknown format, for a packed model, and
-    for a folder that is not empty or not ours to replace.
+    to: `hf` is a stock folder that transformers loads, `compressed-tensors` one with rounded matrices, `gguf` a file
+    for llama.cpp. format: how numbers are written, None: as they are; a packed model's codes are then kept. force:
+    replace an earlier export that is in `out`. Raises InputError for an unknown target or format, for a model that the
+    target cannot say, and for a folder that is not empty or not ours to replace.
     """
     with needing("export"):
+        from chinchilla_lm.pipeline.export import Exporting
         from chinchilla_lm.pipeline.export import export as run
 
-        return run(model, to, Path(out), Console(quiet=quiet), force=force)
+        return run(Exporting(model, to, Path(out), format, force), Console(quiet=quiet))
 
 
 def doctor(seconds: float = 10.0, *, quiet: bool = False) -> DoctorResult:

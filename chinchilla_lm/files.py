@@ -63,6 +63,28 @@ def _write_beside_and_rename(target: Path, payload: bytes) -> None:
     _sync_folder(target.parent)
 
 
+@contextmanager
+def building_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a hidden name beside `path` for a file to be written under; it takes its place on success, synced to the
+    disk, and is removed on any failure. Missing parent folders are made.
+
+    Raises InputError for whatever the operating system refuses, while the file is written too.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where the system lets a folder be opened (not on Windows)."""
     if os.name == "nt":

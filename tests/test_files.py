@@ -17,7 +17,16 @@ import pytest
 
 from chinchilla_lm import files
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.files import building, json_text, read_json, replace_folder, sha256_of, sha256_text, write_atomic
+from chinchilla_lm.files import (
+    building,
+    building_file,
+    json_text,
+    read_json,
+    replace_folder,
+    sha256_of,
+    sha256_text,
+    write_atomic,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -63,6 +72,24 @@ def test_a_failed_write_keeps_the_old_file_and_removes_the_temporary(tmp_path: P
     if isinstance(error, OSError):
         expected = f"cannot write {path}: No space left on device; free room or pass another -o"
         assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_file_that_is_built_is_whole_or_not_there(tmp_path: Path, error):
+    path = tmp_path / "new" / "model.gguf"
+    with building_file(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+
+    def fail() -> None:
+        with building_file(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        fail()
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["model.gguf"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

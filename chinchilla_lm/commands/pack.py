@@ -73,6 +73,13 @@ def _add_solving(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"tokens of it (default {CALIBRATION_TOKENS:,})",
     )
+    parser.add_argument(
+        "--distil",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="tokens of it from which scales, codebooks and norms then learn the original's outputs (default 0)",
+    )
 
 
 def _add_judging(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +110,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         solver=args.solver,
         calibration=args.calibration,
         calibration_tokens=args.calibration_tokens,
+        distil=args.distil,
         against=args.against,
         margin=args.margin,
         data=args.data,

@@ -37,6 +37,18 @@ class Encoded:
     bytes: tuple[int, ...] = ()
 
 
+def enough(windows: Sequence[Encoded], tokens: int) -> list[Encoded]:
+    """The first windows, as many as have `tokens` together, or all."""
+    chosen: list[Encoded] = []
+    total = 0
+    for window in windows:
+        if total >= tokens:
+            break
+        chosen.append(window)
+        total += len(window.ids)
+    return chosen
+
+
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, whole and without special tokens, whatever truncation the tokenizer's file asks for."""
     if not texts:

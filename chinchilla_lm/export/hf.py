@@ -13,7 +13,8 @@ which adds nothing, and past it. Several lost norms in a row pass weight and bia
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from chinchilla_lm.models.sentence import FILES as SENTENCE_FILES
 from chinchilla_lm.models.tokenizer import is_tokenizer_file
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.models.weight_files import SINGLE
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.certified import CERTIFICATE
 
 KINDS = ("attn", "mlp")
@@ -51,21 +53,36 @@ def _says_only_what_it_learnt(path: Path) -> bool:
     return meta.keys() <= {"version", "dropped", "hub", ADAPTED} and not meta.get("dropped")
 
 
-def export_hf(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write the portable model, with a chinchilla.json where it learnt from the answers of data. Raises InputError
-    where transformers has no class for the model's head."""
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def export_hf(checkpoint: Checkpoint, folder: str | Path, form: str = "f32") -> None:
+    """Write the portable model, with a chinchilla.json where it learnt from the answers of data. form: `f32` or `bf16`.
+    Raises InputError where transformers has no class for the model's head."""
+    refuse_ours_only(checkpoint)
+    found = portable(checkpoint)
+    if form != "f32":
+        found = found.with_model(copy.deepcopy(found.model).to(DTYPES[form]))
+        found.model.tie()
+    save(found, folder, adapted(checkpoint.meta))
+
+
+def refuse_ours_only(checkpoint: Checkpoint) -> None:
+    """Raise InputError for a head of which transformers has no class."""
     family, head = checkpoint.family, checkpoint.model.config.head
     if head.kind in family.ours_only:
         raise InputError(f"transformers has no {family.name} with a head for {head.kind}; use the model's own folder")
-    save(portable(checkpoint), folder, adapted(checkpoint.meta))
 
 
-def portable(checkpoint: Checkpoint) -> Checkpoint:
-    """The same function with every link present or its whole block absent, blocks renumbered from 0."""
+def portable(checkpoint: Checkpoint, blocks: list[int] | None = None) -> Checkpoint:
+    """The same function with every link present or its whole block absent, blocks renumbered from 0.
+
+    blocks: those that stay, `remaining_blocks` or more.
+    """
     model = checkpoint.model
     if not model.dropped:
         return checkpoint
-    blocks = remaining_blocks(model)
+    blocks = remaining_blocks(model) if blocks is None else blocks
     config = cut_config(model.config, blocks)
     state = renumbered(model, blocks)
     full = skeleton(config)
@@ -141,16 +158,28 @@ def _layer_type(config: ModelConfig, block: int) -> str:
 
 def renumbered(model: Transformer, blocks: list[int]) -> dict[str, Tensor]:
     """The weights of the remaining blocks, numbered from 0."""
+    names = new_names(model.state_dict(), blocks)
+    return {names[name]: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
+
+
+def new_names(names: Iterable[str], blocks: list[int]) -> dict[str, str]:
+    """What the parameters of the remaining blocks are called, numbered from 0; those of others are not among them."""
     new = {str(block): position for position, block in enumerate(blocks)}
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    found: dict[str, str] = {}
+    for name in names:
         if not name.startswith("links."):
-            state[name] = tensor.detach()
+            found[name] = name
             continue
         block, rest = name.removeprefix("links.").split("_", 1)
         if block in new:
-            state[f"links.{new[block]}_{rest}"] = tensor.detach()
-    return state
+            found[name] = f"links.{new[block]}_{rest}"
+    return found
+
+
+def portable_codes(codes: Mapping[str, Quantized], blocks: list[int]) -> dict[str, Quantized]:
+    """The codes of the remaining blocks, numbered from 0."""
+    names = new_names(codes, blocks)
+    return {names[name]: one for name, one in codes.items() if name in names}
 
 
 def neutral(name: str, config: ModelConfig, shape: torch.Size, example: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from torch import Tensor
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.config import RopeConfig
 from chinchilla_lm.models.families.reading import MAX_BLOCKS
-from chinchilla_lm.models.gguf_file import GgufFile
-from chinchilla_lm.models.gguf_shards import GgufShards, open_whole
+from chinchilla_lm.models.gguf_file import TensorInfo
+from chinchilla_lm.models.gguf_shards import open_whole
 from chinchilla_lm.models.rope import inverse_frequencies
 
 PLAIN_NAMES = {
@@ -59,7 +59,7 @@ class Architecture:
     """One general.architecture: the model_type and class that it is for transformers, and what the converter does.
 
     names: of a block's parts, beside or instead of those that all have. interleaved: rows of query and key are.
-    one_more: norms are stored with one added.
+    one_more: norms are stored with one added. others: model types of transformers that are written as this one too.
     """
 
     model_type: str
@@ -67,10 +67,11 @@ class Architecture:
     names: Mapping[str, str]
     interleaved: bool = False
     one_more: bool = False
+    others: tuple[str, ...] = ()
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", TWO_NORMS, interleaved=True),
+    "llama": Architecture("llama", "LlamaForCausalLM", TWO_NORMS, interleaved=True, others=("mistral",)),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", TWO_NORMS),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", TWO_NORMS),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", FOUR_NORMS, one_more=True),
@@ -88,12 +89,23 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
+class Described(Protocol):
+    """What a GGUF file says, read or still to be written."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor's values, or those of some rows, in float32."""
+
+
 class GgufSource:
     """A GGUF file as a source of tensors with Hugging Face names; `config` is what its config.json would be."""
 
     mapped = False
 
-    def __init__(self, file: GgufFile | GgufShards) -> None:
+    def __init__(self, file: Described) -> None:
         self._file = file
         name = str(file.metadata.get("general.architecture"))
         if name not in ARCHITECTURES:
@@ -148,7 +160,7 @@ def open_gguf(path: Path) -> Iterator[GgufSource]:
         yield GgufSource(file)
 
 
-def read_config(file: GgufFile | GgufShards, architecture: str) -> dict[str, Any]:
+def read_config(file: Described, architecture: str) -> dict[str, Any]:
     """The Hugging Face config that the metadata amount to."""
     items = Items(file, architecture)
     if "token_embd.weight" not in file.tensors:
@@ -200,7 +212,7 @@ GRANITE_NUMBERS = {
 class Items:
     """The metadata of one architecture, checked."""
 
-    def __init__(self, file: GgufFile | GgufShards, architecture: str) -> None:
+    def __init__(self, file: Described, architecture: str) -> None:
         self.file, self.architecture = file, architecture
 
     def get(self, key: str) -> Any:
@@ -241,7 +253,7 @@ class Items:
         return InputError(f"{self.file.path}: {self.architecture}.{key} {value!r:.60} is not {rule}; use another model")
 
 
-def _rope(file: GgufFile | GgufShards, items: Items, head_dim: int) -> dict[str, Any]:
+def _rope(file: Described, items: Items, head_dim: int) -> dict[str, Any]:
     theta = items.number("rope.freq_base", 10_000.0)
     plain = {"rope_type": "default", "rope_theta": theta}
     kind = items.get("rope.scaling.type") or "none"

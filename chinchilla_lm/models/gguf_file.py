@@ -23,6 +23,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.gguf_metadata import check_metadata
 from chinchilla_lm.native import engine_module
 
+MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 # Type code → numpy type, little-endian. 8 is a string, 9 an array.
@@ -120,7 +121,7 @@ class GgufFile:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self._data = path, data
         cursor = Cursor(path, data)
-        if cursor.take(4) != b"GGUF":
+        if cursor.take(len(MAGIC)) != MAGIC:
             raise cursor.error("it does not begin with GGUF")
         version = cursor.unpack("I")
         if version not in VERSIONS:

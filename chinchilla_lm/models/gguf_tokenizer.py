@@ -57,7 +57,7 @@ def read_tokenizer(path: Path) -> Any:
     metadata = _metadata(path)
     # transformers copies what it is given, by way of JSON, which takes a second: so it is given an empty one.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **_settings(metadata))
-    named = _fill(tokenizer.backend_tokenizer, path, metadata)
+    named = fill(tokenizer.backend_tokenizer, path, metadata)
     for role, token in named.items():
         setattr(tokenizer, role, token)
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
@@ -70,7 +70,7 @@ def read_plain_tokenizer(path: Path) -> PlainTokenizer:
 
     metadata = _metadata(path)
     backend = Tokenizer(models.BPE())
-    specials = _fill(backend, path, metadata)
+    specials = fill(backend, path, metadata)
     ends = frozenset(ends_in(path, metadata))
     template = metadata.get("tokenizer.chat_template")
     return PlainTokenizer(backend, specials, template, others=_settings(metadata), ends=ends)
@@ -91,8 +91,9 @@ def _metadata(path: Path) -> dict[str, Any]:
         return file.metadata
 
 
-def _fill(backend: Any, path: Path, metadata: dict[str, Any]) -> dict[str, str]:
-    """Give a `tokenizers.Tokenizer` all that the file says; returns the special tokens by their role."""
+def fill(backend: Any, path: Path, metadata: dict[str, Any]) -> dict[str, str]:
+    """Give a `tokenizers.Tokenizer` all that a file's metadata say; returns the special tokens by their role. Raises
+    InputError for what cannot be read, naming the file."""
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise InputError(

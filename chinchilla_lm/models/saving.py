@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import json_text
 from chinchilla_lm.models.config import HeadConfig
@@ -27,11 +29,16 @@ LABEL_KEYS = ("num_labels", "id2label", "label2id", "problem_type")
 
 def write_weights(model: Transformer, family: Family, folder: Path) -> None:
     """`model.safetensors` under Hugging Face names. Raises InputError where the disk refuses."""
+    write_tensors(spread(model, family), folder)
+
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """`model.safetensors` of tensors that share no memory. Raises InputError where the disk refuses."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file(spread(model, family), folder / SINGLE, metadata={"format": "pt"})
+        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot write {folder / SINGLE} ({error}); free room or pass another -o") from error
 

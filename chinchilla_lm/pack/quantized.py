@@ -65,6 +65,13 @@ class Quantized:
             values += self.minima_NG.astype(np.float32)[..., None]
         return values.reshape(outputs, -1)[:, :inputs]
 
+    def plain(self) -> Quantized:
+        """The same numbers without codebook and mask: what they mean are levels of eight bits."""
+        if self.codebook_ED is None and self.mask_NK is None:
+            return self
+        codes = (self.levels() + 128).astype(np.uint8)
+        return Quantized(codes, self.scales_NG, None, self.group, 128)
+
     def take(self, rows: NDArray[np.intp]) -> Quantized:
         """Its outputs in another order. rows: which one each is; −1: one of zeros."""
         none = rows < 0

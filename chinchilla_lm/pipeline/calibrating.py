@@ -12,6 +12,7 @@ import torch
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
+from chinchilla_lm.data.encoded import Encoded, enough
 from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.data.splits import disjoint
 from chinchilla_lm.errors import InputError
@@ -32,13 +33,18 @@ LEAST_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """A model in memory, batches of calibration text where there is any, and what decides what is found of them."""
+    """A model in memory, batches of calibration text where there is any, and what decides what is found of them.
+
+    job, windows: what reads the text, and all of it, the first windows being those of the batches.
+    """
 
     checkpoint: Checkpoint
     batches: Sequence[EncodedBatch]
     dtype: torch.dtype
     unfinished: Path
     identity: tuple[Any, ...]
+    job: Job | None = None
+    windows: Sequence[Encoded] = ()
 
     def solved(self, formats: Mixed) -> Unfinished:
         """Matrices that are rounded in these formats."""
@@ -53,7 +59,13 @@ class Material:
     def clear(self) -> None:
         """Remove all that is kept, now that the model is written."""
         self._measurements.unlink(missing_ok=True)
+        self.training.unlink(missing_ok=True)
         Unfinished(self.unfinished, "").clear()
+
+    @property
+    def training(self) -> Path:
+        """The state of a distillation."""
+        return self.unfinished / "distil.state"
 
     @property
     def _measurements(self) -> Path:
@@ -81,11 +93,12 @@ def material(asked: Packing, kind: str | None, test_records: Sequence[Any], cons
     records, removed = disjoint(records, test_records)
     if removed:
         console.warn(f"{removed} calibration records stand in the test data of {asked.data} and were left out")
-    batches = job.batches(job.some(records), 2048)
+    windows = job.shuffled(records)
+    batches = job.batches(enough(windows, tokens), 2048)
     found = sum(one.batch.tokens for one in batches)
     if found < LEAST_TOKENS:
         raise InputError(f"{found} tokens of calibration text are too few; pass data with {LEAST_TOKENS:,} or more")
     if found < tokens:
         console.warn(f"the calibration data have {found:,} tokens, not {tokens:,}")
     identity = (__version__, checkpoint.sha256, records_sha256(records), tokens, job.window, job.dtype)
-    return Material(checkpoint, batches, job.dtype, unfinished, identity)
+    return Material(checkpoint, batches, job.dtype, unfinished, identity, job, windows)

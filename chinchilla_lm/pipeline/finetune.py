@@ -18,7 +18,7 @@ from chinchilla_lm.pipeline.teachers import Teachers
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.recipe.fields import FinetuneSettings
 from chinchilla_lm.results import FinetuneResult
-from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.loop import FitSettings, fit, make_optimizer
 from chinchilla_lm.train.rates import peak_rate
 from chinchilla_lm.train.recover import fine_tuning_loss
 
@@ -95,23 +95,24 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
     rate = _rate(job)
     job.console.say(f"finetune: peak rate {rate:.2g}, for the head {settings.head_learning_rate:.2g}")
     state = folder.file("finetune.state")
+    how = FitSettings(
+        epochs=settings.epochs,
+        learning_rate=rate,
+        head_learning_rate=settings.head_learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        seed=job.recipe.seed,
+        dtype=job.dtype,
+    )
     fit(
         model,
         lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
         fine_tuning_loss(settings.label_smoothing, answers),
-        FitSettings(
-            epochs=settings.epochs,
-            learning_rate=rate,
-            head_learning_rate=settings.head_learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup=settings.warmup,
-            seed=job.recipe.seed,
-            dtype=job.dtype,
-        ),
+        how,
         job.console,
         label="finetune",
         evaluate=lambda: judge(job.ready(model)).primary.score,
-        fresh=job.checkpoint.fresh,
+        optimizer=make_optimizer(model, how, job.checkpoint.fresh),
         state=state,
         identity=sha256_text(json_text(inputs)),
     )

@@ -12,6 +12,7 @@ import torch
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch, batches, padding_share
 from chinchilla_lm.data.encode import DataWarning, Encoded
+from chinchilla_lm.data.encoded import enough
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.data.records import SPLITS, Dataset, records_sha256
 from chinchilla_lm.data.splits import disjoint, document_hashes
@@ -328,21 +329,16 @@ class Job:
 
     def calibration_batches(self, tokens: int | None = None) -> list[EncodedBatch]:
         """The batches, of another number of tokens."""
-        return self.batches(self.some(self.calibration_records, tokens), 2048)
-
-    def some(self, records: Sequence[Any], tokens: int | None = None) -> list[Encoded]:
-        """Windows from all over the records, about `calibration_tokens` in all, or `tokens`, chosen by the seed."""
-        encoded, tokens = self.encode(records), tokens or self.recipe.calibration_tokens
-        order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
-        chosen, total = list[Encoded](), 0
-        for index in order:
-            if total >= tokens:
-                break
-            chosen.append(encoded[index])
-            total += len(encoded[index].ids)
+        chosen = enough(self.shuffled(self.calibration_records), tokens or self.recipe.calibration_tokens)
         if not chosen:
             raise InputError("0 calibration windows: the data are shorter than one window; pass --calibration TEXT")
-        return chosen
+        return self.batches(chosen, 2048)
+
+    def shuffled(self, records: Sequence[Any]) -> list[Encoded]:
+        """The windows of records in an order that the seed decides: the first of them are some from all over."""
+        encoded = self.encode(records)
+        order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
+        return [encoded[index] for index in order]
 
     def ready(self, model: Transformer) -> Transformer:
         """The model as torch serves it: norms folded, in the recipe's dtype, on its device."""

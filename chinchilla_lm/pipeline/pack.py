@@ -7,30 +7,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.pack.mixed import Mixed
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pipeline.calibrating import Material, material
+from chinchilla_lm.pipeline.distilling import distilled
 from chinchilla_lm.pipeline.evaluate import evaluate
 from chinchilla_lm.pipeline.held import certificate_of, how_to_certify
 from chinchilla_lm.pipeline.issuing import original_for
 from chinchilla_lm.pipeline.mixing import choose
 from chinchilla_lm.pipeline.packing import PLANNED, Packing, kind_of, planned
 from chinchilla_lm.recipe import Recipe, make_recipe
-from chinchilla_lm.results import EvaluateResult, MixFound, PackResult
+from chinchilla_lm.results import Distillation, EvaluateResult, MixFound, PackResult
 from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.packing import Size, write_checkpoint
+from chinchilla_lm.runtime.prepare import prepare
 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What was written: the formats, the sizes of the parts, and what a budget found."""
+    """What was written: the formats, the sizes of the parts, what a budget found, and what distillation did."""
 
     formats: Mixed
     sizes: list[Size]
     mix: MixFound | None
+    distilled: Distillation | None
 
 
 def pack(asked: Packing, console: Console) -> PackResult:
@@ -62,6 +68,7 @@ def pack(asked: Packing, console: Console) -> PackResult:
         "bits": bits,
         "seconds": seconds,
         "mix": packed.mix,
+        "distilled": packed.distilled,
         "evaluation": evaluation,
         "certificate": None if evaluation is None else evaluation.get("certificate"),
     }
@@ -69,31 +76,40 @@ def pack(asked: Packing, console: Console) -> PackResult:
 
 def _packed(asked: Packing, kind: str | None, test_records: Sequence[Any], console: Console) -> _Packed:
     """Choose, solve, write. A run that is stopped leaves what it has beside the folder, and the next one goes on."""
-    of, mix = material(asked, kind, test_records, console), None
+    of = material(asked, kind, test_records, console)
+    mix: MixFound | None = None
+    rounded: dict[str, Quantized] | None = None
+    learnt: Distillation | None = None
     try:
         formats = asked.formats
         if formats is None:
             assert asked.bits is not None
             formats, mix = choose(asked.bits, asked.candidates, of, console)
-        rounded = None if asked.solved_by == "round" else _solved(asked, formats, of, console)
+        if asked.solved_by != "round":
+            rounded, learnt = _solved(asked, formats, of, console)
         sizes = write_checkpoint(of.checkpoint, str(formats), asked.folder, asked.cache, rounded, asked.screen_head)
     except KeyboardInterrupt:
         if of.unfinished.exists():
             console.say(f"what is done is kept in {of.unfinished}; the same command goes on from there")
         raise
     of.clear()
-    return _Packed(formats, sizes, mix)
+    return _Packed(formats, sizes, mix, learnt)
 
 
-def _solved(asked: Packing, formats: Mixed, of: Material, console: Console) -> Any:
-    """The codes of all matrices that round, by the name of the parameter."""
+def _solved(
+    asked: Packing, formats: Mixed, of: Material, console: Console
+) -> tuple[dict[str, Quantized], Distillation | None]:
+    """The codes of all matrices that round, by the name of the parameter, and what learning the original's outputs
+    did, where it was asked for."""
     from chinchilla_lm.pack.solve import Solver
 
+    original = prepare(of.checkpoint.model, torch.device("cpu"), of.dtype) if asked.distil else None
     batches = [one.batch for one in of.batches]
     solver = Solver(of.checkpoint.model, batches, formats, dtype=of.dtype, unfinished=of.solved(formats))
     with console.progress(len(solver.roundings), asked.solved_by, "matrices") as progress:
         solver.on_matrix = lambda name: progress.advance(1, name)
-        return solver.run()
+        rounded = solver.run()
+    return (rounded, None) if original is None else distilled(of, original, rounded, formats, asked.distil)
 
 
 def _judged_by(asked: Packing, kind: str | None) -> Recipe:

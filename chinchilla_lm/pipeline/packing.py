@@ -31,9 +31,10 @@ class Packing:
     place, bits: of a weight in the mean over all matrices, at most, with the formats `offered`, their names with commas
     (None: all that round); task: the head, where the model's config names none; cache: of keys and values, as `load`
     takes it; solver: `round` or `gptq`, None: the better one where there are calibration data; calibration: data of the
-    model's task, whose training split is read, `calibration_tokens` of it (None: 65,536). margin: largest loss of
-    quality on the test split of `data` that passes, against the model `against` (None: `model`); None: the result is
-    not judged. screen_head: with a copy of the decoder by which greedy choice reads little of it.
+    model's task, whose training split is read, `calibration_tokens` of it (None: 65,536). distil: tokens of it that the
+    rounded model then learns from. margin: largest loss of quality on the test split of `data` that passes, against the
+    model `against` (None: `model`); None: the result is not judged. screen_head: with a copy of the decoder by which
+    greedy choice reads little of it.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Packing:
     solver: str | None = None
     calibration: str | None = None
     calibration_tokens: int | None = None
+    distil: int = 0
     against: str | None = None
     margin: float | None = None
     data: str | None = None
@@ -116,6 +118,11 @@ class Packing:
             raise InputError("--calibration-tokens is of calibration data; pass --calibration DATA")
         if self.calibration_tokens is not None and self.calibration_tokens < 1:
             raise InputError(f"--calibration-tokens {self.calibration_tokens} is not above 0; leave it away")
+        if self.distil < 0:
+            raise InputError(f"--distil {self.distil} is below 0; pass a number of tokens, or 0 for none")
+        if self.distil and solver == "round":
+            remedy = "pass --calibration DATA" if self.calibration is None else "leave --solver round away"
+            raise InputError(f"--distil {self.distil} trains what a solver rounded on calibration data; {remedy}")
 
     def _check_judging(self) -> None:
         if self.against is not None and self.margin is None:

@@ -37,6 +37,7 @@ from chinchilla_lm.results.evaluate import (
     EvaluateResult,
 )
 from chinchilla_lm.results.export import (
+    Distillation,
     ExportResult,
     MixFound,
     MixTried,
@@ -75,6 +76,7 @@ __all__ = [
     "Cpu",
     "CudaDevice",
     "Decision",
+    "Distillation",
     "DoctorMachine",
     "DoctorResult",
     "EvaluateResult",

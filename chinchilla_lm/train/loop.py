@@ -13,27 +13,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train.state import Place, load_state, save_state
 
 # Seconds between two saved states: 1.6 GB for a model of 135 M parameters, so a few seconds' writing in five minutes.
 STATE_INTERVAL_S = 300.0
 
-Loss = Callable[[Transformer, EncodedBatch], Tensor]
+M = TypeVar("M", bound=nn.Module)
+Loss = Callable[[M, EncodedBatch], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """How to train. Rates are per step, `warmup` and `final_rate` are shares of the whole run and of the peak rate.
 
-    dtype: of the products; weights, their gradients and all sums stay in float32.
+    decay: how the rate falls after the warm-up. dtype: of the products; weights, their gradients and all sums stay in
+    float32.
     """
 
     epochs: float
@@ -42,6 +44,7 @@ class FitSettings:
     weight_decay: float = 0.01
     warmup: float = 0.1
     final_rate: float = 0.02
+    decay: Literal["linear", "cosine"] = "linear"
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     seed: int = 0
@@ -59,14 +62,15 @@ class FitResult:
 
 
 def schedule(step: int, total: int, settings: FitSettings) -> float:
-    """Share of the peak rate at a step: linear warm-up, then linear decay to `final_rate`."""
+    """Share of the peak rate at a step: linear warm-up, then linear decay, or half a cosine, to `final_rate`."""
     warm = max(1, round(total * settings.warmup))
     if step < warm:
         return (step + 1) / warm
-    return max(settings.final_rate, (total - step) / max(1, total - warm))
+    left = (total - step) / max(1, total - warm)
+    return max(settings.final_rate, left if settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-def make_optimizer(model: Transformer, settings: FitSettings, fresh: Sequence[str]) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: FitSettings, fresh: Sequence[str] = ()) -> torch.optim.AdamW:
     """AdamW; no decay on vectors and embeddings; the head's own rate for weights that start from nothing."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -85,30 +89,34 @@ def make_optimizer(model: Transformer, settings: FitSettings, fresh: Sequence[st
 
 
 def fit(
-    model: Transformer,
+    model: M,
     batches: Callable[[int], Sequence[EncodedBatch]],
-    loss: Loss,
+    loss: Loss[M],
     settings: FitSettings,
     console: Console,
     *,
     label: str,
     evaluate: Callable[[], float] | None = None,
-    fresh: Sequence[str] = (),
+    optimizer: torch.optim.AdamW | None = None,
+    remedy: str | None = None,
     state: Path | None = None,
     identity: str = "",
 ) -> FitResult:
     """Train in place and leave the best weights in the model.
 
     batches(epoch) gives that epoch's batches; evaluate() gives the dev metric, higher is better, before the first step
-    and once an epoch. `state` is the file to resume from; it outlives the run, for the caller to remove when the model
-    is saved. Raises InputError when there is nothing to train on, or the loss is no longer a number.
+    and once an epoch. `optimizer` has the peak rate of each of its groups as `peak`; None: `make_optimizer`'s. `state`
+    is the file to resume from; it outlives the run, for the caller to remove when the model is saved. Raises InputError
+    when there is nothing to train on, or the loss is no longer a number, for which `remedy` says what to pass.
     """
     first = batches(0)
     if not first:
         raise InputError("0 batches to train on; pass training data that is not empty")
     total = max(1, round(settings.epochs * len(first)))
-    optimizer = make_optimizer(model, settings, fresh)
-    run, place = _Run(model, optimizer, loss, settings, total), Place(identity)
+    if optimizer is None:
+        optimizer = make_optimizer(model, settings)
+    remedy = remedy or f"pass a learning rate below {settings.learning_rate:.2g}"
+    run, place = _Run(model, optimizer, loss, settings, total, remedy), Place(identity)
     if state is not None and (found := load_state(state, model, optimizer, identity)) is not None:
         place, run.best = found
         console.say(f"{label}: resumed at step {place.step} of {total}")
@@ -143,14 +151,20 @@ def fit(
     return FitResult(place.step, place.best, place.best_step, place.history)
 
 
-class _Run:
+class _Run(Generic[M]):
     """One optimiser step, a running average of the loss, and the best weights so far."""
 
     def __init__(
-        self, model: Transformer, optimizer: torch.optim.AdamW, loss: Loss, settings: FitSettings, total: int
+        self,
+        model: M,
+        optimizer: torch.optim.AdamW,
+        loss: Loss[M],
+        settings: FitSettings,
+        total: int,
+        remedy: str,
     ) -> None:
         self.model, self.optimizer, self.loss, self.settings, self.total = model, optimizer, loss, settings, total
-        self.device = model.embedding.tokens.weight.device
+        self.remedy, self.device = remedy, next(model.parameters()).device
         self.average = math.nan
         self.best: dict[str, Tensor] | None = None
         self.whole = True  # False while a step is half taken: such a state must not be saved
@@ -164,8 +178,7 @@ class _Run:
             loss = self.loss(self.model, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            rate = self.settings.learning_rate
-            raise InputError(f"the loss is {value} at step {step}; pass a learning rate below {rate:.2g}")
+            raise InputError(f"the loss is {value} at step {step}; {self.remedy}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.whole = False

@@ -9,7 +9,7 @@ N positions, D hidden features, V outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,30 +22,46 @@ LOGITS = 128 * 49_152
 
 # (logits [n, V], which of the N positions they are) → mean loss of these positions
 PieceLoss = Callable[[Tensor, slice], Tensor]
+# (hidden states [n, D], the tensors that are trained) → logits [n, V]
+Classify = Callable[..., Tensor]
 
 
 def mean_over_positions(head: Head, hidden_ND: Tensor, loss: PieceLoss) -> Tensor:
     """The mean of `loss` over N positions, with gradients for the hidden states and the head's weights."""
     assert head.output is not None
-    size = max(1, LOGITS // head.output.out_features)
-    if len(hidden_ND) <= size:
-        return loss(head.classify(hidden_ND), slice(0, len(hidden_ND)))
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    found: Tensor = _Pieces.apply(head, loss, size, hidden_ND, *trained)
+    return mean_in_pieces(lambda piece, *_: head.classify(piece), head.output.out_features, trained, hidden_ND, loss)
+
+
+def mean_in_pieces(
+    classify: Classify, outputs: int, trained: Sequence[Tensor], hidden_ND: Tensor, loss: PieceLoss
+) -> Tensor:
+    """The same with any head of so many outputs, with gradients for the tensors in `trained`, which it is given."""
+    size = max(1, LOGITS // outputs)
+    if len(hidden_ND) <= size:
+        return loss(classify(hidden_ND, *trained), slice(0, len(hidden_ND)))
+    if not torch.is_grad_enabled():
+        parts = [slice(start, min(start + size, len(hidden_ND))) for start in range(0, len(hidden_ND), size)]
+        means = [loss(classify(hidden_ND[part], *trained), part) * (part.stop - part.start) for part in parts]
+        return torch.stack(means).sum() / len(hidden_ND)
+    found: Tensor = _Pieces.apply(classify, loss, size, hidden_ND, *trained)
     return found
 
 
 class _Pieces(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head: Head, loss: PieceLoss, size: int, hidden_ND: Tensor, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, classify: Classify, loss: PieceLoss, size: int, hidden_ND: Tensor, *trained: Tensor
+    ) -> Tensor:
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         of_hidden: list[Tensor] = []
-        of_trained = [torch.zeros_like(parameter) for parameter in trained]
+        # Sums of many pieces, in float32 at least.
+        of_trained = [torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32)) for one in trained]
         for start in range(0, len(hidden_ND), size):
             part = slice(start, min(start + size, len(hidden_ND)))
             with torch.enable_grad():
                 piece = hidden_ND[part].detach().requires_grad_()
-                value = loss(head.classify(piece), part) * (len(piece) / len(hidden_ND))
+                value = loss(classify(piece, *trained), part) * (len(piece) / len(hidden_ND))
                 first, *others = torch.autograd.grad(value, [piece, *trained])
             total += value.detach()
             of_hidden.append(first)

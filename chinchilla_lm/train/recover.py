@@ -76,7 +76,7 @@ def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callab
                     total = total + here.float().mean() * mixed
             return total
 
-        return mean_over_positions(model.head, _picked(model, batch, hidden), compare)
+        return mean_over_positions(model.head, picked(model, batch, hidden), compare)
 
     return loss
 
@@ -100,10 +100,10 @@ class Teacher:
             known = torch.cat([self._said[row] for row in batch.rows])
             return lambda part: known[part], []
         hidden, streams = _walk(self.model, batch, boundaries)
-        picked = _picked(self.model, batch, hidden)
+        hidden = picked(self.model, batch, hidden)
         if not self._keeps:
-            return lambda part: self._classify(picked[part]), streams
-        said = self._classify(picked)
+            return lambda part: self._classify(hidden[part]), streams
+        said = self._classify(hidden)
         if not boundaries:
             self._said.update(zip(batch.rows, said.split(_targets_a_row(batch)), strict=True))
         return lambda part: said[part], streams
@@ -142,7 +142,7 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, 
 
         total = hidden.new_zeros((), dtype=torch.float32)
         if weights.kl or weights.squared or weights.task:
-            total = mean_over_positions(student.head, _picked(student, batch, hidden), compare)
+            total = mean_over_positions(student.head, picked(student, batch, hidden), compare)
         if weights.hidden:
             total = total + weights.hidden * hidden_error(our_streams, their_streams, batch.batch.mask)
         return total
@@ -150,7 +150,7 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, 
     return loss
 
 
-def _picked(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:
+def picked(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:
     """What the head classifies: the hidden states that have a target, [N, D], or one vector a sequence, [B, D]."""
     assert batch.targets is not None
     if batch.targets.ndim == 1:
@@ -159,7 +159,7 @@ def _picked(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tens
 
 
 def _targets(batch: EncodedBatch) -> Tensor:
-    """The targets that `_picked` goes with, [N] or [B]."""
+    """The targets that `picked` goes with, [N] or [B]."""
     assert batch.targets is not None
     return batch.targets if batch.targets.ndim == 1 else batch.targets[batch.targets != IGNORED]
 

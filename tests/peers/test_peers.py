@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
+import torch
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import load
@@ -20,7 +19,7 @@ from chinchilla_lm.peers import outcome
 from chinchilla_lm.peers.leads import alone, leads, leads_table
 from chinchilla_lm.peers.process import PeerError, Process
 from chinchilla_lm.peers.rows import ratios
-from chinchilla_lm.peers.sources import write_gguf
+from chinchilla_lm.peers.sources import Sources
 from chinchilla_lm.peers.table import OURS, PEERS, WORKERS, chosen
 from tests.models.tiny import saved
 
@@ -107,25 +106,14 @@ def test_what_can_be_asked_for():
         assert all("==" in one for one in peer.requirements), "a figure of some version is nobody's"
 
 
-def test_gguf_rows_are_in_llama_cpps_order(tmp_path: Path):
-    _, folder = saved(tmp_path, "llama-gqa")
-    write_gguf(folder, tmp_path / "model.gguf")
-    reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    tensors = {one.name: one.data for one in reader.tensors}
-    config = load(folder).model.config
-    from safetensors.numpy import load_file
-
-    rows = load_file(folder / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
-    size = config.head_dim
-    for head in range(config.num_heads):
-        ours = rows[head * size : (head + 1) * size]
-        theirs = tensors["blk.0.attn_q.weight"][head * size : (head + 1) * size]
-        np.testing.assert_array_equal(theirs[0::2], ours[: size // 2])
-        np.testing.assert_array_equal(theirs[1::2], ours[size // 2 :])
-    assert set(tensors) >= {"token_embd.weight", "output_norm.weight", "blk.0.ffn_down.weight"}
-    _, other = saved(tmp_path / "other", "gpt2")
-    with pytest.raises(InputError, match="model_type gpt2 is not one of llama"):
-        write_gguf(other, tmp_path / "other.gguf")
+def test_the_gguf_file_is_the_model_in_float32(tmp_path: Path):
+    checkpoint = load(saved(tmp_path, "llama-gqa")[1])
+    again = load(Sources("", checkpoint, tmp_path / "below").of("gguf"))
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+    other = Sources("", load(saved(tmp_path / "other", "gpt2")[1]), tmp_path / "below")
+    with pytest.raises(InputError, match=r"model_type gpt2 is not one of llama.*; leave llama\.cpp out of --peers$"):
+        other.of("gguf")
 
 
 def test_tables_ratios_and_charts():

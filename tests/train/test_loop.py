@@ -59,6 +59,12 @@ def test_the_schedule_climbs_and_falls_linearly():
     assert schedule(0, 1, settings) == 1.0
 
 
+def test_the_schedule_falls_along_a_cosine_where_that_is_asked():
+    settings = replace(SETTINGS, warmup=0.2, final_rate=0.0, decay="cosine")
+    shares = [schedule(step, 50, settings) for step in range(10, 50)]
+    assert shares == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 40) for step in range(40)])
+
+
 def test_the_optimizer_decays_matrices_only_and_gives_new_weights_their_rate(model):
     student = model()
     names = {parameter: name for name, parameter in student.named_parameters()}

@@ -51,7 +51,7 @@ def check_screened(header: Header) -> None:
         raise InputError(f"a screen is of the head of a model that writes text; {remedy}")
     if output["format"] in ("int4", "codes"):
         raise InputError(
-            f"a head in so few bits is as small as its screen; {remedy}, or put head=int8 behind the format"
+            f"a head in 4 bits or fewer is as small as its screen; {remedy}, or put head=int8 behind the format"
         )
     if head["softcap"]:
         raise InputError(f"a screen's bound does not go through the soft cap of this model's logits; {remedy}")

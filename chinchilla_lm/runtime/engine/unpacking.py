@@ -1,7 +1,7 @@
 """Program → model: the torch twin of a packed model, whose weights are what the packed ones mean.
 
 The twin rounds weights as the engine does, but not the inputs of its products: it is what a format costs by itself, and
-it runs where the engine does not.
+it runs where the engine does not. An export takes the codes besides, which other programs' formats hold as they are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.checkpoint import Checkpoint, describe
-from chinchilla_lm.models.filling import skeleton
+from chinchilla_lm.models.filling import EMBEDDING, OUTPUT, skeleton
 from chinchilla_lm.models.relative import bucket
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pack.bf16 import from_halves
 from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Floats, round_up
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.engine.compile import gate_order
 from chinchilla_lm.runtime.engine.packed import PROGRAM, read_packed
 from chinchilla_lm.runtime.engine.program import Program
@@ -30,6 +31,11 @@ from chinchilla_lm.runtime.engine.program import Program
 
 def unpack_checkpoint(path: str | Path, task: str | None = None) -> Checkpoint:
     """The torch twin of a packed model's folder. Raises InputError for a damaged one, or one for another task."""
+    return unpack_with_codes(path, task)[0]
+
+
+def unpack_with_codes(path: str | Path, task: str | None = None) -> tuple[Checkpoint, dict[str, Quantized]]:
+    """The twin, and the codes of its rounded matrices, by the names of its parameters. Raises InputError likewise."""
     program, card = read_packed(path)
     located = locate(path)
     if task not in (None, card.kind):
@@ -37,7 +43,8 @@ def unpack_checkpoint(path: str | Path, task: str | None = None) -> Checkpoint:
     about = describe(located, card.hf_config, card.kind)
     model = skeleton(about.config, about.dropped)
     try:
-        state = _State(program, model).tensors()
+        found = _State(program, model)
+        state = found.tensors()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a part of another type
         raise InputError(
             f"the program in {path} does not fit its config ({error}); run chinchilla pack again"
@@ -45,7 +52,7 @@ def unpack_checkpoint(path: str | Path, task: str | None = None) -> Checkpoint:
     model.load_state_dict(state, assign=True)
     model.tie()
     files = (located.folder / PROGRAM, located.folder / "config.json")
-    return about.checkpoint(model.eval(), located, (), files)
+    return about.checkpoint(model.eval(), located, (), files), found.codes
 
 
 class _State:
@@ -54,6 +61,7 @@ class _State:
     def __init__(self, program: Program, model: Transformer) -> None:
         self.program, self.model = program, model
         self.found: dict[str, Tensor] = {}
+        self.codes: dict[str, Quantized] = {}
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, each of the shape that the model has there."""
@@ -127,22 +135,23 @@ class _State:
         elif part["kind"] == "delta":
             self._delta(link, part)
         elif part["gated"]:
-            inner = part["second"]["inputs"]
-            for name in (f"{link}.{first}.weight", f"{link}.{first}.bias"):
-                if name in self.found:
-                    both = self.found[name].numpy()
-                    panels = both.reshape(-1, 2, LANES, *both.shape[1:]).swapaxes(0, 1)
-                    self._put(name, panels.reshape(2, -1, *both.shape[1:])[:, :inner].reshape(-1, *both.shape[1:]))
+            panels = np.arange(part["first"]["outputs"]).reshape(-1, 2, LANES).swapaxes(0, 1)
+            self._reorder(f"{link}.{first}", panels.reshape(2, -1)[:, : part["second"]["inputs"]].reshape(-1))
 
     def _gates(self, name: str, part: dict[str, Any]) -> None:
         """Each head's gate back behind its query."""
         heads, kv_heads, size, rows = part["heads"], part["kv_heads"], part["head_dim"], part["first"]["outputs"]
         if 2 * (heads + kv_heads) * size != rows:  # before there is an order of so many rows
             raise ValueError(f"{name} has {rows} rows, not 2 · ({heads} + {kv_heads}) · {size}")
-        order = np.argsort(gate_order(heads, kv_heads, size))
+        self._reorder(name, np.argsort(gate_order(heads, kv_heads, size)))
+
+    def _reorder(self, name: str, rows: NDArray[np.intp]) -> None:
+        """The outputs of a matrix in the model's order."""
         for one in (f"{name}.weight", f"{name}.bias"):
             if one in self.found:
-                self._put(one, self.found[one].numpy()[order])
+                self._put(one, self.found[one].numpy()[rows])
+            if one in self.codes:
+                self.codes[one] = self.codes[one].take(rows)
 
     def _delta(self, link: str, part: dict[str, Any]) -> None:
         self._norm(f"{link}.head_norm", part["head_norm"], unit_offset=False)
@@ -157,8 +166,10 @@ class _State:
         for name in ("dense", "output"):
             if part[name] is not None:
                 self._linear(f"head.{name}", part[name])
-        if "embedding.tokens.weight" not in self.found:
-            self.found["embedding.tokens.weight"] = self.found["head.output.weight"]
+        if EMBEDDING not in self.found:
+            self.found[EMBEDDING] = self.found[OUTPUT]
+            if OUTPUT in self.codes:
+                self.codes[EMBEDDING] = self.codes[OUTPUT]
 
     def _norm(self, name: str, part: dict[str, Any] | None, unit_offset: bool = True) -> None:
         if part is None:
@@ -176,7 +187,11 @@ class _State:
             raise ValueError(f"{name}: no format is {part.get('format')!r} with groups of {part.get('group')!r}")
         outputs, inputs = part["outputs"], part["inputs"]
         packed = self._bytes(part["offset"], form.bytes(outputs, inputs))
-        self._put(f"{name}.weight", form.unpack(packed, outputs, inputs))
+        if form.rounding is None:
+            self._put(f"{name}.weight", form.unpack(packed, outputs, inputs))
+        else:
+            self.codes[f"{name}.weight"] = rounded = form.rounded(packed, outputs, inputs)
+            self._put(f"{name}.weight", rounded.values())
         if part["bias"] is not None:
             self._put(f"{name}.bias", self._floats(part["bias"], outputs))
 
