@@ -257,7 +257,8 @@ void read_codes(const nb::dict& from, Matrix& w) {
     w.group = size(from, "group", 1);
     w.row_scales = get<bool>(from, "row_scales");
     if (w.group != 64 && w.group != 128) refuse("group", "is not 64 or 128");
-    const int kind = 10 * w.bits + w.dims;
+    if (w.bits > 8 || w.dims > 4) refuse("bits", "and dims are none that this engine knows");
+    const int kind = 10 * w.bits + w.dims;  // of one pair of digits each
     if (w.kept) {
         const bool known = (w.kept == 32 && (kind == 81 || kind == 41)) || (w.kept == 16 && kind == 41);
         if (!known) refuse("kept", "is none that this engine knows, with these bits");

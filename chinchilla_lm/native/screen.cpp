@@ -23,7 +23,8 @@
 // Rounding. A sum of n products in floats, in whatever order, fused or not, is wrong by at most γ Σ |w x| with
 // γ = n u / (1 - n u), u = 2⁻²⁴ (Higham 2002, theorem 3.1 and lemma 8.4); n = 2 K + 64 counts each product, each sum, the scales
 // of groups, and a bias. Σ |w x| ≤ ‖w‖ ‖x‖. So y_v is within γ (largest ‖x‖ + bias) of w_v·x + b_v; the copy's outputs
-// within γ ‖s_v‖ ‖z̃‖ of s_v·z̃ + b_v; and Qx, of which the kernel gives z, within stretch (‖x - x'‖ + γ √K ‖x'‖) of z, x' being
+// within γ (‖s_v‖ ‖z̃‖ + bias) of s_v·z̃ + b_v; n is K + 63 larger than either needs, which pays for the one sum and product in
+// floats by which a word's bound is compared; and Qx, of which the kernel gives z, within stretch (‖x - x'‖ + γ √K ‖x'‖) of z, x' being
 // x as the axes' matrix rounds it. What is smaller than any normal float, and may count as 0, is within kTiny. All of this
 // is computed in double precision, whose own rounding is 2²⁹ times finer, and is made up for by kSafe.
 //
@@ -200,7 +201,7 @@ void Pass::approximate(const Input& in, float* axes, int rows, Looked* looked, M
         one.bounded = std::isfinite(all) && all * std::max(screen.largest, 1.0F) < kLarge;
         one.common = 0.0;
         for (int k = 0; k < size; ++k) one.common += static_cast<double>(screen.center[k]) * x[k];
-        one.slack = gamma * ((screen.largest + kTiny) * (all + kTiny) + screen.bias) + screen.stray * all + kTiny;
+        one.slack = gamma * ((screen.largest + kTiny) * (all + kTiny) + 2.0 * screen.bias) + screen.stray * all + kTiny;
         strayed[row] = screen.stretch * (lost + gamma * std::sqrt(static_cast<double>(size)) * (all + lost) + kTiny);
     }
     multiply(screen.axes, to_axes, rows, axes, wide_, false, me);

@@ -11,12 +11,14 @@ N outputs, K inputs.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from chinchilla_lm.pack.quantized import Mask
 from chinchilla_lm.pack.sparse import Sparse
 
+OUTPUTS = 2048  # that are chosen from at a time, a multiple of 16, so that memory does not grow with the matrix
 PENALTY = 0.1  # of H with ones on its diagonal
 TURNS, MOST = 3, 60  # after so many the penalty grows, and the last one
 # By how much, where more than such a part of what is kept has changed.
@@ -27,9 +29,14 @@ def alps(weight_NK: Tensor, hessian_KK: Tensor, how: Sparse) -> Mask:
     """The mask, bool [N, K]. weight_NK: float32; hessian_KK: float64, sound (`hessian.conditioned`)."""
     sizes = hessian_KK.diagonal().sqrt()
     hessian = (hessian_KK / sizes / sizes[:, None]).float()
-    weight = weight_NK * sizes.float()
-    values, vectors = torch.linalg.eigh(hessian)
-    target = weight @ hessian
+    spectrum = torch.linalg.eigh(hessian)
+    masks = [_kept(part * sizes.float(), hessian, spectrum, how) for part in weight_NK.split(OUTPUTS)]
+    return np.concatenate(masks)
+
+
+def _kept(weight: Tensor, hessian: Tensor, spectrum: tuple[Tensor, Tensor], how: Sparse) -> Mask:
+    """Of some outputs, whole blocks of them. spectrum: H's eigenvalues and eigenvectors."""
+    (values, vectors), target = spectrum, weight @ hessian
     mask = torch.from_numpy(how.mask(weight.abs().numpy()))
     sparse, multiplier, penalty = weight * mask, torch.zeros_like(weight), PENALTY
     before = mask

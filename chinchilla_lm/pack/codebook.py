@@ -21,7 +21,7 @@ from chinchilla_lm.pack.quantized import Codes, Entries, Quantized, Scales, gath
 from chinchilla_lm.pack.sides import finite_half
 from chinchilla_lm.pack.uniform import Uniform
 
-LARGEST = 127  # of an entry: kernels rely on it that none is −128
+LARGEST = 127  # of an entry: as far above zero as below it, as files of other programs want eight bits
 # The codebook for normally distributed numbers: of so many vectors, in so many rounds of k-means.
 DRAWN, ROUNDS = 1 << 14, 40
 # Codes that are compared with all entries at a time, so that the distances stay in the cache.

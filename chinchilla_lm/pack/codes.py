@@ -22,7 +22,7 @@ import numpy as np
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack.codebook import Codebook
 from chinchilla_lm.pack.panels import ALIGNMENT, LANES, Bytes, from_panels, pad, round_up, rows_of, to_panels
-from chinchilla_lm.pack.quantized import Entries, Mask, Quantized
+from chinchilla_lm.pack.quantized import Entries, Mask, Quantized, vectors_of
 from chinchilla_lm.pack.sides import from_side, side_bytes, to_side
 from chinchilla_lm.pack.sparse import BLOCK, BLOCK_INPUTS, Sparse
 
@@ -83,8 +83,7 @@ def read(packed: Bytes, outputs: int, inputs: int, how: Codebook | Sparse) -> Qu
     blocks = np.ascontiguousarray(panels[:, side:])
     if isinstance(how, Codebook):
         vectors = _vectors(blocks, how.bits).reshape(len(panels), -1, LANES, 4)
-        known = inputs if how.dims == 1 else -(-inputs // (4 * how.dims)) * 4
-        codes = from_panels(vectors)[:outputs, :known]
+        codes = from_panels(vectors)[:outputs, : vectors_of(inputs, how.dims)]
         return Quantized(codes, scales, None, how.group, 0, book, None, inputs)
     kept, mask = _spread(blocks, how)
     kept, mask = kept[:outputs, :inputs], mask[:outputs, :inputs]

@@ -161,6 +161,15 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def format_of(part: Mapping[str, Any]) -> Format:
+    """The format of a matrix in a program's header, the first of those that lay it out so: int3 and codebook-1x8, or
+    sparse-50 and sparse-2of4, cannot be told apart, and read the same. Raises InputError for one that is none."""
+    found = next((one for one in FORMATS.values() if one.matches(part)), None)
+    if found is None:
+        raise InputError(f"a matrix is of no known format ({part.get('format')!r}); run chinchilla pack again")
+    return found
+
+
 # Tokens of calibration text that solvers read where no number is asked for.
 CALIBRATION_TOKENS = 65_536
 SOLVERS: dict[str, str] = {

@@ -4,7 +4,8 @@ As `pack/gptq.py`, d inputs at a time. The published code takes what d columns' 
 diagonal of U's block alone; here all of it counts. With D the inputs of a vector, in the order of rounding, its code is
 the entry c with the least ‖(w − s·c) U_DD⁻¹‖², and w[rest] −= (w − s·c) U_DD⁻¹ U_D,rest. For d = 1 that is GPTQ.
 
-Codebook, scales and codes then take turns, each of which never raises the error: the error is a quadratic function of
+Codebook, scales and codes then take turns, each of which lowers the error (but for the codebook's rounding to whole
+numbers at last): it is a quadratic function of
 the codebook's numbers (a few steps of conjugate gradients), of the scales (`hessian.least_squares`), and every vector
 in turn gets the entry that is best beside all others. With a mask the weights that it drops stay zero.
 
@@ -15,16 +16,16 @@ entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chinchilla_lm.pack.alps import alps
 from chinchilla_lm.pack.codebook import Codebook
-from chinchilla_lm.pack.gptq import gptq
+from chinchilla_lm.pack.gptq import SYSTEM, gptq
 from chinchilla_lm.pack.hessian import (
     as_half,
     conditioned,
@@ -33,7 +34,8 @@ from chinchilla_lm.pack.hessian import (
     inverse_factor,
     least_squares,
 )
-from chinchilla_lm.pack.quantized import Quantized, inputs_of, vectors_of
+from chinchilla_lm.pack.panels import LANES
+from chinchilla_lm.pack.quantized import Codes, Quantized, inputs_of, vectors_of
 from chinchilla_lm.pack.sparse import Sparse
 
 BLOCK = 64  # inputs that are rounded before the error of all of them is taken from the rest
@@ -86,33 +88,47 @@ def solve_codes(weight_NK: Tensor, hessian_KK: Tensor, how: Codebook | Sparse) -
     mask = torch.from_numpy(alps(weight, hessian, how)) if isinstance(how, Sparse) else None
     inputs = _seen(hessian, how)
     book = torch.from_numpy(how.begun()).float() if how.entries else EIGHT_BITS
+    most = max(LANES, SYSTEM // (-(-columns // inputs.wide)) ** 2)  # outputs whose systems of scales fit
     if not how.entries:
-        rows = [_solve(some, inputs, book) for some in _begun(weight, mask, inputs, book)]
+        done = _all(weight, mask, inputs, book, min(OUTPUTS, most))
     else:
-        rows, book = _with_codebook(weight, mask, inputs, book)
-    codes = torch.cat([one.codes for one in rows])[:, : vectors_of(columns, how.dims)]
-    scales = torch.cat([one.scales for one in rows]).half().numpy()
+        done, book = _with_codebook(weight, mask, inputs, book, most)
+    codes, scales = (np.concatenate([one[place] for one in done]) for place in (0, 1))
+    codes = codes[:, : vectors_of(columns, how.dims)]
     kept = None if mask is None else mask[:, :columns].numpy()
     if how.entries:
         entries = book.round().to(torch.int8).numpy()
-        return Quantized(codes.to(torch.uint8).numpy(), scales, None, how.group, 0, entries, kept, columns)
-    return Quantized((codes + 1).to(torch.uint8).numpy(), scales, None, how.group, 128, None, kept)
+        return Quantized(codes, scales, None, how.group, 0, entries, kept, columns)
+    return Quantized(codes + np.uint8(1), scales, None, how.group, 128, None, kept)
 
 
-def _with_codebook(weight: Tensor, mask: Tensor | None, inputs: _Inputs, book: Tensor) -> tuple[list[_Rows], Tensor]:
+Solved = tuple[Codes, NDArray[np.float16]]  # codes [N, V] and scales [N, G]
+
+
+def _with_codebook(
+    weight: Tensor, mask: Tensor | None, inputs: _Inputs, book: Tensor, most: int
+) -> tuple[list[Solved], Tensor]:
     """Learn a codebook from some outputs, then the codes of all."""
-    every = -(-len(weight) // LEARNED)
+    every = -(-len(weight) // min(LEARNED, most))
     sample = _start(weight[::every], None if mask is None else mask[::every], inputs, book)
     learned, book = _learn(sample, inputs, book)
     if every == 1:
-        return [learned], book
-    return [_solve(some, inputs, book) for some in _begun(weight, mask, inputs, book)], book
+        return [_compact(learned)], book
+    return _all(weight, mask, inputs, book, min(OUTPUTS, most)), book
 
 
-def _begun(weight: Tensor, mask: Tensor | None, inputs: _Inputs, book: Tensor) -> Iterator[_Rows]:
-    for first in range(0, len(weight), OUTPUTS):
-        rows = slice(first, first + OUTPUTS)
-        yield _start(weight[rows], None if mask is None else mask[rows], inputs, book)
+def _all(weight: Tensor, mask: Tensor | None, inputs: _Inputs, book: Tensor, together: int) -> list[Solved]:
+    """The codes of all outputs, the codebook being fixed."""
+    done = []
+    for first in range(0, len(weight), together):
+        rows = slice(first, first + together)
+        begun = _start(weight[rows], None if mask is None else mask[rows], inputs, book)
+        done.append(_compact(_solve(begun, inputs, book)))
+    return done
+
+
+def _compact(rows: _Rows) -> Solved:
+    return rows.codes.to(torch.uint8).numpy(), rows.scales.half().numpy()
 
 
 def _seen(hessian: Tensor, how: Codebook | Sparse) -> _Inputs:
@@ -162,8 +178,7 @@ def _learn(rows: _Rows, inputs: _Inputs, book: Tensor) -> tuple[_Rows, Tensor]:
 
 def _levels(rows: _Rows, book: Tensor) -> Tensor:
     """What the codes mean before they are scaled, [N, K]."""
-    outputs, dims = len(rows.codes), book.shape[1]
-    levels = book[rows.codes].view(outputs, -1, 4, dims).transpose(2, 3).reshape(outputs, -1)
+    levels = _spread(book[rows.codes])
     return levels if rows.mask is None else levels * rows.mask
 
 
@@ -228,7 +243,7 @@ def _descended(rows: _Rows, inputs: _Inputs, book: Tensor) -> _Rows:
         for k, vector in zip(range(0, len(block), dims), vectors, strict=True):
             own = slice(k, k + dims)
             scales = rows.scales[:, inputs.places[vector, 0] // inputs.wide]
-            root = torch.linalg.cholesky(square[own, own]) if dims > 1 else square[own, own].sqrt()
+            root = _root(square[own, own])
             meant = book[codes[vector]].T * scales
             step = torch.cholesky_solve(block[own], root)
             codes[vector] = _choose(meant + step, scales, root, book)
@@ -239,6 +254,12 @@ def _descended(rows: _Rows, inputs: _Inputs, book: Tensor) -> _Rows:
         after = first + BLOCK
         slope[after:] -= hessian[after:, columns] @ changes
     return _masked(replace(rows, codes=codes.T.contiguous()), book)
+
+
+def _root(square_dd: Tensor) -> Tensor:
+    """The lower Cholesky factor of a vector's part of H; of its diagonal alone where rounding left it none."""
+    root, failed = torch.linalg.cholesky_ex(square_dd)
+    return square_dd.diagonal().sqrt().diag() if failed else root
 
 
 def _masked(rows: _Rows, book: Tensor) -> _Rows:
@@ -256,6 +277,12 @@ def _with_scales(rows: _Rows, inputs: _Inputs, book: Tensor) -> _Rows:
     fitted = replace(rows, scales=as_half(solved))
     errors = [error_of(_lost(one, inputs, book), inputs.hessian) for one in (fitted, rows)]
     return replace(rows, scales=torch.where((errors[0] < errors[1])[:, None], fitted.scales, rows.scales))
+
+
+def _spread(vectors: Tensor) -> Tensor:
+    """Of each input its number, [N, K] from [N, V, d]."""
+    outputs, _, dims = vectors.shape
+    return vectors.view(outputs, -1, 4, dims).transpose(2, 3).reshape(outputs, -1)
 
 
 def _gathered(values: Tensor, dims: int) -> Tensor:
@@ -296,8 +323,7 @@ def _with_gradients(rows: _Rows, inputs: _Inputs, book: Tensor, fixed: int) -> T
         return sums
 
     def applied(change: Tensor) -> Tensor:
-        levels = change[rows.codes].view(len(rows.codes), -1, 4, dims).transpose(2, 3).reshape(len(rows.codes), -1)
-        return collected((levels * scales) @ inputs.hessian)
+        return collected((_spread(change[rows.codes]) * scales) @ inputs.hessian)
 
     shape = collected(scales * inputs.hessian.diagonal()).clamp_min(1e-12)
     left = collected(_lost(rows, inputs, book) @ inputs.hessian)

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.layers import Link
 from chinchilla_lm.models.transformer import Transformer
@@ -28,9 +29,14 @@ from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pack.unfinished import Unfinished
 from chinchilla_lm.pack.uniform import Uniform
 
+PART = 4096  # outputs of a decoder that are rounded at a time
+
 
 def solved(weight_NK: Tensor, hessian_KK: Tensor, how: Rounding) -> Quantized:
-    """A matrix rounded for the inputs of `hessian_KK`: `gptq` or `solve_codes`."""
+    """A matrix rounded for the inputs of `hessian_KK`: `gptq` or `solve_codes`. Raises InputError for a weight that is
+    NaN or infinite, and as they do."""
+    if not bool(torch.isfinite(weight_NK).all()):
+        raise InputError("a matrix has a weight that is NaN or infinite; restore the checkpoint")
     if isinstance(how, Uniform):
         return gptq(weight_NK, hessian_KK, how)
     return solve_codes(weight_NK, hessian_KK, how)
@@ -86,7 +92,8 @@ class Solver:
             decoder = head.weight.detach()
             if self.model.config.head.tied:  # what is embedded is rounded too, in another way than it will be at last
                 decoder = decoder.clone()
-                head.weight.copy_(torch.from_numpy(self.roundings["head"].round(decoder.numpy()).values()))
+                for rows, part in zip(head.weight.split(PART), decoder.split(PART), strict=True):
+                    rows.copy_(torch.from_numpy(self.roundings["head"].round(part.numpy()).values()))
         streams = [_Stream(batch, self.model.embed(batch)[0]) for batch in self.batches]
         for module in self.model.links.values():
             for place in ("first", "second") if isinstance(module, Link) else ():

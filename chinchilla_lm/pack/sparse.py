@@ -70,6 +70,13 @@ class Sparse:
         mask = chosen.transpose(0, 2, 1, 3).reshape(padded.shape[0] * LANES, -1)
         return np.ascontiguousarray(mask[:outputs, :inputs])
 
+    def fits(self, mask_NK: Mask) -> bool:
+        """Whether no block of a mask keeps more than it may."""
+        outputs, inputs = mask_NK.shape
+        padded = np.pad(mask_NK, ((0, -outputs % LANES), (0, -inputs % BLOCK_INPUTS)))
+        blocks = padded.reshape(-(-outputs // LANES), LANES, -1, BLOCK_INPUTS)
+        return bool((blocks.sum((1, 3)) <= self.kept).all())
+
     def codebook(self) -> Codebook | None:
         """Of what is kept, where there is one."""
         return Codebook(1, self.entries, self.group) if self.entries else None
@@ -121,4 +128,4 @@ def _largest(values: Floats, count: int) -> Mask:
     """Which numbers along the last axis are the `count` largest."""
     chosen = np.zeros(values.shape, np.bool_)
     np.put_along_axis(chosen, np.argpartition(-values, count - 1, axis=-1)[..., :count], True, -1)
-    return chosen & np.isfinite(values)
+    return chosen & (values != -np.inf)

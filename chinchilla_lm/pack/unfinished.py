@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from chinchilla_lm.files import sha256_text, write_atomic
+from chinchilla_lm.pack.codebook import Codebook
 from chinchilla_lm.pack.formats import Rounding
-from chinchilla_lm.pack.quantized import Quantized, vectors_of
+from chinchilla_lm.pack.quantized import Entries, Mask, Quantized, vectors_of
 from chinchilla_lm.pack.sparse import Sparse
 from chinchilla_lm.pack.uniform import Uniform
 
@@ -30,7 +31,7 @@ class Unfinished:
         """A matrix that is done; None where it is not, or what is there does not fit it."""
         try:
             found = load(self._path(name).read_bytes())
-        except (OSError, SafetensorError):
+        except (KeyError, OSError, SafetensorError):
             return None
         wanted, least, most = _parts(outputs, inputs, how)
         if {key: (one.shape, one.dtype) for key, one in found.items()} != wanted:
@@ -38,7 +39,7 @@ class Unfinished:
         codes, book = found["codes"], found.get("codebook")
         if codes.size and not least <= codes.min() <= codes.max() <= most:
             return None
-        if book is not None and book.min() == -128:
+        if isinstance(how, Codebook | Sparse) and not _sound(book, found.get("mask"), how):
             return None
         if not all(np.isfinite(one).all() for key, one in found.items() if key in ("scales", "minima")):
             return None
@@ -68,6 +69,13 @@ class Unfinished:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{sha256_text(f'{self.identity} {name}')[:32]}.safetensors"
+
+
+def _sound(book: Entries | None, mask: Mask | None, how: Codebook | Sparse) -> bool:
+    """Whether a codebook and a mask are such as solvers make."""
+    if mask is not None and isinstance(how, Sparse):
+        return how.fits(mask) and (book is None or (book[0, 0] == 0 and book.min() > -128))
+    return book is not None and book.min() > -128 and (not getattr(how, "even", False) or (book == how.begun()).all())
 
 
 def _parts(outputs: int, inputs: int, how: Rounding) -> tuple[dict[str, Part], int, int]:

@@ -15,7 +15,7 @@ from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.tokenizer import save_plain
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.pack.formats import format_of
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.compile import draft
@@ -120,7 +120,7 @@ def _draft(
 
 
 def _bytes_of(part: dict[str, Any]) -> int:
-    form = next(one for one in FORMATS.values() if one.matches(part))
+    form = format_of(part)
     return form.bytes(part["outputs"], part["inputs"])
 
 

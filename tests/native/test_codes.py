@@ -13,6 +13,8 @@ from tests.models.tiny import VOCAB
 engine = pytest.importorskip("chinchilla_lm.native._engine", reason="the engine is not built")
 
 CODES = [name for name, form in FORMATS.items() if form.kind == "codes"]
+# Ten times the first and the second are as much as of a pair that there is.
+PAIRS = [(2, 11), (1, 21), (2, 21), (3, 11), (5, 12), (7, 14), (4, 44), (5, 34), (2, 64)]
 MIXED = "codebook-2x64,*.second=sparse-50,head=codebook-4x256-row,1.mlp=sparse-75-codebook,0.attn=int3"
 
 
@@ -39,6 +41,8 @@ def test_the_engine_runs_what_torch_unpacks(model_folder, tmp_path, name, format
     [
         ({"bits": 5}, "bits and dims are none that this engine knows"),
         ({"dims": 4}, "bits and dims are none that this engine knows"),
+        *(({"bits": bits, "dims": dims}, "bits and dims are none that this engine knows") for bits, dims in PAIRS),
+        ({"bits": 3, "dims": 11, "kept": 16}, "bits and dims are none that this engine knows"),
         ({"group": 32}, "group is not 64 or 128"),
         ({"kept": 32}, "kept is none that this engine knows"),
         ({"row_scales": 1}, "row_scales has a value of the wrong type"),

@@ -14,6 +14,7 @@ from chinchilla_lm.pack.formats import FORMATS
 from chinchilla_lm.pack.gptq import gptq
 from chinchilla_lm.pack.gptvq import solve_codes
 from chinchilla_lm.pack.hessian import conditioned, error_of
+from chinchilla_lm.pack.solve import solved
 from chinchilla_lm.pack.sparse import Sparse
 from chinchilla_lm.pack.uniform import Uniform
 from tests.pack.test_gptq import inputs, matrix, product_error
@@ -150,6 +151,36 @@ def test_the_codebook_without_data_is_for_normal_numbers():
         book = normal_codebook(dims, entries)
         assert book.shape == (entries, dims)
         assert np.abs(book.astype(int)).max() == 127
+
+
+@pytest.mark.parametrize("name", ["int4", "codebook-2x16", "sparse-50", "sparse-50-codebook"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(name, value):
+    weight, x, how = matrix(16, 64), inputs(200, 64), FORMATS[name].rounding
+    assert how is not None
+    weight[3, 5] = value
+    with pytest.raises(InputError, match="a weight that is NaN or infinite"):
+        solved(weight, x.T @ x, how)
+
+
+def test_a_matrix_of_products_that_rounding_left_without_a_factor():
+    """Two inputs that are nearly one: their part of H, in float32, has none."""
+    x = inputs(500, 64)
+    hessian = x.T @ x
+    hessian[0, 4] = hessian[4, 0] = 1.01 * float((hessian[0, 0] * hessian[4, 4]).sqrt())
+    assert np.isfinite(solve_codes(matrix(16, 64), hessian, CODES["codebook-2x16"]).values()).all()
+
+
+def test_outputs_are_solved_in_parts(monkeypatch):
+    """So that memory does not grow with the matrix; the mask is chosen within parts too."""
+    monkeypatch.setattr(gptvq, "OUTPUTS", 16)
+    monkeypatch.setattr("chinchilla_lm.pack.alps.OUTPUTS", 16)
+    weight, x = matrix(50, 64), inputs(500, 64)
+    for name in ("sparse-50", "sparse-50-codebook"):
+        parted = solve_codes(weight, x.T @ x, CODES[name])
+        assert product_error(weight, parted, x.T @ x) < 0.6 * product_error(
+            weight, CODES[name].round(weight.numpy()), x.T @ x
+        )
 
 
 def test_activations_that_are_no_numbers_are_refused():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from chinchilla_lm.models.config import HeadKind
-from chinchilla_lm.pack.formats import FORMATS
+from chinchilla_lm.pack.formats import format_of
 from chinchilla_lm.pack.panels import LANES, round_up
 from chinchilla_lm.runtime.card import Card
 from chinchilla_lm.runtime.engine.program import Program
@@ -97,7 +97,7 @@ class ProgramDemand:
 
 def matrix_bytes(part: Part) -> int:
     """Bytes of a packed matrix."""
-    form = next(one for one in FORMATS.values() if one.matches(part))
+    form = format_of(part)
     return form.bytes(part["outputs"], part["inputs"])
 
 

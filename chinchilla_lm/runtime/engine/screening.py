@@ -15,7 +15,7 @@ import numpy as np
 
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.pack.bf16 import lay
-from chinchilla_lm.pack.formats import FORMATS, Format
+from chinchilla_lm.pack.formats import Format, format_of
 from chinchilla_lm.pack.panels import LANES, Bytes, Floats, rows_of
 from chinchilla_lm.pack.screen import AXES_FORMAT, LEAD_FORMAT, REST_FORMAT, Doubles, Screen, exact, screen
 from chinchilla_lm.runtime.engine.native import NativeModel
@@ -104,7 +104,7 @@ def _screen_of(program: Program, moments_KK: Doubles) -> Screen:
     """The screen of a program's decoder for inputs with such moments."""
     part = program.header["head"]["output"]
     outputs, inputs = part["outputs"], part["inputs"]
-    form = next(one for one in FORMATS.values() if one.matches(part))
+    form = format_of(part)
     packed = program.data[part["offset"] : part["offset"] + form.bytes(outputs, inputs)]
     bias = None
     if part["bias"] is not None:
