@@ -25,6 +25,7 @@ from chinchilla_lm.pipeline.outcome import (
     add_packed,
     advice_words,
     alone,
+    hold_bytes,
     report_of,
     row_of,
     samples,
@@ -171,7 +172,8 @@ def finish(
     report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
     if packed is not None:
         add_packed(report, packed, plan, last.against(alone(packed.single)), stages)
-    for note in last.note(report):
+    over = [] if packed is None else hold_bytes(report, entered[result].bytes, stages.mixer.most_bytes)
+    for note in [*over, *last.note(report)]:
         console.warn(note)
     predicted = table.total_us / table.predict_us(plan.dropped)
     if packed is None and not judgement.passed and "dev" in job.dataset.splits and predicted > 1:

@@ -206,8 +206,10 @@ class Mixer:
 
     def check_bytes(self, plan: Plan) -> None:
         """Raises ContractError where the plan's program is larger than was asked for."""
+        if self.most_bytes is None:
+            return
         size = packed_bytes(self.short(plan), str(self.formats_of(plan)))[0]
-        if self.most_bytes is not None and size > self.most_bytes:
+        if size > self.most_bytes:
             raise ContractError(
                 f"the program has {size / 1e6:.6g} MB, more than {self.most_bytes / 1e6:g}; pass more --memory"
             )

@@ -121,6 +121,17 @@ def add_packed(report: dict[str, Any], packed: PackedResult, plan: Plan, ratio: 
     )
 
 
+def hold_bytes(report: dict[str, Any], size: int, most: int | None) -> list[str]:
+    """Hold a packed result to the bytes that were asked for: more fail the verdict. Returns what was added to the
+    report's notes, to be said."""
+    if most is None or size <= most:
+        return []
+    line = f"--memory {most / 1e6:g} was asked for, which the program's {size / 1e6:.6g} MB exceed"
+    report["verdict"], report["headline"] = "failed", f"{line}. {report['headline']}"
+    report["notes"].append(line)
+    return [line]
+
+
 def report_of(
     stages: Stages,
     table: CostTable,

@@ -137,7 +137,10 @@ class Stages(Workbench):
         return plan
 
     def search_mix(self, costs: CostTable, formats: FormatTable) -> Plan:
-        """Choose what to drop and how to pack the rest, under the contract; also the frontier, with single formats."""
+        """Choose what to drop and how to pack the rest, under the contract; also the frontier, with single formats.
+
+        A plan that a person has edited stands, where it is one of this model and its program is as small as was asked.
+        """
         path = self.folder.file("plan.json")
         inputs = {
             "costs": sha256_of(self.folder.require("costs.json", "score")),
@@ -160,6 +163,7 @@ class Stages(Workbench):
         plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
         if mixed_of(plan) is None and plan.kept:
             raise InputError(f"{path} names no formats, as it must with --formats; delete it to search again")
+        self.mixer.check_bytes(plan)
         self.console.say(f"plan: {plan.strip()}, {self.mixer.formats_of(plan)}")
         return plan
 

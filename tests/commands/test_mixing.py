@@ -16,6 +16,7 @@ from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.pipeline import timing
 from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.pipeline.outcome import hold_bytes
 from chinchilla_lm.plan import FormatTable, Plan
 from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.measuring.clock import Timing
@@ -153,6 +154,19 @@ def test_bytes_are_kept_too(tagger: Path, tags: Path, tmp_path: Path, steady: No
     assert found[0] == {"bf16"}  # there is room for all
     assert "int4" in found[1]
     assert found[1] != {"int4"}  # part of them keep more bits
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    plan.packed_as(dict.fromkeys(plan.kept, "bf16"), None).save(tmp_path / "run" / "plan.json")
+    done = chinchilla(*common, "--memory", (wholes["int8"] + wholes["int4"]) / 2e6)
+    done.refused("the program has", "pass more --memory", status=1)
+
+
+def test_a_program_with_too_many_bytes_fails_the_verdict() -> None:
+    report: dict[str, Any] = {"verdict": "passed", "headline": "As good", "notes": []}
+    assert hold_bytes(report, 1_500_000, None) == hold_bytes(report, 1_500_000, 1_500_000) == []
+    assert report["verdict"] == "passed"
+    assert hold_bytes(report, 1_500_001, 1_500_000) == report["notes"]
+    assert report["verdict"] == "failed"
+    assert report["headline"] == "--memory 1.5 was asked for, which the program's 1.5 MB exceed. As good"
 
 
 def test_a_runs_model_is_packed_by_its_plan(mixed_run: Path, tagger: Path, tmp_path: Path, chinchilla) -> None:
