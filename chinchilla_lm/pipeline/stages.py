@@ -163,6 +163,10 @@ class Stages(Workbench):
         plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
         if mixed_of(plan) is None and plan.kept:
             raise InputError(f"{path} names no formats, as it must with --formats; delete it to search again")
+        if plan.head is not None and not formats.has_head:
+            raise InputError(f"{path} has head {plan.head!r}, and the model no head that is packed; make it null")
+        if plan.head is None and formats.has_head:
+            raise InputError(f"{path} has head null, and the model's head is packed too; name its format, such as int8")
         self.mixer.check_bytes(plan)
         self.console.say(f"plan: {plan.strip()}, {self.mixer.formats_of(plan)}")
         return plan

@@ -177,6 +177,16 @@ def test_a_runs_model_is_packed_by_its_plan(mixed_run: Path, tagger: Path, tmp_p
     done.refused("has no plan with formats; pass a format")
 
 
+def test_a_head_that_is_not_packed_has_no_format(
+    mixed_run: Path, tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla
+) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+    values = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps(values | {"head": "int8"}))
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *MIXING, "-o", out)
+    done.refused("has head 'int8', and the model no head that is packed; make it null")
+
+
 @pytest.fixture(scope="module")
 def decoder_run(
     steady: None, quick: None, model_folder, texts: Path, tmp_path_factory: pytest.TempPathFactory
@@ -220,6 +230,8 @@ def test_a_plan_edited_by_hand_is_packed_as_it_says(
     assert read_packed(out / "packed")[0].header["head"]["output"]["format"] == "bf16"
     (out / "plan.json").write_text(json.dumps(values | {"head": "int9"}))
     chinchilla("compress", model_folder(), *words, "-o", out).refused("format 'int9' of head in the plan")
+    (out / "plan.json").write_text(json.dumps(values | {"head": None}))
+    chinchilla("compress", model_folder(), *words, "-o", out).refused("has head null, and the model's head is packed")
     plain = Plan.from_dict(values)
     Plan.from_dropped(plain.num_blocks, plain.dropped).save(out / "plan.json")
     chinchilla("compress", model_folder(), *words, "-o", out).refused("names no formats, as it must with --formats")
