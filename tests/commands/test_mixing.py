@@ -127,6 +127,19 @@ def test_the_same_command_does_nothing_again(
     assert before == {path: path.read_bytes() for path in mixed_run.rglob("*.bin")}
 
 
+def test_a_search_takes_the_tables_of_its_model_and_formats_only(
+    mixed_run: Path, tmp_path: Path, steady: None, chinchilla
+) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+    done = chinchilla("search", "-o", out, "--formats", "int8")
+    done.refused("formats.json is of bf16, int4, int8, not of int8; run chinchilla score", "first")
+    for name in ("formats.json", "costs.json"):
+        table = json.loads((mixed_run / name).read_text()) | {"model_sha256": "0" * 64}
+        (out / name).write_text(json.dumps(table))
+        done = chinchilla("search", "-o", out, "--formats", "bf16,int8,int4")
+        done.refused(f"{name} holds another model's costs; run chinchilla score", "first")
+
+
 def test_formats_alone_need_no_recovery(tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla) -> None:
     words = ["--speedup", 1.2, "--margin", 50, "--formats", "int8", "--threads", 1, "--batch", 4, "--tokens", 12]
     done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *words, "-o", tmp_path / "run", "--json")
