@@ -43,7 +43,7 @@ from chinchilla_lm.score.measure import MAX_POSITIONS, Measure
 from chinchilla_lm.score.table import Circumstances
 from chinchilla_lm.search import Memo
 from chinchilla_lm.search.mix_refine import key_of, mix_of, refine_mix
-from chinchilla_lm.search.mixes import Budget, Mixes, mix_of_plan, split
+from chinchilla_lm.search.mixes import Budget, Mixes, mix_of_plan, split, too_little
 from chinchilla_lm.shorten.surgery import shorten
 
 # Calibration tokens that mixes are measured on: a pass in float32 takes several times as long as one in bfloat16.
@@ -152,7 +152,9 @@ class Mixer:
         Raises ContractError where there is none.
         """
         mixes, memo = Mixes(drops, formats), self.memo(drops)
-        target = self.bench.target
+        target, most = self.bench.target, self.most_bytes
+        if most is not None and most < mixes.least_bytes:
+            raise ContractError(too_little(mixes, Budget(bytes=most)))  # no clock has a say in it
         tried: list[Try] = []
         with self.bench.console.progress(0, "search", "measurements") as progress:
             search = self.searcher(memo, lambda note: progress.advance(1, note))

@@ -285,5 +285,7 @@ def test_what_cannot_be_had_is_said(tagger: Path, tags: Path, tmp_path: Path, st
     ]
     done = chinchilla(*common, "--memory", 0.001)
     done.refused("budget 0.001 MB is below the least to be had", "pass more --memory", status=1)
+    done = chinchilla(*common, "--memory", 0.001, "--speedup", 1.5)
+    done.refused("budget 0.001 MB is below the least to be had", "pass more --memory", status=1)
     done = chinchilla(*common, "--speedup", 19)
     done.refused("speed-up 19 cannot be had", status=1)
