@@ -96,13 +96,14 @@ def _packed(stages: Stages, table: CostTable, begun: float) -> CompressResult:
         if stages.recipe.recover.epochs > 0:
             entered[RESULT] = Entered.float(stages, recovered.model)
     folder = stages.pack(plan)
+    files = hashes(folder)
     single = stages.mixer.single(formats)
     size = packed_bytes(job.checkpoint, single)[0]
     entered[alone(single)] = Entered(original, stages.mixer.serve_original(single), size)
     program, card = read_packed(folder)
     served = NativeForward(program, card.kind, job.threads)
     entered[PACKED] = Entered(recovered.model, served, (folder / PROGRAM).stat().st_size)
-    return finish(stages, table, plan, entered, begun, PackedResult(folder, formats, single))
+    return finish(stages, table, plan, entered, begun, PackedResult(folder, files, formats, single))
 
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
@@ -164,7 +165,7 @@ def finish(
     result = RESULT if packed is None else PACKED
     served = {name: one.served for name, one in entered.items()}
     folder = stages.folder.file("model") if packed is None else packed.folder
-    files = hashes(folder)
+    files = hashes(folder) if packed is None else packed.files
     judgement = judge_models(served, job.test, job.guard, recipe.metric, recipe.margin, console, result)
     last = LastTiming(job, served, stages.target, result, FINAL_CLOCK_SECONDS)
     timings, ratio = last.timings, last.timed.speedup

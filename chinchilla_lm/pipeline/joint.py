@@ -70,6 +70,8 @@ def check_formats(recipe: Recipe, *, target: bool = True) -> None:
             raise InputError(f"memory_mb {recipe.memory_mb:g} is of a packed program; pass --formats auto")
         return
     asked_formats(recipe.formats, "f32")
+    if recipe.memory_mb is not None and 1e6 * recipe.memory_mb < 1:
+        raise InputError(f"--memory {recipe.memory_mb:g} is less than a byte; pass megabytes, such as --memory 100")
     if target and recipe.speedup is None and recipe.latency_ms is None and recipe.memory_mb is None:
         raise InputError("formats are searched for a target; pass --speedup 2, --latency 20 or --memory 100")
     if recipe.method not in ("race", "refine"):

@@ -14,7 +14,7 @@ import chinchilla_lm
 from chinchilla_lm import cli
 from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.checkpoint import load
-from chinchilla_lm.pipeline import timing
+from chinchilla_lm.pipeline import compress, timing
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.outcome import hold_bytes
 from chinchilla_lm.plan import FormatTable, Plan
@@ -182,6 +182,22 @@ def test_a_program_with_too_many_bytes_fails_the_verdict() -> None:
     assert report["headline"] == "--memory 1.5 was asked for, which the program's 1.5 MB exceed. As good"
 
 
+def test_a_program_that_changes_after_it_was_read_is_not_certified(
+    mixed_run: Path, tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla, monkeypatch
+) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+
+    def read_then_change(folder: Path) -> Any:
+        found = read_packed(folder)
+        path = folder / "config.json"
+        path.write_text(path.read_text() + "\n")
+        return found
+
+    monkeypatch.setattr(compress, "read_packed", read_then_change)
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *MIXING, "-o", out)
+    done.refused("changed while they were judged")
+
+
 def test_a_runs_model_is_packed_by_its_plan(mixed_run: Path, tagger: Path, tmp_path: Path, chinchilla) -> None:
     done = chinchilla("pack", mixed_run / "model", "--format", "plan", "-o", tmp_path / "packed")
     assert done.status == 0, done.err
@@ -260,6 +276,7 @@ def test_a_plan_edited_by_hand_is_packed_as_it_says(
         (["--memory", 10, "--speedup", 2], "memory_mb 10 is of a packed program; pass --formats auto"),
         (["--formats", "auto", "--memory", 0], "memory_mb 0 is not greater than 0"),
         (["--formats", "auto", "--memory", "nan"], "memory_mb nan"),
+        (["--formats", "auto", "--memory", 1e-7], "--memory 1e-07 is less than a byte; pass megabytes"),
         (["--formats", "auto", "--speedup", 2, "--method", "greedy"], "method greedy drops links alone"),
         (["--formats", "auto", "--speedup", 2, "--backend", "torch"], "pass --backend native --device cpu"),
     ],
