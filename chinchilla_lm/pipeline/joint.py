@@ -263,10 +263,19 @@ class Mixer:
         """Those that a plan is packed in: what is left of a model without links and without a decoder has none."""
         return mixed_of(plan) or mixed(self.plain)
 
-    def solved_on(self, plan: Plan) -> str | None:
-        """The records whose inputs the plan's matrices are rounded for, by hash; None where none of them is rounded."""
-        rounds = any(form.rounding is not None for form in self.formats_of(plan).all())
-        return records_sha256(self.bench.job.calibration_records) if rounds else None
+    def solved_on(self, plan: Plan) -> dict[str, Any] | None:
+        """What decides the inputs that the plan's matrices are rounded for: the records by hash, which of them and how
+        long, and the numbers of the pass; None where no matrix is rounded."""
+        if all(form.rounding is None for form in self.formats_of(plan).all()):
+            return None
+        job = self.bench.job
+        return {
+            "records": records_sha256(job.calibration_records),
+            "tokens": SOLVED_TOKENS,
+            "window": [job.context, job.window],
+            "seed": self.bench.recipe.seed,
+            "dtype": str(job.dtype),
+        }
 
     def pack(self, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
         """Write the program of a plan's model, its weights rounded for the inputs that calibration text gives. What is
@@ -276,7 +285,7 @@ class Mixer:
         rounded: dict[str, Quantized] = {}
         unfinished = None
         if data is not None:
-            decides = (__version__, checkpoint.sha256, data, formats, SOLVED_TOKENS, bench.job.window, bench.job.dtype)
+            decides = (__version__, checkpoint.sha256, formats, json_text(data))
             unfinished = Unfinished(folder.with_name(f"{folder.name}.unfinished"), " ".join(map(str, decides)))
             batches = [one.batch for one in bench.job.calibration_batches(SOLVED_TOKENS)]
             solver = Solver(checkpoint.model, batches, formats, dtype=bench.job.dtype, unfinished=unfinished)

@@ -56,8 +56,8 @@ class Entered:
 
 @dataclass(frozen=True, slots=True)
 class PackedResult:
-    """A program that is the result of the job: its folder, the hashes of its files before they were read, the table that its formats were chosen from, and the format
-    of the original that it is held against besides."""
+    """A program that is the result of the job: its folder, the hashes of its files before they were read, the table
+    that its formats were chosen from, and the format of the original that it is held against besides."""
 
     folder: Path
     files: dict[str, str]

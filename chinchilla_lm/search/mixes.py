@@ -344,7 +344,7 @@ def too_little(mixes: Mixes, budget: Budget, ticks: int = TICKS) -> str:
         )
     if budget.bytes is not None and budget.bytes < mixes.least_bytes:
         return (
-            f"budget {budget.bytes / 1e6:.6g} MB is below the least to be had, {mixes.least_bytes / 1e6:.6g} MB with all "
-            "links dropped; pass more --memory"
+            f"budget {budget.bytes / 1e6:.6g} MB is below the least to be had, {mixes.least_bytes / 1e6:.6g} MB with "
+            "all links dropped; pass more --memory"
         )
     return f"both budgets cannot be met together in {ticks} ticks, rounded up; pass more --memory or a lower --speedup"

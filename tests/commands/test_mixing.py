@@ -12,12 +12,15 @@ import pytest
 
 import chinchilla_lm
 from chinchilla_lm import cli
+from chinchilla_lm.console import Console
 from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.pipeline import compress, timing
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.outcome import hold_bytes
+from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import FormatTable, Plan
+from chinchilla_lm.recipe import make_recipe, read_yaml
 from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.measuring.clock import Timing
 from chinchilla_lm.runtime.measuring.operations import LinkTimes
@@ -180,6 +183,18 @@ def test_a_program_with_too_many_bytes_fails_the_verdict() -> None:
     assert hold_bytes(report, 1_500_001, 1_500_000) == report["notes"]
     assert report["verdict"] == "failed"
     assert report["headline"] == "--memory 1.5 was asked for, which the program's 1.5 MB exceed. As good"
+
+
+def test_a_program_solved_on_other_windows_is_packed_again(mixed_run: Path, tmp_path: Path, capsys) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+    plan, recipe = Plan.load(out / "plan.json"), {**read_yaml(out / "recipe.yaml"), "output": str(out)}
+    said = []
+    for seed in (0, 7):
+        stages = Stages(make_recipe({**recipe, "seed": seed}), Console())
+        capsys.readouterr()
+        stages.pack(plan)
+        said.append("pack: unchanged" in "".join(capsys.readouterr()))
+    assert said == [True, False]
 
 
 def test_a_program_that_changes_after_it_was_read_is_not_certified(
