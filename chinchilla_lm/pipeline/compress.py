@@ -64,6 +64,8 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
         require_classes(stages.job.dataset)
     _ = stages.job.labels
     _ = stages.job.guard
+    if recipe.formats is not None:
+        stages.mixer.check_text()
     table = stages.score()
     if recipe.formats is not None:
         return _packed(stages, table, begun)

@@ -28,6 +28,7 @@ from chinchilla_lm.pack.mixed import Mixed, mixed, mixed_of
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pack.solve import Solver
 from chinchilla_lm.pack.unfinished import Unfinished
+from chinchilla_lm.pipeline.calibrating import check_tokens
 from chinchilla_lm.pipeline.timing import AgainstOriginal, format_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
 from chinchilla_lm.plan import HEAD, CostTable, FormatTable, Plan
@@ -262,6 +263,12 @@ class Mixer:
     def formats_of(self, plan: Plan) -> Mixed:
         """Those that a plan is packed in: what is left of a model without links and without a decoder has none."""
         return mixed_of(plan) or mixed(self.plain)
+
+    def check_text(self) -> None:
+        """Raises InputError where a format asked for is rounded for inputs, and the text of these is too short."""
+        if any(FORMATS[name].rounding is not None for name in self.formats):
+            batches = self.bench.job.calibration_batches(SOLVED_TOKENS)
+            check_tokens(sum(one.batch.tokens for one in batches), SOLVED_TOKENS, self.bench.console)
 
     def solved_on(self, plan: Plan) -> dict[str, Any] | None:
         """What decides the inputs that the plan's matrices are rounded for: the records by hash, which of them and how

@@ -130,6 +130,18 @@ def test_the_same_command_does_nothing_again(
     assert before == {path: path.read_bytes() for path in mixed_run.rglob("*.bin")}
 
 
+def test_too_little_text_to_solve_on_is_refused_before_anything_is_measured(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla
+) -> None:
+    (tmp_path / "few").mkdir()
+    lines = (tags / "train.txt").read_text().split("\n\n")[:20]
+    (tmp_path / "few" / "train.txt").write_text("\n\n".join(lines) + "\n")
+    words = ["--calibration", tmp_path / "few", *MIXING, "-o", tmp_path / "run"]
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *words)
+    done.refused("tokens of calibration text are too few; pass data with 1,024 or more")
+    assert not (tmp_path / "run" / "costs.json").exists()
+
+
 def test_a_search_takes_the_tables_of_its_model_and_formats_only(
     mixed_run: Path, tmp_path: Path, steady: None, chinchilla
 ) -> None:
