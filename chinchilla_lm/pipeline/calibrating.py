@@ -72,6 +72,15 @@ class Material:
         return self.unfinished / "measurements.jsonl"
 
 
+def check_tokens(found: int, wanted: int, console: Console) -> None:
+    """Hold calibration text to what a solver needs: warns where there is less than wanted; raises InputError where it
+    is too short to say something of a matrix's inputs."""
+    if found < LEAST_TOKENS:
+        raise InputError(f"{found} tokens of calibration text are too few; pass data with {LEAST_TOKENS:,} or more")
+    if found < wanted:
+        console.warn(f"the calibration data have {found:,} tokens, not {wanted:,}")
+
+
 def material(asked: Packing, kind: str | None, test_records: Sequence[Any], console: Console) -> Material:
     """Read the model, and its calibration data where there are any. kind: the task that its head is for; test_records:
     what the result will be judged on.
@@ -96,9 +105,8 @@ def material(asked: Packing, kind: str | None, test_records: Sequence[Any], cons
     windows = job.shuffled(records)
     batches = job.batches(enough(windows, tokens), 2048)
     found = sum(one.batch.tokens for one in batches)
-    if found < LEAST_TOKENS:
-        raise InputError(f"{found} tokens of calibration text are too few; pass data with {LEAST_TOKENS:,} or more")
-    if found < tokens:
-        console.warn(f"the calibration data have {found:,} tokens, not {tokens:,}")
+    if found < LEAST_TOKENS and tokens < LEAST_TOKENS:
+        raise InputError(f"--calibration-tokens {tokens} is too few; pass {LEAST_TOKENS} or more, or leave it away")
+    check_tokens(found, tokens, console)
     identity = (__version__, checkpoint.sha256, records_sha256(records), tokens, job.window, job.dtype)
     return Material(checkpoint, batches, job.dtype, unfinished, identity, job, windows)

@@ -25,6 +25,7 @@ from chinchilla_lm.pipeline.outcome import (
     add_packed,
     advice_words,
     alone,
+    hold_bytes,
     report_of,
     row_of,
     samples,
@@ -63,6 +64,8 @@ def compress(recipe: Recipe, console: Console) -> CompressResult:
         require_classes(stages.job.dataset)
     _ = stages.job.labels
     _ = stages.job.guard
+    if recipe.formats is not None:
+        stages.mixer.check_text()
     table = stages.score()
     if recipe.formats is not None:
         return _packed(stages, table, begun)
@@ -95,13 +98,14 @@ def _packed(stages: Stages, table: CostTable, begun: float) -> CompressResult:
         if stages.recipe.recover.epochs > 0:
             entered[RESULT] = Entered.float(stages, recovered.model)
     folder = stages.pack(plan)
+    files = hashes(folder)
     single = stages.mixer.single(formats)
     size = packed_bytes(job.checkpoint, single)[0]
     entered[alone(single)] = Entered(original, stages.mixer.serve_original(single), size)
     program, card = read_packed(folder)
     served = NativeForward(program, card.kind, job.threads)
     entered[PACKED] = Entered(recovered.model, served, (folder / PROGRAM).stat().st_size)
-    return finish(stages, table, plan, entered, begun, PackedResult(folder, formats, single))
+    return finish(stages, table, plan, entered, begun, PackedResult(folder, files, formats, single))
 
 
 def _carry_out(stages: Stages, plan: Plan) -> tuple[Plan, Transformer, Checkpoint]:
@@ -163,7 +167,7 @@ def finish(
     result = RESULT if packed is None else PACKED
     served = {name: one.served for name, one in entered.items()}
     folder = stages.folder.file("model") if packed is None else packed.folder
-    files = hashes(folder)
+    files = hashes(folder) if packed is None else packed.files
     judgement = judge_models(served, job.test, job.guard, recipe.metric, recipe.margin, console, result)
     last = LastTiming(job, served, stages.target, result, FINAL_CLOCK_SECONDS)
     timings, ratio = last.timings, last.timed.speedup
@@ -171,7 +175,8 @@ def finish(
     report = report_of(stages, table, plan, judgement, ratio, rows, time.monotonic() - begun)
     if packed is not None:
         add_packed(report, packed, plan, last.against(alone(packed.single)), stages)
-    for note in last.note(report):
+    over = [] if packed is None else hold_bytes(report, entered[result].bytes, stages.mixer.most_bytes)
+    for note in [*over, *last.note(report)]:
         console.warn(note)
     predicted = table.total_us / table.predict_us(plan.dropped)
     if packed is None and not judgement.passed and "dev" in job.dataset.splits and predicted > 1:

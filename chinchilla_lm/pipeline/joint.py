@@ -28,6 +28,7 @@ from chinchilla_lm.pack.mixed import Mixed, mixed, mixed_of
 from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.pack.solve import Solver
 from chinchilla_lm.pack.unfinished import Unfinished
+from chinchilla_lm.pipeline.calibrating import check_tokens
 from chinchilla_lm.pipeline.timing import AgainstOriginal, format_times
 from chinchilla_lm.pipeline.workbench import MEASURED_BY, Workbench
 from chinchilla_lm.plan import HEAD, CostTable, FormatTable, Plan
@@ -43,7 +44,7 @@ from chinchilla_lm.score.measure import MAX_POSITIONS, Measure
 from chinchilla_lm.score.table import Circumstances
 from chinchilla_lm.search import Memo
 from chinchilla_lm.search.mix_refine import key_of, mix_of, refine_mix
-from chinchilla_lm.search.mixes import Budget, Mixes, mix_of_plan, split
+from chinchilla_lm.search.mixes import Budget, Mixes, mix_of_plan, split, too_little
 from chinchilla_lm.shorten.surgery import shorten
 
 # Calibration tokens that mixes are measured on: a pass in float32 takes several times as long as one in bfloat16.
@@ -70,6 +71,8 @@ def check_formats(recipe: Recipe, *, target: bool = True) -> None:
             raise InputError(f"memory_mb {recipe.memory_mb:g} is of a packed program; pass --formats auto")
         return
     asked_formats(recipe.formats, "f32")
+    if recipe.memory_mb is not None and 1e6 * recipe.memory_mb < 1:
+        raise InputError(f"--memory {recipe.memory_mb:g} is less than a byte; pass megabytes, such as --memory 100")
     if target and recipe.speedup is None and recipe.latency_ms is None and recipe.memory_mb is None:
         raise InputError("formats are searched for a target; pass --speedup 2, --latency 20 or --memory 100")
     if recipe.method not in ("race", "refine"):
@@ -152,7 +155,9 @@ class Mixer:
         Raises ContractError where there is none.
         """
         mixes, memo = Mixes(drops, formats), self.memo(drops)
-        target = self.bench.target
+        target, most = self.bench.target, self.most_bytes
+        if most is not None and most < mixes.least_bytes:
+            raise ContractError(too_little(mixes, Budget(bytes=most)))  # no clock has a say in it
         tried: list[Try] = []
         with self.bench.console.progress(0, "search", "measurements") as progress:
             search = self.searcher(memo, lambda note: progress.advance(1, note))
@@ -206,8 +211,10 @@ class Mixer:
 
     def check_bytes(self, plan: Plan) -> None:
         """Raises ContractError where the plan's program is larger than was asked for."""
+        if self.most_bytes is None:
+            return
         size = packed_bytes(self.short(plan), str(self.formats_of(plan)))[0]
-        if self.most_bytes is not None and size > self.most_bytes:
+        if size > self.most_bytes:
             raise ContractError(
                 f"the program has {size / 1e6:.6g} MB, more than {self.most_bytes / 1e6:g}; pass more --memory"
             )
@@ -257,10 +264,25 @@ class Mixer:
         """Those that a plan is packed in: what is left of a model without links and without a decoder has none."""
         return mixed_of(plan) or mixed(self.plain)
 
-    def solved_on(self, plan: Plan) -> str | None:
-        """The records whose inputs the plan's matrices are rounded for, by hash; None where none of them is rounded."""
-        rounds = any(form.rounding is not None for form in self.formats_of(plan).all())
-        return records_sha256(self.bench.job.calibration_records) if rounds else None
+    def check_text(self) -> None:
+        """Raises InputError where a format asked for is rounded for inputs, and the text of these is too short."""
+        if any(FORMATS[name].rounding is not None for name in self.formats):
+            batches = self.bench.job.calibration_batches(SOLVED_TOKENS)
+            check_tokens(sum(one.batch.tokens for one in batches), SOLVED_TOKENS, self.bench.console)
+
+    def solved_on(self, plan: Plan) -> dict[str, Any] | None:
+        """What decides the inputs that the plan's matrices are rounded for: the records by hash, which of them and how
+        long, and the numbers of the pass; None where no matrix is rounded."""
+        if all(form.rounding is None for form in self.formats_of(plan).all()):
+            return None
+        job = self.bench.job
+        return {
+            "records": records_sha256(job.calibration_records),
+            "tokens": SOLVED_TOKENS,
+            "window": [job.context, job.window],
+            "seed": self.bench.recipe.seed,
+            "dtype": str(job.dtype),
+        }
 
     def pack(self, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
         """Write the program of a plan's model, its weights rounded for the inputs that calibration text gives. What is
@@ -270,7 +292,7 @@ class Mixer:
         rounded: dict[str, Quantized] = {}
         unfinished = None
         if data is not None:
-            decides = (__version__, checkpoint.sha256, data, formats, SOLVED_TOKENS, bench.job.window, bench.job.dtype)
+            decides = (__version__, checkpoint.sha256, formats, json_text(data))
             unfinished = Unfinished(folder.with_name(f"{folder.name}.unfinished"), " ".join(map(str, decides)))
             batches = [one.batch for one in bench.job.calibration_batches(SOLVED_TOKENS)]
             solver = Solver(checkpoint.model, batches, formats, dtype=bench.job.dtype, unfinished=unfinished)

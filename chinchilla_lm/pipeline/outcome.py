@@ -56,10 +56,11 @@ class Entered:
 
 @dataclass(frozen=True, slots=True)
 class PackedResult:
-    """A program that is the result of the job: its folder, the table that its formats were chosen from, and the format
-    of the original that it is held against besides."""
+    """A program that is the result of the job: its folder, the hashes of its files before they were read, the table
+    that its formats were chosen from, and the format of the original that it is held against besides."""
 
     folder: Path
+    files: dict[str, str]
     formats: FormatTable
     single: str
 
@@ -119,6 +120,17 @@ def add_packed(report: dict[str, Any], packed: PackedResult, plan: Plan, ratio: 
         f"costs of {estimated} of {len(table.entries)} formats on a link were not measured but taken by the ratio of "
         "squared errors of the weights from a coarser format's; every plan that was compared was measured as a whole"
     )
+
+
+def hold_bytes(report: dict[str, Any], size: int, most: int | None) -> list[str]:
+    """Hold a packed result to the bytes that were asked for: more fail the verdict. Returns what was added to the
+    report's notes, to be said."""
+    if most is None or size <= most:
+        return []
+    line = f"--memory {most / 1e6:g} was asked for, which the program's {size / 1e6:.6g} MB exceed"
+    report["verdict"], report["headline"] = "failed", f"{line}. {report['headline']}"
+    report["notes"].append(line)
+    return [line]
 
 
 def report_of(

@@ -137,12 +137,17 @@ class Stages(Workbench):
         return plan
 
     def search_mix(self, costs: CostTable, formats: FormatTable) -> Plan:
-        """Choose what to drop and how to pack the rest, under the contract; also the frontier, with single formats."""
+        """Choose what to drop and how to pack the rest, under the contract; also the frontier, with single formats.
+
+        A plan that a person has edited stands, where it is one of this model and its program is as small as was asked.
+        """
+        self._check_scored(costs, formats)
         path = self.folder.file("plan.json")
         inputs = {
             "costs": sha256_of(self.folder.require("costs.json", "score")),
             "formats": sha256_of(self.folder.require("formats.json", "score")),
             "layout": LAYOUT,
+            "asked": self.mixer.formats,
             **self.inputs("speedup", "latency_ms", "memory_mb", "max_measures", "seed"),
         }
 
@@ -160,8 +165,24 @@ class Stages(Workbench):
         plan = self.folder.stage("search", inputs, ["frontier.json"], work, lambda: Plan.load(path))
         if mixed_of(plan) is None and plan.kept:
             raise InputError(f"{path} names no formats, as it must with --formats; delete it to search again")
+        if plan.head is not None and not formats.has_head:
+            raise InputError(f"{path} has head {plan.head!r}, and the model no head that is packed; make it null")
+        if plan.head is None and formats.has_head:
+            raise InputError(f"{path} has head null, and the model's head is packed too; name its format, such as int8")
+        self.mixer.check_bytes(plan)
         self.console.say(f"plan: {plan.strip()}, {self.mixer.formats_of(plan)}")
         return plan
+
+    def _check_scored(self, costs: CostTable, formats: FormatTable) -> None:
+        """Raises InputError for tables of another model, or of other formats than are asked for."""
+        again = f"run chinchilla score -o {self.folder.path} first"
+        for table, name in ((costs, "costs.json"), (formats, "formats.json")):
+            if table.model_sha256 != self.job.checkpoint.sha256:
+                raise InputError(f"{self.folder.file(name)} holds another model's costs; {again}")
+        scored, asked = {one.format for one in formats.wholes}, self.mixer.formats
+        if scored != set(asked):
+            there = ", ".join(sorted(scored))
+            raise InputError(f"{self.folder.file('formats.json')} is of {there}, not of {', '.join(asked)}; {again}")
 
     def trials(self) -> list[Trial]:
         """What the search without a target leaves to be recovered, in this order; empty where there is a target."""

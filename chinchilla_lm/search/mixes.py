@@ -94,6 +94,12 @@ class Mixes:
         """Bytes of its program."""
         return self.formats.bytes_of(split(mix)[1])
 
+    @property
+    def least_bytes(self) -> int:
+        """Of the smallest program: no link is kept, and a head in its smallest format."""
+        head = [entry.bytes for entry in self.formats.options(HEAD)] if self.formats.has_head else []
+        return self.formats.fixed_bytes + min(head, default=0)
+
     def fits(self, mix: Mix, budget: Budget) -> bool:
         """Whether it is predicted to keep within both budgets."""
         quick = budget.time_us is None or self.time(mix) <= budget.time_us
@@ -330,16 +336,15 @@ def too_little(mixes: Mixes, budget: Budget, ticks: int = TICKS) -> str:
     """Why no mix keeps within a budget: what the least of each is, or of bytes within the time."""
     blocks = mixes.blocks()
     least_us = mixes.formats.fixed_us + float(sum(min(way.time_us for way in ways) for ways in blocks))
-    least_bytes = mixes.formats.fixed_bytes + sum(min(way.bytes for way in ways) for ways in blocks)
     if budget.time_us is not None and budget.time_us < least_us:
         most = math.floor(100 * mixes.formats.total_us / least_us) / 100
         return (
             f"budget {budget.time_us:.6g} us is below the least time to be had, {least_us:.6g} us; "
             f"ask for a speed-up of at most {most:.2f}x"
         )
-    if budget.bytes is not None and budget.bytes < least_bytes:
+    if budget.bytes is not None and budget.bytes < mixes.least_bytes:
         return (
-            f"budget {budget.bytes / 1e6:.6g} MB is below the least to be had, {least_bytes / 1e6:.6g} MB with all "
-            "links dropped; pass more --memory"
+            f"budget {budget.bytes / 1e6:.6g} MB is below the least to be had, {mixes.least_bytes / 1e6:.6g} MB with "
+            "all links dropped; pass more --memory"
         )
     return f"both budgets cannot be met together in {ticks} ticks, rounded up; pass more --memory or a lower --speedup"

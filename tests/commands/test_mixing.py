@@ -12,11 +12,15 @@ import pytest
 
 import chinchilla_lm
 from chinchilla_lm import cli
+from chinchilla_lm.console import Console
 from chinchilla_lm.files import sha256_of
 from chinchilla_lm.models.checkpoint import load
-from chinchilla_lm.pipeline import timing
+from chinchilla_lm.pipeline import compress, timing
 from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.pipeline.outcome import hold_bytes
+from chinchilla_lm.pipeline.stages import Stages
 from chinchilla_lm.plan import FormatTable, Plan
+from chinchilla_lm.recipe import make_recipe, read_yaml
 from chinchilla_lm.runtime.engine.packed import read_packed
 from chinchilla_lm.runtime.measuring.clock import Timing
 from chinchilla_lm.runtime.measuring.operations import LinkTimes
@@ -126,6 +130,31 @@ def test_the_same_command_does_nothing_again(
     assert before == {path: path.read_bytes() for path in mixed_run.rglob("*.bin")}
 
 
+def test_too_little_text_to_solve_on_is_refused_before_anything_is_measured(
+    tagger: Path, tags: Path, tmp_path: Path, chinchilla
+) -> None:
+    (tmp_path / "few").mkdir()
+    lines = (tags / "train.txt").read_text().split("\n\n")[:20]
+    (tmp_path / "few" / "train.txt").write_text("\n\n".join(lines) + "\n")
+    words = ["--calibration", tmp_path / "few", *MIXING, "-o", tmp_path / "run"]
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *words)
+    done.refused("tokens of calibration text are too few; pass data with 1,024 or more")
+    assert not (tmp_path / "run" / "costs.json").exists()
+
+
+def test_a_search_takes_the_tables_of_its_model_and_formats_only(
+    mixed_run: Path, tmp_path: Path, steady: None, chinchilla
+) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+    done = chinchilla("search", "-o", out, "--formats", "int8")
+    done.refused("formats.json is of bf16, int4, int8, not of int8; run chinchilla score", "first")
+    for name in ("formats.json", "costs.json"):
+        table = json.loads((mixed_run / name).read_text()) | {"model_sha256": "0" * 64}
+        (out / name).write_text(json.dumps(table))
+        done = chinchilla("search", "-o", out, "--formats", "bf16,int8,int4")
+        done.refused(f"{name} holds another model's costs; run chinchilla score", "first")
+
+
 def test_formats_alone_need_no_recovery(tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla) -> None:
     words = ["--speedup", 1.2, "--margin", 50, "--formats", "int8", "--threads", 1, "--batch", 4, "--tokens", 12]
     done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *words, "-o", tmp_path / "run", "--json")
@@ -153,6 +182,47 @@ def test_bytes_are_kept_too(tagger: Path, tags: Path, tmp_path: Path, steady: No
     assert found[0] == {"bf16"}  # there is room for all
     assert "int4" in found[1]
     assert found[1] != {"int4"}  # part of them keep more bits
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    plan.packed_as(dict.fromkeys(plan.kept, "bf16"), None).save(tmp_path / "run" / "plan.json")
+    done = chinchilla(*common, "--memory", (wholes["int8"] + wholes["int4"]) / 2e6)
+    done.refused("the program has", "pass more --memory", status=1)
+
+
+def test_a_program_with_too_many_bytes_fails_the_verdict() -> None:
+    report: dict[str, Any] = {"verdict": "passed", "headline": "As good", "notes": []}
+    assert hold_bytes(report, 1_500_000, None) == hold_bytes(report, 1_500_000, 1_500_000) == []
+    assert report["verdict"] == "passed"
+    assert hold_bytes(report, 1_500_001, 1_500_000) == report["notes"]
+    assert report["verdict"] == "failed"
+    assert report["headline"] == "--memory 1.5 was asked for, which the program's 1.5 MB exceed. As good"
+
+
+def test_a_program_solved_on_other_windows_is_packed_again(mixed_run: Path, tmp_path: Path, capsys) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+    plan, recipe = Plan.load(out / "plan.json"), {**read_yaml(out / "recipe.yaml"), "output": str(out)}
+    said = []
+    for seed in (0, 7):
+        stages = Stages(make_recipe({**recipe, "seed": seed}), Console())
+        capsys.readouterr()
+        stages.pack(plan)
+        said.append("pack: unchanged" in "".join(capsys.readouterr()))
+    assert said == [True, False]
+
+
+def test_a_program_that_changes_after_it_was_read_is_not_certified(
+    mixed_run: Path, tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla, monkeypatch
+) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+
+    def read_then_change(folder: Path) -> Any:
+        found = read_packed(folder)
+        path = folder / "config.json"
+        path.write_text(path.read_text() + "\n")
+        return found
+
+    monkeypatch.setattr(compress, "read_packed", read_then_change)
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *MIXING, "-o", out)
+    done.refused("changed while they were judged")
 
 
 def test_a_runs_model_is_packed_by_its_plan(mixed_run: Path, tagger: Path, tmp_path: Path, chinchilla) -> None:
@@ -161,6 +231,16 @@ def test_a_runs_model_is_packed_by_its_plan(mixed_run: Path, tagger: Path, tmp_p
     assert read_packed(tmp_path / "packed")[0].header["format"] == Plan.load(mixed_run / "plan.json").format
     done = chinchilla("pack", tagger, "--format", "plan", "-o", tmp_path / "other")
     done.refused("has no plan with formats; pass a format")
+
+
+def test_a_head_that_is_not_packed_has_no_format(
+    mixed_run: Path, tagger: Path, tags: Path, tmp_path: Path, steady: None, chinchilla
+) -> None:
+    out = shutil.copytree(mixed_run, tmp_path / "run")
+    values = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps(values | {"head": "int8"}))
+    done = chinchilla("compress", tagger, *TAGGING, "--data", tags, *MIXING, "-o", out)
+    done.refused("has head 'int8', and the model no head that is packed; make it null")
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +286,8 @@ def test_a_plan_edited_by_hand_is_packed_as_it_says(
     assert read_packed(out / "packed")[0].header["head"]["output"]["format"] == "bf16"
     (out / "plan.json").write_text(json.dumps(values | {"head": "int9"}))
     chinchilla("compress", model_folder(), *words, "-o", out).refused("format 'int9' of head in the plan")
+    (out / "plan.json").write_text(json.dumps(values | {"head": None}))
+    chinchilla("compress", model_folder(), *words, "-o", out).refused("has head null, and the model's head is packed")
     plain = Plan.from_dict(values)
     Plan.from_dropped(plain.num_blocks, plain.dropped).save(out / "plan.json")
     chinchilla("compress", model_folder(), *words, "-o", out).refused("names no formats, as it must with --formats")
@@ -221,6 +303,7 @@ def test_a_plan_edited_by_hand_is_packed_as_it_says(
         (["--memory", 10, "--speedup", 2], "memory_mb 10 is of a packed program; pass --formats auto"),
         (["--formats", "auto", "--memory", 0], "memory_mb 0 is not greater than 0"),
         (["--formats", "auto", "--memory", "nan"], "memory_mb nan"),
+        (["--formats", "auto", "--memory", 1e-7], "--memory 1e-07 is less than a byte; pass megabytes"),
         (["--formats", "auto", "--speedup", 2, "--method", "greedy"], "method greedy drops links alone"),
         (["--formats", "auto", "--speedup", 2, "--backend", "torch"], "pass --backend native --device cpu"),
     ],
@@ -245,6 +328,8 @@ def test_what_cannot_be_had_is_said(tagger: Path, tags: Path, tmp_path: Path, st
         "--quiet",
     ]
     done = chinchilla(*common, "--memory", 0.001)
+    done.refused("budget 0.001 MB is below the least to be had", "pass more --memory", status=1)
+    done = chinchilla(*common, "--memory", 0.001, "--speedup", 1.5)
     done.refused("budget 0.001 MB is below the least to be had", "pass more --memory", status=1)
     done = chinchilla(*common, "--speedup", 19)
     done.refused("speed-up 19 cannot be had", status=1)

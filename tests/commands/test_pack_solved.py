@@ -49,7 +49,7 @@ def test_packing_on_calibration_text(model_folder, tmp_path, text, capsys):
     assert errors["one"] < errors["plain"]
 
 
-def test_calibration_text_that_will_not_do(model_folder, tmp_path, capsys):
+def test_calibration_text_that_will_not_do(model_folder, tmp_path, text, capsys):
     (tmp_path / "short.txt").write_text("A short text .\n" * 20)
     (tmp_path / "split").mkdir()
     for name in ("dev", "test"):
@@ -60,7 +60,10 @@ def test_calibration_text_that_will_not_do(model_folder, tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "split"]
+    arguments = solving(model_folder(), tmp_path / "out", "--calibration-tokens", "10", "--quiet")
+    assert main(["pack", *arguments, "--calibration", text]) == 2
+    assert "--calibration-tokens 10 is too few; pass 1024 or more" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "split", "text.jsonl"]
 
 
 def test_formats_matrix_by_matrix(model_folder, tmp_path):
