@@ -16,7 +16,6 @@ from chinchilla_lm.pack.mixed import Mixed
 from chinchilla_lm.pack.panels import Floats
 from chinchilla_lm.pack.quantized import Quantized
 
-
 # What becomes of the codes of a codebook or of a sparse matrix.
 WIDENED = "codebook or mask written out as codes of 8 bits"
 
