@@ -63,6 +63,10 @@ class Exporting:
             )
         if self.form is not None and all(one.rounding is None for one in mixed(self.form).all()):
             raise InputError(f"--format {self.form} rounds no matrix; pass --format int4-sym, or --to hf")
+        if self.form is not None and any(pattern == "head" for pattern, _ in mixed(self.form).others):
+            raise InputError(
+                f"--format {self.form} names the head, which compressed-tensors has in 16 bits; leave head= away"
+            )
 
     def _check_file(self) -> None:
         if self.out.suffix != ".gguf":

@@ -136,6 +136,10 @@ def test_a_codebook_or_a_mask_in_the_format_of_compressed_tensors(tmp_path, form
         (("--to", "compressed-tensors", "-o", "o"), "has no codes yet; pass --format int4-sym"),
         (("--to", "compressed-tensors", "-o", "o", "--format", "q4_0"), "format 'q4_0' is not one of f32"),
         (("--to", "compressed-tensors", "-o", "o", "--format", "bf16"), "--format bf16 rounds no matrix"),
+        (
+            ("--to", "compressed-tensors", "-o", "o", "--format", "int4-sym,head=int8"),
+            "names the head, which compressed-tensors has in 16 bits; leave head= away",
+        ),
         (("--to", "compressed-tensors", "-o", "o", "--format", "int4-sym,7.mlp=int8"), "'7.mlp' names no matrix"),
         (("--to", "compressed-tensors", "-o", "o", "--format", "int8"), "48 inputs, no whole groups of 32"),
     ],
