@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="a folder, a hub id (NAME or NAME@REVISION), a GGUF file, a run's model folder, or a packed model, whose "
-        "codes are kept",
+        "codes are kept (those of codebooks and sparse matrices as 8 bits)",
     )
     parser.add_argument(
         "--to",

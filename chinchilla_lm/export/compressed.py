@@ -31,7 +31,6 @@ from chinchilla_lm.models.checkpoint import Checkpoint, write_rest
 from chinchilla_lm.models.filling import OUTPUT, output_weight
 from chinchilla_lm.models.meta import adapted
 from chinchilla_lm.models.saving import write_tensors
-from chinchilla_lm.pack.panels import Floats
 from chinchilla_lm.pack.quantized import Codes, Quantized
 
 LEAST_GROUP = 32  # inputs that share a scale: vLLM's kernels have none of fewer
@@ -124,12 +123,16 @@ def spread(found: Portable) -> tuple[dict[str, Tensor], dict[str, Scheme], list[
     for ours, name, values in found.parts():
         module = name.removesuffix(".weight")
         if isinstance(values, Quantized):
+            _check_halves(torch.from_numpy(values.values()), ours)
             modules[module] = (8 if values.middle == 128 else 4, values.group)
             tensors[f"{module}.weight_packed"] = torch.from_numpy(packed(values))
             tensors[f"{module}.weight_scale"] = torch.from_numpy(np.ascontiguousarray(values.scales_NG))
             tensors[f"{module}.weight_shape"] = torch.tensor(values.shape)
             continue
-        tensors[name] = _of_16_bits(values, ours)
+        tensors[name] = torch.from_numpy(np.array(values, np.float32))
+        _check_halves(tensors[name], ours)
+        if values.ndim > 1:
+            tensors[name] = _of_16_bits(tensors[name])
         if ours in linear:
             ignored.append(module)
     config = found.checkpoint.model.config
@@ -147,17 +150,16 @@ def packed(codes: Quantized) -> NDArray[np.int32]:
     return np.ascontiguousarray(np.pad(raw, ((0, 0), (0, missing)))).view("<i4")
 
 
-def _of_16_bits(values: Floats, where: str) -> Tensor:
-    """A vector as it is, float32; a matrix in bfloat16 where that is exact, else in float16."""
-    tensor = torch.from_numpy(np.array(values, np.float32))
-    if tensor.dim() < 2:
-        return tensor
-    half = tensor.to(torch.bfloat16)
-    if not torch.equal(half.float(), tensor):
-        half = tensor.to(torch.float16)
-    if not torch.isfinite(half).all():
+def _of_16_bits(matrix: Tensor) -> Tensor:
+    """In bfloat16 where that is exact, else in float16."""
+    half = matrix.to(torch.bfloat16)
+    return half if torch.equal(half.float(), matrix) else matrix.to(torch.float16)
+
+
+def _check_halves(values: Tensor, where: str) -> None:
+    """Raises InputError for a number beyond float16, which a loader turns all into, however the file has them."""
+    if not torch.isfinite(values.to(torch.float16)).all():
         raise InputError(f"{where} has a weight that float16 cannot hold; pass --to hf")
-    return half
 
 
 def quantization_config(modules: Mapping[str, Scheme], ignored: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from gguf import GGUFWriter
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.export.ggml import BLOCK, KINDS, Kind, encode, exact_kind, kind_of_codes, row_bytes
 from chinchilla_lm.export.gguf_metadata import UNTIED, WINDOWLESS, Sheet, architecture_of, check, describe, tables
-from chinchilla_lm.export.parts import Portable
+from chinchilla_lm.export.parts import WIDENED, Portable
 from chinchilla_lm.files import building_file
 from chinchilla_lm.models.checkpoint import Checkpoint
 from chinchilla_lm.models.gguf import ARCHITECTURES, BLOCK_NAMES, PLAIN_NAMES
@@ -39,10 +39,12 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of the file: its values, float32 or rounded, and the kind that they are written in."""
+    """A tensor of the file: its values, float32 or rounded, and the kind that they are written in. widened: its codes
+    had a codebook or a mask."""
 
     values: Floats | Quantized
     kind: Kind
+    widened: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +64,10 @@ class Entry:
             return None if self.kind.rounding is None or not self.values.any() else f"rounded to {self.kind.name}"
         if self.kind is not kind_of_codes(self.values):
             return f"codes dequantised and written anew as {self.kind.name}"
-        return None if self.values.group else "codes kept, scales rounded from float32 to float16"
+        codes = WIDENED if self.widened else "codes kept"
+        if self.values.scales_NG.dtype != np.float16:
+            return f"{codes}, scales rounded from float32 to float16"
+        return f"{codes}, the same numbers" if self.widened else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +178,7 @@ def _entries(found: Portable, architecture: str, form: str | None) -> dict[str, 
     names = {theirs: ours for ours, theirs in (BLOCK_NAMES | dict(about.names)).items()}
     plain = {theirs: ours for ours, theirs in PLAIN_NAMES.items()}
     entries: dict[str, Entry] = {}
-    for _, theirs, values in found.parts():
+    for ours, theirs, values in found.parts():
         inside = _BLOCK.fullmatch(theirs)
         name = f"blk.{inside[1]}.{names[inside[2]]}.{inside[3]}" if inside else plain[theirs]
         if about.interleaved and ".attn_q." in name:
@@ -183,7 +188,7 @@ def _entries(found: Portable, architecture: str, form: str | None) -> dict[str, 
         if about.one_more and name.endswith("norm.weight"):
             assert not isinstance(values, Quantized)
             values = values + np.float32(1.0)
-        entries[name] = Entry(values, _kind(name, values, form))
+        entries[name] = Entry(values, _kind(name, values, form), ours in found.widened)
     if architecture in UNTIED:
         entries.setdefault(DECODER, entries[EMBEDDING])
     return entries

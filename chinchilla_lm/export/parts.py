@@ -16,6 +16,9 @@ from chinchilla_lm.pack.mixed import Mixed
 from chinchilla_lm.pack.panels import Floats
 from chinchilla_lm.pack.quantized import Quantized
 
+# What becomes of the codes of a codebook or of a sparse matrix.
+WIDENED = "codebook or mask written out as codes of 8 bits"
+
 
 class Part(NamedTuple):
     """A tensor as transformers stores it: the parameter that it is of, its name, its values in float32 or rounded."""
@@ -28,10 +31,11 @@ class Part(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Portable:
     """A model with every link present or its whole block absent, and the codes of its matrices, by parameter; where
-    there are codes, the model's floats are what they mean."""
+    there are codes, the model's floats are what they mean. widened: parameters whose codes had a codebook or a mask."""
 
     checkpoint: Checkpoint
     codes: Mapping[str, Quantized] = field(default_factory=dict)
+    widened: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, codes: Mapping[str, Quantized], *, every_block: bool = False) -> Portable:
@@ -39,8 +43,9 @@ class Portable:
         for other programs' files have no place for them; they mean the same. Raises InputError as `portable` does."""
         model = checkpoint.model
         blocks = list(range(model.config.num_blocks)) if every_block else remaining_blocks(model)
-        plain = {name: one.plain() for name, one in portable_codes(codes, blocks).items()}
-        return cls(portable(checkpoint, blocks), plain)
+        found = portable_codes(codes, blocks)
+        widened = frozenset(name for name, one in found.items() if not one.is_plain)
+        return cls(portable(checkpoint, blocks), {name: one.plain() for name, one in found.items()}, widened)
 
     def with_codes(self, codes: Mapping[str, Quantized]) -> Portable:
         """The same with other codes."""

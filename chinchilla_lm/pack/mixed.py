@@ -52,11 +52,13 @@ class Mixed:
 def mixed(text: str) -> Mixed:
     """The formats that a text asks for. Raises InputError for an unknown format, or one that has no name before it."""
     first, *rest = (part.strip() for part in text.split(","))
-    others = []
+    others: list[tuple[str, Format]] = []
     for part in rest:
         pattern, equals, name = part.partition("=")
         if not equals or not pattern:
             raise InputError(f"{part!r} in format {text!r} is not MATRIX=FORMAT, such as head=int8; correct it")
+        if any(pattern == earlier for earlier, _ in others):
+            raise InputError(f"{pattern!r} stands twice in format {text!r}; leave one away")
         others.append((pattern, format_named(name)))
     return Mixed(format_named(first), tuple(others))
 

@@ -43,6 +43,11 @@ class Quantized:
         outputs, inputs = self.codes_NV.shape
         return outputs, inputs if self.codebook_ED is None else self.columns
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its codes are levels, without codebook and mask."""
+        return self.codebook_ED is None and self.mask_NK is None
+
     def levels(self) -> Floats:
         """What codes mean before they are scaled, float32 [N, K]."""
         if self.codebook_ED is None:
@@ -67,7 +72,7 @@ class Quantized:
 
     def plain(self) -> Quantized:
         """The same numbers without codebook and mask: what they mean are levels of eight bits."""
-        if self.codebook_ED is None and self.mask_NK is None:
+        if self.is_plain:
             return self
         codes = (self.levels() + 128).astype(np.uint8)
         return Quantized(codes, self.scales_NG, None, self.group, 128)

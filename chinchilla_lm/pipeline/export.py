@@ -14,7 +14,7 @@ from chinchilla_lm.export.ggml import KINDS
 from chinchilla_lm.export.gguf import draft
 from chinchilla_lm.export.gguf_vocabulary import vocabulary
 from chinchilla_lm.export.hf import DTYPES, export_hf, is_of_an_export, remaining_blocks
-from chinchilla_lm.export.parts import rounded
+from chinchilla_lm.export.parts import WIDENED, rounded
 from chinchilla_lm.files import read_json
 from chinchilla_lm.models.checkpoint import Checkpoint, load
 from chinchilla_lm.models.filling import OUTPUT
@@ -63,6 +63,10 @@ class Exporting:
             )
         if self.form is not None and all(one.rounding is None for one in mixed(self.form).all()):
             raise InputError(f"--format {self.form} rounds no matrix; pass --format int4-sym, or --to hf")
+        if self.form is not None and any(pattern == "head" for pattern, _ in mixed(self.form).others):
+            raise InputError(
+                f"--format {self.form} names the head, which compressed-tensors has in 16 bits; leave head= away"
+            )
 
     def _check_file(self) -> None:
         if self.out.suffix != ".gguf":
@@ -167,7 +171,11 @@ def _hf(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized]
 def _compressed(asked: Exporting, checkpoint: Checkpoint, codes: Mapping[str, Quantized], console: Console) -> Written:
     made = codes if asked.form is None else rounded(checkpoint, mixed(asked.form))
     weights = export_compressed(checkpoint, made, asked.out)
-    changes = {} if codes else {"rounded, each weight to the nearest": sum(name.startswith("links.") for name in made)}
+    links = [one for name, one in made.items() if name.startswith("links.")]
+    changes = {} if codes else {"rounded, each weight to the nearest": len(links)}
+    widened = sum(not one.is_plain for one in links)
+    if widened:
+        changes[f"{WIDENED}, the same numbers"] = widened
     if OUTPUT in codes:
         changes["the decoder's codes, dequantised to float16"] = 1
     load, hint = _with_transformers(asked.out)

@@ -12,6 +12,7 @@ import torch
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.load import load_dataset
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.models import checkpoint as checkpoints
 from chinchilla_lm.models.source import locate
 from chinchilla_lm.pack.mixed import Mixed
 from chinchilla_lm.pack.quantized import Quantized
@@ -25,7 +26,7 @@ from chinchilla_lm.pipeline.packing import PLANNED, Packing, kind_of, planned
 from chinchilla_lm.recipe import Recipe, make_recipe
 from chinchilla_lm.results import Distillation, EvaluateResult, MixFound, PackResult
 from chinchilla_lm.runtime.engine.packed import read_packed
-from chinchilla_lm.runtime.packing import Size, write_checkpoint
+from chinchilla_lm.runtime.packing import Size, check_screen, write_checkpoint
 from chinchilla_lm.runtime.prepare import prepare
 
 
@@ -82,9 +83,13 @@ def _packed(asked: Packing, kind: str | None, test_records: Sequence[Any], conso
     learnt: Distillation | None = None
     try:
         formats = asked.formats
+        if asked.screen_head:
+            check_screen(of.checkpoint, "bf16" if formats is None else str(formats))
         if formats is None:
             assert asked.bits is not None
             formats, mix = choose(asked.bits, asked.candidates, of, console)
+            if asked.screen_head:
+                check_screen(of.checkpoint, str(formats))
         if asked.solved_by != "round":
             rounded, learnt = _solved(asked, formats, of, console)
         sizes = write_checkpoint(of.checkpoint, str(formats), asked.folder, asked.cache, rounded, asked.screen_head)
@@ -118,6 +123,9 @@ def _judged_by(asked: Packing, kind: str | None) -> Recipe:
     values = {"model": str(asked.folder), "task": kind, "data": asked.data, "margin": asked.margin, "device": "cpu"}
     recipe = make_recipe(values)
     original_for(locate(asked.model), asked.original)
+    with checkpoints.unread(asked.original, task=kind) as (original, _):
+        if original.fresh:
+            raise InputError(f"{asked.original} has no trained head for {kind}; pass another --against")
     return recipe
 
 

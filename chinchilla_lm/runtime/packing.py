@@ -65,6 +65,11 @@ def shapes(model: Transformer) -> dict[str, tuple[int, int]]:
     return found
 
 
+def check_screen(checkpoint: Checkpoint, form: str) -> None:
+    """Raises InputError where the head would have no use for a screen in these formats, before anything is packed."""
+    check_screened(draft(checkpoint.model, form).header)
+
+
 def write_checkpoint(
     checkpoint: Checkpoint,
     form: str,

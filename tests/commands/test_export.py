@@ -113,6 +113,16 @@ def test_a_packed_model_as_a_gguf_file_and_in_the_format_of_compressed_tensors(c
     assert again["changes"] == {"rounded, each weight to the nearest": 12}
 
 
+@pytest.mark.parametrize("form", ["codebook-4x256-row", "sparse-50-codebook"])
+def test_a_codebook_or_a_mask_in_the_format_of_compressed_tensors(tmp_path, form):
+    tokenizer = byte_level_tokenizer()
+    folder = saved(tmp_path, "llama-gqa", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128)[1]
+    tokenizer.save_pretrained(folder)
+    write_packed(folder, f"{form},0.mlp=int8,head=bf16", tmp_path / "packed")
+    found = api.export(str(tmp_path / "packed"), out=str(tmp_path / "o"), to="compressed-tensors", quiet=True)
+    assert found["changes"] == {"codebook or mask written out as codes of 8 bits, the same numbers": 10}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -126,6 +136,10 @@ def test_a_packed_model_as_a_gguf_file_and_in_the_format_of_compressed_tensors(c
         (("--to", "compressed-tensors", "-o", "o"), "has no codes yet; pass --format int4-sym"),
         (("--to", "compressed-tensors", "-o", "o", "--format", "q4_0"), "format 'q4_0' is not one of f32"),
         (("--to", "compressed-tensors", "-o", "o", "--format", "bf16"), "--format bf16 rounds no matrix"),
+        (
+            ("--to", "compressed-tensors", "-o", "o", "--format", "int4-sym,head=int8"),
+            "names the head, which compressed-tensors has in 16 bits; leave head= away",
+        ),
         (("--to", "compressed-tensors", "-o", "o", "--format", "int4-sym,7.mlp=int8"), "'7.mlp' names no matrix"),
         (("--to", "compressed-tensors", "-o", "o", "--format", "int8"), "48 inputs, no whole groups of 32"),
     ],

@@ -156,3 +156,20 @@ def test_a_run_that_was_stopped_goes_on(model_folder, tmp_path, text, capsys, mo
     assert main(["pack", *solving(model_folder(), tmp_path / "again", *arguments[5:])]) == 0
     programs = [(tmp_path / name / "program.bin").read_bytes() for name in ("out", "again")]
     assert programs[0] == programs[1]
+
+
+def test_a_head_that_cannot_have_a_screen_is_refused_before_the_solver_runs(model_folder, tmp_path, text, capsys):
+    more = ("--calibration", text, "--calibration-tokens", "2000", "--screen-head", "--quiet")
+    assert main(["pack", *solving(model_folder(), tmp_path / "out", *more)]) == 2
+    assert "a head in 4 bits or fewer is as small as its screen" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]  # no matrix was solved and kept
+
+
+def test_an_original_without_a_trained_head_is_refused_before_anything_is_packed(model_folder, tmp_path, text, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.txt").write_text("A text to judge on .\n" * 20)
+    other = str(model_folder("llama-gqa", "token-classification"))
+    judged = ("--margin", "1", "--data", str(tmp_path / "data"), "--against", other)
+    assert main(["pack", *solving(model_folder(), tmp_path / "out", *judged)]) == 2
+    assert f"{other} has no trained head for language-modeling" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,21 @@ def test_what_it_cannot_hold_is_refused(name: str, form: str, more: dict[str, An
     assert not (tmp_path / "out").exists()
 
 
-def test_beyond_float16(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("embedding.tokens.weight", 70_001.0),
+        ("embedding.tokens.weight", 131_072.0),  # exact in bfloat16
+        ("norm.weight", 70_001.0),
+        ("links.1_mlp.down.weight", 131_072.0),  # codes, whose scale float32 and float16 hold
+    ],
+)
+def test_beyond_float16(name: str, value: float, tmp_path: Path) -> None:
     checkpoint = load(saved(tmp_path, "llama-gqa", **WIDE)[1])
-    codes = rounded(checkpoint, mixed("int8"))
     with torch.no_grad():
-        checkpoint.model.embedding.tokens.weight[3, 5] = 70_001.0
-    with pytest.raises(InputError, match=r"embedding\.tokens\.weight has a weight that float16 cannot hold"):
+        checkpoint.model.get_parameter(name).fill_(value)
+    codes = rounded(checkpoint, mixed("int8-row"))
+    with pytest.raises(InputError, match=f"{re.escape(name)} has a weight that float16 cannot hold"):
         export_compressed(checkpoint, codes, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -125,6 +125,34 @@ def test_a_scale_for_a_row_and_rows_that_are_no_whole_blocks(tmp_path: Path) -> 
     assert made.changes == rounded | {"codes dequantised and written anew as f32": 3}
 
 
+@pytest.mark.parametrize(
+    ("form", "form_of_file", "changes"),
+    [
+        ("codebook-4x256-row", None, {"codebook or mask written out as codes of 8 bits, the same numbers": 22}),
+        (
+            "sparse-50-codebook,head=int8",
+            None,
+            {"codebook or mask written out as codes of 8 bits, the same numbers": 21},
+        ),
+        ("codebook-4x256-row", "q4_0", {"codes dequantised and written anew as q4_0": 21}),
+    ],
+)
+def test_codebooks_and_masks_are_written_out(
+    form: str, form_of_file: str | None, changes: dict[str, int], tmp_path: Path
+) -> None:
+    twin, codes = packed(saved(tmp_path, "llama-gqa", **WIDE)[1], form, tmp_path)
+    path = tmp_path / "tiny.gguf"
+    made = drafted(twin, path, codes, form=form_of_file)
+    made.write(path)
+    assert {change: made.changes.get(change) for change in changes} == changes
+    assert not any("kept" in change for change in made.changes)
+    if form_of_file is None:
+        assert made.changes == changes
+        again = load(path).model.state_dict()
+        for key, tensor in twin.model.state_dict().items():
+            assert torch.equal(again[key], tensor), key
+
+
 @pytest.mark.parametrize("form", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"])
 def test_what_is_asked_for_is_written(form: str, tmp_path: Path) -> None:
     short = shortened(load(saved(tmp_path, "llama-gqa", **WIDE)[1]), {"1.attn": "lose"})

@@ -38,6 +38,7 @@ def test_the_last_pattern_that_names_a_matrix_counts(text, matrix, name):
     ("text", "message"),
     [
         ("int4,head", r"'head' in format 'int4,head' is not MATRIX=FORMAT"),
+        ("int4,head=int4,head=int8", "'head' stands twice in format 'int4,head=int4,head=int8'; leave one away"),
         ("int4,=int8", "is not MATRIX=FORMAT"),
         ("int4,head=int5", "format 'int5' is not one of"),
         ("head=int8", "format 'head=int8' is not one of"),
