@@ -5,8 +5,8 @@ one too. A mix is a path as in `dp.py`: the edges over a block are all ways thro
 at the joint cost, and the head is one block more. What formats cost adds up well, for rounding errors are nearly
 uncorrelated (HIGGS, arXiv 2411.17525); what drops cost does not, and `mix_refine.py` repairs it.
 
-Two budgets. Time is the axis of the path, in ticks rounded up, and exact. Bytes are priced: each edge costs λ · bytes
-more, and for every λ ≥ 0
+Two budgets. Time is the axis of the path, in ticks rounded up, and exact; so are bytes where they are the only limit.
+Beside a limit of time bytes are priced: each edge costs λ · bytes more, and for every λ ≥ 0
 
     min over paths (cost + λ · bytes) - λ · room   ≤   the least cost within both budgets ,
 
@@ -181,7 +181,7 @@ class Mixes:
 @dataclass(frozen=True)
 class Found:
     """The cheapest mix that was found, what its choices cost together, and a lower bound on that of every mix whose
-    time, in ticks rounded up, is within the budget."""
+    time, or bytes where they alone are limited, are within the budget in ticks rounded up."""
 
     mix: dict[str, str]
     cost: float
@@ -217,6 +217,8 @@ def cheapest_mix(
     mixes: Mixes, blocks: Sequence[Ways], budget: Budget, *, ticks: int = TICKS, max_changes: int | None = None
 ) -> Found | None:
     """The same over given ways, with at most so many changes; None where no mix keeps within the budgets."""
+    if budget.time_us is None and budget.bytes is not None:
+        return _by_bytes(blocks, budget.bytes - mixes.formats.fixed_bytes, ticks, max_changes)
     blocks = [_undominated(ways) for ways in blocks]
     room_us = _room_us(mixes, budget, blocks)
 
@@ -231,6 +233,18 @@ def cheapest_mix(
     if budget.bytes is None or _bytes(best) <= budget.bytes - mixes.formats.fixed_bytes:
         return Found(_mix(best), _cost(best), _cost(best))
     return _priced(path, best, blocks, budget.bytes - mixes.formats.fixed_bytes, room_us)
+
+
+def _by_bytes(blocks: Sequence[Ways], room: int, ticks: int, max_changes: int | None) -> Found | None:
+    """Where there is no limit to the time, bytes are the axis in its place: one path, exact in ticks rounded up."""
+    if room <= 0:
+        return None
+    weighed = [_undominated([replace(way, time_us=Fraction(way.bytes)) for way in ways]) for ways in blocks]
+    taken = cheapest_edges(weighed, Fraction(room), ticks, max_changes)
+    if taken is None:
+        return None
+    path = [ways[index] for ways, index in zip(weighed, taken, strict=True)]
+    return Found(_mix(path), _cost(path), _cost(path))
 
 
 def _priced(
