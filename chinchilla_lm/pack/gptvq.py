@@ -5,9 +5,9 @@ diagonal of U's block alone; here all of it counts. With D the inputs of a vecto
 the entry c with the least ‖(w − s·c) U_DD⁻¹‖², and w[rest] −= (w − s·c) U_DD⁻¹ U_D,rest. For d = 1 that is GPTQ.
 
 Codebook, scales and codes then take turns, each of which lowers the error (but for the codebook's rounding to whole
-numbers at last): it is a quadratic function of
-the codebook's numbers (a few steps of conjugate gradients), of the scales (`hessian.least_squares`), and every vector
-in turn gets the entry that is best beside all others. With a mask the weights that it drops stay zero.
+numbers at last): the error is a quadratic function of the codebook's numbers (a few steps of conjugate gradients) and
+of the scales (`hessian.least_squares`), and every vector in turn gets the entry that is best beside all others. With a
+mask the weights that it drops stay zero.
 
 N outputs, K inputs (a multiple of 4·d, padded with inputs that are nearly never seen), V vectors of d inputs, E
 entries.

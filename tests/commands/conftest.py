@@ -34,6 +34,17 @@ SHORTENING = (
 LEFTOVERS = ("*.writing", ".*.tmp", ".*.building-*", ".*.replaced-*")
 
 
+CALIBRATION = [f"{number} times the quick brown fox met the lazy dog in Munich . " * 4 for number in range(60)]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """A file of calibration text."""
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in CALIBRATION))
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Done:
     """What one command left behind."""

@@ -11,17 +11,9 @@ from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.engine.program import read_program
 from chinchilla_lm.runtime.loading import load
 from chinchilla_lm.train.distil import Student
+from tests.commands.conftest import CALIBRATION
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
-WORDS = [f"{number} times the quick brown fox met the lazy dog in Munich . " * 4 for number in range(60)]
-
-
-@pytest.fixture
-def text(tmp_path):
-    """A file of calibration text."""
-    path = tmp_path / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in WORDS))
-    return str(path)
 
 
 def packing(model, out, text, *more, form="int4-sym"):
@@ -49,7 +41,7 @@ def test_a_model_that_learnt_is_nearer_to_its_original(model_folder, tmp_path, t
     assert np.array_equal(matrices["solved"].codes_NV, matrices["learnt"].codes_NV)
     assert not np.array_equal(matrices["solved"].scales_NG, matrices["learnt"].scales_NG)
     original = load(folder, "native", dtype="float32")
-    tokens = original.tokenizer(WORDS[-1])["input_ids"][:60]
+    tokens = original.tokenizer(CALIBRATION[-1])["input_ids"][:60]
     logits = {name: load(tmp_path / name).logits(tokens) for name in found}
     errors = {name: float(np.square(one - original.logits(tokens)).sum()) for name, one in logits.items()}
     assert errors["learnt"] < errors["solved"]

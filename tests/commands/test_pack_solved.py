@@ -10,17 +10,9 @@ from chinchilla_lm.pack.unfinished import Unfinished
 from chinchilla_lm.runtime.engine.native import engine_module
 from chinchilla_lm.runtime.engine.program import read_program
 from chinchilla_lm.runtime.loading import load
+from tests.commands.conftest import CALIBRATION
 
 pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is not built")
-WORDS = [f"{number} times the quick brown fox met the lazy dog in Munich . " * 4 for number in range(60)]
-
-
-@pytest.fixture
-def text(tmp_path):
-    """A file of calibration text."""
-    path = tmp_path / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in WORDS))
-    return str(path)
 
 
 def solving(model, out, *more):
@@ -43,7 +35,7 @@ def test_packing_on_calibration_text(model_folder, tmp_path, text, capsys):
     assert main(["pack", *plain, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["solver"] == "round"
     original = load(model_folder(), "native", dtype="float32")
-    tokens = original.tokenizer(WORDS[-1])["input_ids"][:60]
+    tokens = original.tokenizer(CALIBRATION[-1])["input_ids"][:60]
     logits = {name: load(tmp_path / name).logits(tokens) for name in ("one", "plain")}
     errors = {name: float(np.square(found - original.logits(tokens)).sum()) for name, found in logits.items()}
     assert errors["one"] < errors["plain"]
