@@ -35,26 +35,9 @@ pytestmark = pytest.mark.skipif(engine_module() is None, reason="the engine is n
 # Products of two of them leave 32 bits, or 64, or come back to a small number.
 LARGE = [2**13, 2**16, 2**16 + 1, 2**20, 2**26 + 1, 2**27 + 1, 2**28 - 1, 2**28]
 SIZES = (
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "outputs",
-    "inputs",
-    "rows",
-    "size",
-    "window",
-    "group",
-    "bits",
-    "dims",
-    "kept",
-    "position_offset",
-    "positions",
-    "key_heads",
-    "value_heads",
-    "key_dim",
-    "value_dim",
-    "kernel",
-    "switch",
+    *("heads", "kv_heads", "head_dim", "outputs", "inputs", "rows", "size"),
+    *("window", "group", "bits", "dims", "kept", "position_offset", "positions"),
+    *("key_heads", "value_heads", "key_dim", "value_dim", "kernel", "switch"),
 )
 CASES = 150 * int(os.environ.get("CHINCHILLA_FUZZ", "1"))
 VALUES: list[Any] = [

@@ -196,13 +196,10 @@ def test_writing_goes_on_where_it_was_left(tiny_config, tiny_model, monkeypatch,
     backend = TorchBackend(model)
     prompts = [PROMPT, PROMPT[:2], PROMPT[1:5]]
     expected = ["".join(start(backend, 9, prompt=prompt)) for prompt in prompts]
-    got = ["", "", ""]
-    calls = {"draw": 0, "read": 0}
+    got, calls = ["", "", ""], {"draw": 0, "read": 0}
 
     class Failing(Sampler):
-        @property
-        def greedy(self):
-            return False  # it wants to be called
+        greedy = False  # it wants to be called
 
         def __call__(self, logits_V, seen=()):
             calls["draw"] += 1
