@@ -73,6 +73,12 @@ class Format:
         )
         return values
 
+    def meant(self, matrix_NK: Floats) -> Floats:
+        """What a matrix becomes in this format, each weight by itself, float32 [N, K]."""
+        if self.rounding is not None:
+            return self.rounding.round(matrix_NK).values()
+        return self.unpack(self.pack(matrix_NK), *matrix_NK.shape)
+
     def rounded(self, packed: Bytes, outputs: int, inputs: int) -> Quantized:
         """The codes of the bytes, of a format that rounds."""
         rounded: Quantized = self.read(packed, outputs, inputs, self.rounding)

@@ -53,13 +53,9 @@ class Rounded:
         return self._values[place]
 
     def _round(self, matrix: str, form: str) -> Tensor:
-        weight, found = self.matrices[matrix].weight.detach(), format_named(form)
-        numbers = weight.float().cpu().numpy()
-        if found.rounding is not None:
-            rounded = found.rounding.round(numbers).values()
-        else:
-            rounded = found.unpack(found.pack(numbers), *numbers.shape)
-        return torch.from_numpy(rounded).to(weight.device, weight.dtype)
+        weight = self.matrices[matrix].weight.detach()
+        meant = format_named(form).meant(weight.float().cpu().numpy())
+        return torch.from_numpy(meant).to(weight.device, weight.dtype)
 
     def error(self, what: str, form: str) -> float:
         """Squared error of the weights of a link, or of the head, over their squares: the mean of its matrices."""

@@ -63,10 +63,7 @@ class Sensitivity:
 
 def stored(weight: Tensor, form: Format) -> Tensor:
     """What a matrix becomes in a format, float32 [N, K]."""
-    values = weight.detach().float().numpy()
-    if form.rounding is not None:
-        return torch.from_numpy(form.rounding.round(values).values())
-    return torch.from_numpy(form.unpack(form.pack(values), *values.shape))
+    return torch.from_numpy(form.meant(weight.detach().float().numpy()))
 
 
 def relative_error(weight: Tensor, changed: Tensor, hessian: Tensor | None = None) -> float:

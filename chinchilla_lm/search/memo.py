@@ -42,3 +42,19 @@ class Memo:
 
     def __contains__(self, dropped: object) -> bool:
         return dropped in self._costs
+
+
+class Allowance:
+    """The measurements that a search may still make: at most `most` that `memo` does not know yet."""
+
+    def __init__(self, memo: Memo, most: int) -> None:
+        self.memo, self.most, self._before = memo, most, memo.calls
+
+    @property
+    def used(self) -> int:
+        """New measurements so far."""
+        return self.memo.calls - self._before
+
+    def left(self, share: float = 1.0) -> int:
+        """New measurements that may still be made of this share of them all."""
+        return int(self.most * share) - self.used

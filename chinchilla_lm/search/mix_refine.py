@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 
 from chinchilla_lm.plan import Plan
 from chinchilla_lm.plan.strict import check_whole
-from chinchilla_lm.search.memo import Memo
+from chinchilla_lm.search.memo import Allowance, Memo
 from chinchilla_lm.search.mixes import DROP, Budget, Found, Mix, Mixes, cheapest_mix, mix_with, solve_mix, split
 from chinchilla_lm.search.refine import BARREN, OFFSPRING, TRUST_SHARE, Progress
 
@@ -70,7 +70,7 @@ def refine_mix(
     """
     check_whole(max_measures, "max_measures", 1)
     start = solve_mix(mixes, budget)
-    climb = _Climb(mixes, budget, measure, max_measures, on_progress, start.mix)
+    climb = _Climb(mixes, budget, Allowance(measure, max_measures), on_progress, start.mix)
     climb.rung("dp")
     _trust_region(climb)
     climb.rung("trust-region")
@@ -83,7 +83,7 @@ def refine_mix(
         "lower_bound": start.bound,
         "seed": seed,
         "max_measures": max_measures,
-        "measures": climb.used,
+        "measures": climb.allowed.used,
         "ladder": [asdict(rung) for rung in climb.ladder],
     }
     return mixes.plan(climb.best, "mix", origin)
@@ -95,32 +95,22 @@ class _Climb:
 
     mixes: Mixes
     budget: Budget
-    memo: Memo
-    max_measures: int
+    allowed: Allowance
     on_progress: Callable[[Progress], None] | None
     best: dict[str, str]
     stage: str = "dp"
     ladder: list[MixRung] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._before = self.memo.calls
-        self.best_cost = self.memo(key_of(self.best))
+        self.best_cost = self.allowed.memo(key_of(self.best))
         self._report()
 
-    @property
-    def used(self) -> int:
-        return self.memo.calls - self._before
-
-    def left(self, share: float = 1.0) -> int:
-        """New measurements that may still be made of this share of them all."""
-        return int(self.max_measures * share) - self.used
-
     def known(self, mix: Mix) -> bool:
-        return key_of(mix) in self.memo
+        return key_of(mix) in self.allowed.memo
 
     def measure(self, mix: Mix) -> float:
         new = not self.known(mix)
-        cost = self.memo(key_of(mix))
+        cost = self.allowed.memo(key_of(mix))
         if new:
             self._report()
         return cost
@@ -148,12 +138,12 @@ class _Climb:
     def rung(self, stage: str) -> None:
         mixes, mix = self.mixes, self.best
         dropped = [name for name in mixes.drops.links if mix[name] == DROP]
-        figures = (mixes.cost(mix), mixes.time(mix), mixes.bytes(mix), self.used)
+        figures = (mixes.cost(mix), mixes.time(mix), mixes.bytes(mix), self.allowed.used)
         self.ladder.append(MixRung(stage, self.best_cost, *figures, dropped))
 
     def _report(self) -> None:
         if self.on_progress is not None:
-            self.on_progress(Progress(self.stage, self.used, self.max_measures, self.best_cost))
+            self.on_progress(Progress(self.stage, self.allowed.used, self.allowed.most, self.best_cost))
 
 
 def _trust_region(climb: _Climb) -> None:
@@ -164,7 +154,7 @@ def _trust_region(climb: _Climb) -> None:
         turned: dict[str, float] = {}
         for name in [*split(climb.best)[0], *climb.promising()]:
             # One measurement is kept for the mix that these costs lead to.
-            if climb.known(climb.turned(name)) or climb.left(TRUST_SHARE) > 1:
+            if climb.known(climb.turned(name)) or climb.allowed.left(TRUST_SHARE) > 1:
                 turned[name] = climb.measure(climb.turned(name)) - climb.best_cost
         if not turned:
             return
@@ -172,7 +162,7 @@ def _trust_region(climb: _Climb) -> None:
         found = cheapest_mix(climb.mixes, blocks, climb.budget, max_changes=max_changes)
         if found is None or found.mix == climb.best:
             return  # fewer changes allow no more than these did
-        if not climb.known(found.mix) and climb.left(TRUST_SHARE) < 1:
+        if not climb.known(found.mix) and climb.allowed.left(TRUST_SHARE) < 1:
             return
         if not climb.accept(found.mix):
             max_changes //= 2
@@ -200,11 +190,11 @@ def _costs_around(climb: _Climb, turned: Mapping[str, float]) -> dict[tuple[str,
 def _polish(climb: _Climb, rng: random.Random) -> None:
     """Rung 3. Ends when all measurements are used, or when mutation finds nothing new."""
     climb.stage = "polish"
-    while climb.left() > 0:
+    while climb.allowed.left() > 0:
         children: list[dict[str, str]] = []
         for child in _new_children(climb, rng):
             children.append(child)
-            if len(children) == min(OFFSPRING, climb.left()):
+            if len(children) == min(OFFSPRING, climb.allowed.left()):
                 break
         if not children:
             return

@@ -25,7 +25,7 @@ from chinchilla_lm.plan import CostTable, Plan, pair
 from chinchilla_lm.plan.strict import check_whole
 from chinchilla_lm.search.budget import fits, make_plan
 from chinchilla_lm.search.dp import TICKS, Edge, cheapest_path, lagrangian_bound, solve, time_kept, ways
-from chinchilla_lm.search.memo import Measure, Memo
+from chinchilla_lm.search.memo import Allowance, Measure, Memo
 
 MAX_MEASURES = 400  # about six rounds of all links of a 30-block model (assumption)
 TRUST_SHARE = 0.75  # of max_measures that rung 2 may use, so that some are left for rung 3 (assumption)
@@ -91,7 +91,9 @@ def refine(
     check_whole(max_measures, "max_measures", 1)
     check_whole(seed, "seed", 0)
     start = frozenset(solve(table, budget_us, ticks=ticks, protected=protected).dropped)
-    climb = _Climb(table, budget_us, Memo.of(measure), frozenset(protected), max_measures, on_progress, start)
+    climb = _Climb(
+        table, budget_us, Allowance(Memo.of(measure), max_measures), frozenset(protected), on_progress, start
+    )
     climb.rung("dp")
     # A full model that fits is the plan whatever it costs: no budget, no change.
     if start:
@@ -105,7 +107,7 @@ def refine(
         "protected": sorted(protected),
         "seed": seed,
         "max_measures": max_measures,
-        "measures": climb.used,
+        "measures": climb.allowed.used,
         "ladder": [asdict(rung) for rung in climb.ladder],
     }
     return make_plan(table, climb.best, "refine", budget_us, origin)
@@ -117,30 +119,20 @@ class _Climb:
 
     table: CostTable
     budget_us: float
-    memo: Memo
+    allowed: Allowance
     protected: frozenset[str]
-    max_measures: int
     on_progress: Callable[[Progress], None] | None
     best: frozenset[str]
     stage: str = "dp"
     ladder: list[Rung] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._before = self.memo.calls
-        self.best_cost = self.memo(self.best)
+        self.best_cost = self.allowed.memo(self.best)
         self._report()
 
-    @property
-    def used(self) -> int:
-        return self.memo.calls - self._before
-
-    def left(self, share: float = 1.0) -> int:
-        """New measurements that may still be made of this share of them all."""
-        return int(self.max_measures * share) - self.used
-
     def measure(self, dropped: frozenset[str]) -> float:
-        new = dropped not in self.memo
-        cost = self.memo(dropped)
+        new = dropped not in self.allowed.memo
+        cost = self.allowed.memo(dropped)
         if new:
             self._report()
         return cost
@@ -156,11 +148,11 @@ class _Climb:
     def rung(self, stage: str) -> None:
         table, names = self.table, sorted(self.best, key=self.table.links.index)
         additive, predicted = table.cost_of(self.best), table.predict_us(self.best)
-        self.ladder.append(Rung(stage, self.best_cost, additive, predicted, self.used, names))
+        self.ladder.append(Rung(stage, self.best_cost, additive, predicted, self.allowed.used, names))
 
     def _report(self) -> None:
         if self.on_progress is not None:
-            self.on_progress(Progress(self.stage, self.used, self.max_measures, self.best_cost))
+            self.on_progress(Progress(self.stage, self.allowed.used, self.allowed.most, self.best_cost))
 
 
 def _trust_region(climb: _Climb, ticks: int) -> None:
@@ -170,15 +162,15 @@ def _trust_region(climb: _Climb, ticks: int) -> None:
     order = _most_promising(climb)
     max_changes = max(1, len(climb.table.links) // 4)
     while max_changes >= 1:
-        fresh = [name for name in order if climb.best ^ {name} not in climb.memo]
+        fresh = [name for name in order if climb.best ^ {name} not in climb.allowed.memo]
         # One measurement is kept for the path that these costs lead to.
-        skipped = set(fresh[max(0, climb.left(TRUST_SHARE) - 1) :])
+        skipped = set(fresh[max(0, climb.allowed.left(TRUST_SHARE) - 1) :])
         changes = measure_around(climb.measure, climb.best, [name for name in order if name not in skipped])
         blocks = [_edges_around(climb, block, changes) for block in range(climb.table.num_blocks)]
         path = cheapest_path(blocks, room_us, ticks, max_changes)
         if path is None or path == climb.best:
             return  # fewer changes allow no more than these did
-        if path not in climb.memo and climb.left(TRUST_SHARE) < 1:
+        if path not in climb.allowed.memo and climb.allowed.left(TRUST_SHARE) < 1:
             return
         if not climb.accept(path):
             max_changes //= 2
@@ -210,11 +202,11 @@ def _edges_around(climb: _Climb, block: int, changes: dict[str, float]) -> list[
 def _polish(climb: _Climb, rng: random.Random) -> None:
     """Rung 3. Ends when all measurements are used, or when mutation finds nothing new."""
     climb.stage = "polish"
-    while climb.left() > 0:
+    while climb.allowed.left() > 0:
         children: list[frozenset[str]] = []
         for child in _new_children(climb, rng):
             children.append(child)
-            if len(children) == min(OFFSPRING, climb.left()):
+            if len(children) == min(OFFSPRING, climb.allowed.left()):
                 break
         if not children:
             return
@@ -228,7 +220,7 @@ def _new_children(climb: _Climb, rng: random.Random) -> Iterator[frozenset[str]]
     barren = 0
     while barren < BARREN:
         child = _mutate(climb, rng)
-        if child in climb.memo or child in seen:
+        if child in climb.allowed.memo or child in seen:
             barren += 1
             continue
         barren = 0
