@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,6 +16,9 @@ from hypothesis import settings
 from chinchilla_lm.models.config import HeadConfig, ModelConfig, RopeConfig
 from chinchilla_lm.models.transformer import Transformer
 
+# Triton, which runs kernels on the CPU where there is no GPU, reads it when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # Time limits of single examples say how busy the machine is, not whether the code is right.
 settings.register_profile("chinchilla", deadline=None)
 settings.load_profile("chinchilla")

@@ -211,13 +211,18 @@ class Attention(Link):
             mask = self.mask(query, key, context)
             return explicit_attention(query, key, value, mask, context.causal, self.scale, self.softcap)
         mask = self.mask(query, key, context)
-        if self.heads != self.kv_heads:  # SDPA's own grouped path leaves the fused CPU kernel
+        grouped = self.heads != self.kv_heads
+        # SDPA's own grouped path is a fused kernel on a GPU in half precision without a mask; elsewhere it leaves it.
+        if grouped and not (query.is_cuda and mask is None and query.dtype is not torch.float32):
             shared = self.heads // self.kv_heads
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+            grouped = False
         causal = context.causal and mask is None
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=self.scale)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
+        )
 
 
 def explicit_attention(

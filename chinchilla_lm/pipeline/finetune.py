@@ -18,6 +18,7 @@ from chinchilla_lm.pipeline.teachers import Teachers
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.recipe.fields import FinetuneSettings
 from chinchilla_lm.results import FinetuneResult
+from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit, make_optimizer
 from chinchilla_lm.train.rates import peak_rate
 from chinchilla_lm.train.recover import fine_tuning_loss
@@ -104,18 +105,19 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
         seed=job.recipe.seed,
         dtype=job.dtype,
     )
-    fit(
-        model,
-        lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
-        fine_tuning_loss(settings.label_smoothing, answers),
-        how,
-        job.console,
-        label="finetune",
-        evaluate=lambda: judge(job.ready(model)).primary.score,
-        optimizer=make_optimizer(model, how, job.checkpoint.fresh),
-        state=state,
-        identity=sha256_text(json_text(inputs)),
-    )
+    with compiled(model):
+        fit(
+            model,
+            lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
+            fine_tuning_loss(settings.label_smoothing, answers),
+            how,
+            job.console,
+            label="finetune",
+            evaluate=lambda: judge(job.ready(model)).primary.score,
+            optimizer=make_optimizer(model, how, job.checkpoint.fresh),
+            state=state,
+            identity=sha256_text(json_text(inputs)),
+        )
     meta: dict[str, Any] = {"window": {"context": job.context, "max_tokens": job.window}}
     taught_by = [] if teachers is None else teachers.metas
     meta |= adapted(job.checkpoint.meta, records_sha256(job.dataset.records("train")), taught_by)

@@ -16,6 +16,7 @@ from chinchilla_lm.evaluate.sums import paired
 from chinchilla_lm.evaluate.tables import Measurement, metric_among
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit
 from chinchilla_lm.train.rates import peak_rate
 from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
@@ -141,24 +142,25 @@ class Recovery:
         # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
         # model's gradient, and the dear one of a tied head, need not be computed.
         short.embedding.requires_grad_(False)
-        fit(
-            short,
-            lambda epoch: job.batches(self.encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
-            recovery_loss(
-                self.teacher,
-                Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
-            ),
-            FitSettings(
-                epochs=self._epochs(tokens),
-                learning_rate=rate,
-                head_learning_rate=rate,
-                warmup=settings.warmup,
-                seed=job.recipe.seed,
-                dtype=job.dtype,
-            ),
-            job.console,
-            label=label,
-            evaluate=lambda: self.dev(short),
-            state=state,
-            identity=identity,
-        )
+        with compiled(short, self.teacher.model):
+            fit(
+                short,
+                lambda epoch: job.batches(self.encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
+                recovery_loss(
+                    self.teacher,
+                    Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
+                ),
+                FitSettings(
+                    epochs=self._epochs(tokens),
+                    learning_rate=rate,
+                    head_learning_rate=rate,
+                    warmup=settings.warmup,
+                    seed=job.recipe.seed,
+                    dtype=job.dtype,
+                ),
+                job.console,
+                label=label,
+                evaluate=lambda: self.dev(short),
+                state=state,
+                identity=identity,
+            )

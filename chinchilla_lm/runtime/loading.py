@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from chinchilla_lm.models.checkpoint import Checkpoint
+    from chinchilla_lm.pack.quantized import Quantized
     from chinchilla_lm.runtime.engine.program import Program
 
 BACKENDS = ("auto", "native", "torch")
@@ -102,15 +104,15 @@ def _in_torch(
     path: str | Path, packed: bool, device: str, dtype: str, threads: int | None, task: str | None
 ) -> Session:
     from chinchilla_lm.models import checkpoint as checkpoints
-    from chinchilla_lm.runtime.engine.unpacking import unpack_checkpoint
+    from chinchilla_lm.runtime.engine.unpacking import unpack_with_codes
 
-    checkpoint = unpack_checkpoint(path, task) if packed else checkpoints.load(path, task=task)
+    checkpoint, codes = unpack_with_codes(path, task) if packed else (checkpoints.load(path, task=task), None)
     _refuse_fresh(checkpoint, path, task)
     if threads is not None:
         from chinchilla_lm.runtime.torch_backend import set_threads
 
         set_threads(threads)
-    return torch_session(checkpoint, device, dtype)
+    return torch_session(checkpoint, device, dtype, codes)
 
 
 def _kept_or_made(path: str | Path, form: str, task: str | None) -> tuple[Program, Card]:
@@ -149,16 +151,20 @@ def _refuse_fresh(checkpoint: Checkpoint, path: str | Path, task: str | None) ->
 
 
 def torch_session(
-    checkpoint: Checkpoint, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    checkpoint: Checkpoint,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    codes: Mapping[str, Quantized] | None = None,
 ) -> Session:
-    """A session in torch on a model in memory, which stays as it is."""
+    """A session in torch on a model in memory, which stays as it is. codes: see TorchBackend.prepared."""
     from chinchilla_lm.runtime.device import resolve_device
     from chinchilla_lm.runtime.torch_backend import TorchBackend, dtype_of
 
     card = Card.of(checkpoint)
     place = resolve_device(device) if isinstance(device, str) else device
     pad = 0 if card.kind == "language-modeling" else card.pad_id
-    return Session(TorchBackend.prepared(checkpoint.model, place, dtype_of(dtype, place), pad), card)
+    backend = TorchBackend.prepared(checkpoint.model, place, dtype_of(dtype, place), pad, codes)
+    return Session(backend, card)
 
 
 def native_session(checkpoint: Checkpoint, dtype: str = "auto", threads: int | None = None) -> Session:

@@ -10,10 +10,13 @@ from chinchilla_lm.shorten.precompute import fold_norms
 from chinchilla_lm.shorten.surgery import outline
 
 
-def prepare(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """A copy of the model, without gradients; the given model, which may be in training, is not touched."""
+def prepare(model: Transformer, device: torch.device, dtype: torch.dtype, fold: bool = True) -> Transformer:
+    """A copy of the model, without gradients; the given model, which may be in training, is not touched.
+
+    fold: False where matrices are to stay what their codes mean.
+    """
     keep_freed_memory()
-    folded = fold_norms(model)
+    folded = fold_norms(model) if fold else model
     ready = outline(folded)
     weights = {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in folded.state_dict().items()}
     ready.load_state_dict(weights, assign=True)

