@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -25,22 +25,35 @@ JITTER = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What a part of a batch has of the whole batch's targets and of its real tokens, in [0, 1]."""
+
+    targets: float = 1.0
+    tokens: float = 1.0
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedBatch:
     """A batch with what it should predict.
 
     batch: ids int64 [B, T], mask bool [B, T] or None without padding, segments int64 [B, T] or None.
     targets: int64 [B, T] with -100 where there is none, int64 or (ranking) float32 [B], or None.
     rows: the index of each row's window.
+    share: of the batch that it is a part of, by which its losses are weighted.
     """
 
     batch: Batch
     targets: Tensor | None
     rows: list[int]
+    share: Share = WHOLE
 
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""
         targets = None if self.targets is None else self.targets.to(device)
-        return EncodedBatch(self.batch.to(device), targets, self.rows)
+        return replace(self, batch=self.batch.to(device), targets=targets)
 
 
 class Batches(Sequence[EncodedBatch]):

@@ -59,8 +59,7 @@ def _outputs(forward: Forward, batch: Batch) -> tuple[Tensor, Head | None]:
     """Last hidden states [B, T, D] and the head that makes logits of them; or logits [B, T, V]."""
     if not isinstance(forward, Transformer):
         return forward(batch), None
-    x, context = forward.embed(batch)
-    return forward.finish(forward.run(x, context)), forward.head
+    return forward(batch, then=lambda hidden, _: hidden), forward.head
 
 
 def checked(outputs: Tensor) -> Tensor:

@@ -13,17 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids int64 [B, T]; mask bool [B, T] (True: a real token), None where nothing is padded; segments int64 or None."""
+    """ids int64 [B, T]; mask bool [B, T] (True: a real token), None where nothing is padded; segments int64 or None.
+
+    keys: int64 [B], from which dropout follows (models/dropout.py); None where nothing is dropped.
+    """
 
     ids: Tensor
     mask: Tensor | None = None
     segments: Tensor | None = None
+    keys: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        segments = None if self.segments is None else self.segments.to(device)
-        return Batch(self.ids.to(device), mask, segments)
+        others = (None if one is None else one.to(device) for one in (self.mask, self.segments, self.keys))
+        return Batch(self.ids.to(device), *others)
 
     def lengths(self) -> Tensor:
         """Number of real tokens of each row, int64 [B]."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig, RopeConfig
+from chinchilla_lm.models.dropout import kept
 from chinchilla_lm.models.rope import rotate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,8 +47,8 @@ class Context:
     tables: rotation tables by rope configuration. masks: by window, bool [B or 1, 1, T, S] (True: may look), or where
     the model has a bias of positions what is added to the scores, [B or 1, H, T, S], or None where SDPA needs no mask
     tensor. causal: SDPA's own causal path, valid where the mask is None. dropout: share of every link's contribution
-    that is set to 0. distances, distance_rows: DeBERTa's embeddings [N, D], and which of them each pair of positions
-    has, [T, S].
+    that is set to 0, by the rows' keys. distances, distance_rows: DeBERTa's embeddings [N, D], and which of them each
+    pair of positions has, [T, S]. positions: of this pass, int64 [T].
     """
 
     tables: dict[RopeConfig, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -55,8 +56,10 @@ class Context:
     causal: bool = False
     cache: KVCache | None = None
     dropout: float = 0.0
+    keys: Tensor | None = None
     distances: Tensor | None = None
     distance_rows: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class Norm(nn.Module):
@@ -100,6 +103,11 @@ class Link(nn.Module, ABC):
         self.norm_after = Norm(config, config.hidden_size) if config.placement in ("sandwich", "output") else None
         self.residual_scale = config.residual_scale
 
+    @property
+    def place(self) -> int:
+        """Its position in the chain, from 1: 0 is the embedding."""
+        return 2 * self.block + (1 if self.name.endswith("attn") else 2)
+
     remembers = False  # whether a cache holds a state of it, instead of keys and values
 
     @property
@@ -123,12 +131,16 @@ class Link(nn.Module, ABC):
             added = self.norm_after(added)
         if self.residual_scale != 1.0:
             added = added * self.residual_scale
-        x_BTD = x_BTD + _dropout(added, context.dropout)
+        if context.dropout:
+            added = self._dropped(added, context)
+        x_BTD = x_BTD + added
         return self.norm(x_BTD) if self.norm is not None and self.placement == "post" else x_BTD
 
-
-def _dropout(added_BTD: Tensor, share: float) -> Tensor:
-    return F.dropout(added_BTD, share) if share else added_BTD
+    def _dropped(self, added_BTD: Tensor, context: Context) -> Tensor:
+        """The contribution with a share of it set to 0, and the rest so much larger."""
+        assert context.keys is not None, "dropout needs the keys of the rows"
+        stays = kept(context.keys, self.place, context.dropout, *added_BTD.shape[1:])
+        return added_BTD * stays / (1 - context.dropout)
 
 
 class BareNorm(nn.Module):

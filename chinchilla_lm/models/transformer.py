@@ -10,8 +10,8 @@ B rows, T positions, D hidden features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from chinchilla_lm.models.cache import KVCache
 from chinchilla_lm.models.config import ModelConfig
 from chinchilla_lm.models.delta import GatedDelta
 from chinchilla_lm.models.disentangled import DisentangledAttention, Distances
+from chinchilla_lm.models.dropout import kept
 from chinchilla_lm.models.head import Head
 from chinchilla_lm.models.layers import MLP, Attention, BareNorm, Context, Link, Norm, as_bias
 from chinchilla_lm.models.relative import RelativeBias
@@ -30,6 +31,9 @@ from chinchilla_lm.plan import chain
 
 # What becomes of the norm of a dropped link; only a post-norm model can keep it.
 NormFate = Literal["keep", "lose"]
+R = TypeVar("R")
+# (last hidden state [B, T, D], streams at the boundaries) → what a caller wants of a pass
+Then = Callable[[Tensor, list[Tensor]], R]
 
 
 class Embedding(nn.Module):
@@ -68,8 +72,8 @@ class Transformer(nn.Module):
 
     dropped: link name → what became of its norm. Only post-norm models have a norm to `keep`.
 
-    `dropout` and `token_dropout` act in training mode only: the share of every link's contribution that is set to 0,
-    and the share of tokens whose whole embedding is.
+    `dropout` and `token_dropout` act in training mode only, on batches with keys: the share of every link's
+    contribution that is set to 0, and the share of tokens whose whole embedding is.
     """
 
     dropout: float = 0.0
@@ -128,8 +132,8 @@ class Transformer(nn.Module):
         decoder = self.head.output if self.config.head.kind == "language-modeling" else None
         return found if decoder is None else found | {"head": decoder}
 
-    def embed(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, Context]:
-        """The stream in front of the first link, [B, T, D], and what the links of this pass share."""
+    def context(self, batch: Batch, cache: KVCache | None = None) -> Context:
+        """What the links of a pass share; of the embedding it needs only what it says of positions to attention."""
         past = 0 if cache is None else cache.length
         new = batch.ids.shape[1]
         if self.config.positions == "learned" and past + new > self.config.max_positions:
@@ -145,8 +149,8 @@ class Transformer(nn.Module):
                     "read it again from its start"
                 )
         positions = torch.arange(past, past + new, device=batch.ids.device)
-        context = Context(cache=cache, causal=self.config.causal and past == 0)
-        context.dropout = self.dropout if self.training else 0.0
+        context = Context(cache=cache, causal=self.config.causal and past == 0, positions=positions)
+        context.dropout, context.keys = self.dropout if self.training else 0.0, batch.keys
         lengths = None if batch.mask is None else past + batch.mask.sum(1)
         for rope in set(self.config.ropes) - {None}:
             assert rope is not None
@@ -155,9 +159,16 @@ class Transformer(nn.Module):
             context.masks[window] = self._biased(self._mask(batch, past, window), past, past + new)
         if self.embedding.distances is not None:
             context.distances, context.distance_rows = self.embedding.distances(new)
-        x_BTD = self.embedding(batch, positions)
+        return context
+
+    def embed(self, batch: Batch, cache: KVCache | None = None) -> tuple[Tensor, Context]:
+        """The stream in front of the first link, [B, T, D], and what the links of this pass share."""
+        context = self.context(batch, cache)
+        assert context.positions is not None
+        x_BTD = self.embedding(batch, context.positions)
         if self.training and self.token_dropout:
-            x_BTD = x_BTD * (torch.rand(batch.ids.shape, device=x_BTD.device) >= self.token_dropout)[:, :, None]
+            assert batch.keys is not None, "dropout needs the keys of the rows"
+            x_BTD = x_BTD * kept(batch.keys, 0, self.token_dropout, batch.ids.shape[1])[:, :, None]
         return x_BTD, context
 
     def _biased(self, mask: Tensor | None, past: int, seen: int) -> Tensor | None:
@@ -207,13 +218,37 @@ class Transformer(nn.Module):
         """The last hidden state, [B, T, D]."""
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
-    def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
-        """What the head gives; with a cache, it grows by this batch's positions."""
+    @overload
+    def forward(self, batch: Batch, cache: KVCache | None = ...) -> Tensor: ...
+    @overload
+    def forward(
+        self, batch: Batch, cache: KVCache | None = ..., *, boundaries: Sequence[int] = ..., then: Then[R]
+    ) -> R: ...
+    def forward(
+        self,
+        batch: Batch,
+        cache: KVCache | None = None,
+        *,
+        boundaries: Sequence[int] = (),
+        then: Then[R] | None = None,
+    ) -> Tensor | R:
+        """What the head gives; with a cache, it grows by this batch's positions.
+
+        then: what is made instead, of the last hidden state [B, T, D] and the streams at `boundaries` of the chain, in
+        ascending order. A loss is computed there, because the logits of a whole batch would be too large to give back,
+        and because what wraps a model in training sees what happens within its call.
+        """
         x, context = self.embed(batch, cache)
-        x = self.finish(self.run(x, context))
+        streams: list[Tensor] = []
+        start = 0
+        for boundary in boundaries:
+            x = self.run(x, context, start, boundary)
+            streams.append(x)
+            start = boundary
+        x = self.finish(self.run(x, context, start))
         if cache is not None:
             cache.advance(batch.ids.shape[1])
-        return self.head(x, batch)
+        return self.head(x, batch) if then is None else then(x, streams)
 
 
 def key(name: str) -> str:

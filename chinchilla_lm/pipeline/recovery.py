@@ -7,9 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.evaluate.sums import paired
@@ -23,6 +25,8 @@ from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
 
 # Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
 MAX_DEV_TOKENS = 16_384
+# Tokens on which the spread of the original's hidden states is measured.
+SAMPLE_TOKENS = 2048
 # Peak rate of a model of base size.
 RATE = 1e-4
 
@@ -57,7 +61,7 @@ class Recovery:
     """Trains short models of one job on the outputs of `original`, which is prepared to run."""
 
     def __init__(self, job: Job, original: Transformer) -> None:
-        self.job, self.teacher = job, Teacher(original)
+        self.job, self.teacher = job, Teacher(original, self._sample)
         self.base = original
         """What short models are held against on dev: the original, or the control, prepared to run."""
 
@@ -65,6 +69,12 @@ class Recovery:
     def encoded(self) -> list[Encoded]:
         """The training data in windows."""
         return self.job.encode(self.job.training_records)
+
+    def _sample(self) -> EncodedBatch:
+        """Some of the training data, on which the original's hidden states are measured."""
+        ends = accumulate(len(window.ids) for window in self.encoded)
+        count = next((place for place, end in enumerate(ends, 1) if end >= SAMPLE_TOKENS), len(self.encoded))
+        return self.job.batches(self.encoded[:count], max_tokens=count * max(len(one.ids) for one in self.encoded))[0]
 
     @cached_property
     def _judge(self) -> Judge:

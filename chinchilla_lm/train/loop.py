@@ -1,8 +1,7 @@
 """One training loop, for fine-tuning and for recovery: what differs is the loss that is handed in.
 
-The order of the batches follows from (seed, epoch) alone and what dropout hits from (seed, step), so a run that was
-stopped and resumed takes the same steps as one that was not. One process for now; everything that a second one would
-share (batches, gradients, the dev metric) passes through this file.
+The order of the batches follows from (seed, epoch) alone and what dropout hits from (seed, step, row), so a run that
+was stopped and resumed takes the same steps as one that was not.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.train.parts import parts_of, with_keys
 from chinchilla_lm.train.state import Place, load_state, save_state
 
 # Seconds between two saved states: 1.6 GB for a model of 135 M parameters, so a few seconds' writing in five minutes.
@@ -35,7 +35,7 @@ class FitSettings:
     """How to train. Rates are per step, `warmup` and `final_rate` are shares of the whole run and of the peak rate.
 
     decay: how the rate falls after the warm-up. dtype: of the products; weights, their gradients and all sums stay in
-    float32.
+    float32. most_tokens: positions that are run at a time, where a batch has more; None: all of a batch.
     """
 
     epochs: float
@@ -49,6 +49,7 @@ class FitSettings:
     betas: tuple[float, float] = (0.9, 0.98)
     seed: int = 0
     dtype: torch.dtype = torch.float32
+    most_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -173,13 +174,17 @@ class _Run(Generic[M]):
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(step, self.total, self.settings)
         self.model.train()
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # decides what dropout hits
-        with autocast(self.device, self.settings.dtype):
-            loss = self.loss(self.model, batch)
-        value = float(loss.detach())
+        keyed = with_keys(batch, self.settings.seed, step)
+        total = torch.zeros((), device=self.device)
+        for part in parts_of(keyed, most_tokens=self.settings.most_tokens):
+            with autocast(self.device, self.settings.dtype):
+                loss = self.loss(self.model, part)
+            loss.backward()
+            total += loss.detach()
+        value = float(total)
         if not math.isfinite(value):
+            self.optimizer.zero_grad(set_to_none=True)
             raise InputError(f"the loss is {value} at step {step}; {self.remedy}")
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.whole = False
         self.optimizer.step()

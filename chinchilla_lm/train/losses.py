@@ -42,12 +42,24 @@ def squared_error(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     return (student_NV.float() - teacher_NV.float()).square().sum(-1).mean()
 
 
-def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor], mask_BT: Tensor | None) -> Tensor:
-    """Mean squared error of hidden states [B, T, D] at shared boundaries, relative to the teacher's variance there."""
+def hidden_error(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], mask_BT: Tensor | None, spreads: Sequence[float]
+) -> Tensor:
+    """Mean squared error of hidden states [B, T, D] at shared boundaries, in units of the teacher's variance there.
+
+    spreads: the teacher's variance at each boundary, which does not depend on the batch: the mean over a batch is then
+    the mean over its parts.
+    """
     losses = []
-    for ours, theirs in zip(student, teacher, strict=True):
+    for ours, theirs, spread in zip(student, teacher, spreads, strict=True):
         ours, theirs = ours.float(), theirs.float()
         if mask_BT is not None:
             ours, theirs = ours[mask_BT], theirs[mask_BT]
-        losses.append((ours - theirs).square().mean() / theirs.var().clamp_min(1e-6))
+        losses.append((ours - theirs).square().mean() / spread)
     return torch.stack(losses).mean()
+
+
+def spread_of(stream: Tensor, mask_BT: Tensor | None) -> float:
+    """The variance of a hidden state [B, T, D] over its real positions and features."""
+    real = stream.float() if mask_BT is None else stream.float()[mask_BT]
+    return max(1e-6, float(real.var()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
@@ -19,7 +19,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.head import pool
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train.compiled import compiled_function
-from chinchilla_lm.train.losses import hidden_error, logit_kl, squared_error, task_loss
+from chinchilla_lm.train.losses import hidden_error, logit_kl, spread_of, squared_error, task_loss
 from chinchilla_lm.train.pieces import mean_over_positions
 
 
@@ -56,13 +56,23 @@ class Answers:
         return torch.cat(rows).to(device), torch.cat(gold).to(device)
 
 
-def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callable[[Transformer, EncodedBatch], Tensor]:
+# A transformer, or what wraps it for training by several processes.
+Call = nn.Module
+
+
+def transformer_in(model: Call) -> Transformer:
+    """The transformer that a wrapper holds, or the model itself."""
+    found = model if isinstance(model, Transformer) else model.get_submodule("module")
+    assert isinstance(found, Transformer)
+    return found
+
+
+def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callable[[Call, EncodedBatch], Tensor]:
     """The task's own loss at the positions that have a target, mixed with the divergence from others' answers there."""
 
-    def loss(model: Transformer, batch: EncodedBatch) -> Tensor:
+    def loss(model: Call, batch: EncodedBatch) -> Tensor:
         targets = _targets(batch)
         theirs = None if answers is None else answers.of(batch)
-        hidden, _ = _walk(model, batch, ())
 
         def compare(logits: Tensor, part: slice) -> Tensor:
             if answers is None or theirs is None:
@@ -77,7 +87,12 @@ def fine_tuning_loss(smoothing: float, answers: Answers | None = None) -> Callab
                     total = total + here.float().mean() * mixed
             return total
 
-        return mean_over_positions(model.head, picked(model, batch, hidden), compare)
+        def then(hidden: Tensor, _: list[Tensor]) -> Tensor:
+            inner = transformer_in(model)
+            return batch.share.targets * mean_over_positions(inner.head, picked(inner, batch, hidden), compare)
+
+        found: Tensor = model(batch.batch, then=then)
+        return found
 
     return loss
 
@@ -87,10 +102,13 @@ class Teacher:
 
     What a head of a few labels says of a window is kept, so that the original runs once, not once an epoch, where no
     hidden states are compared: those, and logits over a vocabulary, are too many to keep.
+
+    sample: gives the batch on which the spread of hidden states is measured, where those are compared.
     """
 
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, sample: Callable[[], EncodedBatch] | None = None) -> None:
+        self.model, self._sample = model, sample
+        self._spreads: dict[int, float] = {}
         self._keeps = model.config.head.kind != "language-modeling"
         self._said: dict[int, Tensor] = {}
 
@@ -100,7 +118,7 @@ class Teacher:
         if not boundaries and all(row in self._said for row in batch.rows):
             known = torch.cat([self._said[row] for row in batch.rows])
             return lambda part: known[part], []
-        hidden, streams = _walk(self.model, batch, boundaries)
+        hidden, streams = self.model(batch.batch, boundaries=boundaries, then=lambda *found: found)
         hidden = picked(self.model, batch, hidden)
         if not self._keeps:
             return lambda part: self._classify(hidden[part]), streams
@@ -110,6 +128,16 @@ class Teacher:
         return lambda part: said[part], streams
 
     @torch.no_grad()
+    def spreads(self, boundaries: tuple[int, ...]) -> list[float]:
+        """The variance of the streams at boundaries, on the sample."""
+        if missing := [one for one in boundaries if one not in self._spreads]:
+            assert self._sample is not None, "a teacher whose hidden states are compared has a sample"
+            batch = self._sample().batch
+            streams = self.model(batch, boundaries=missing, then=lambda _, streams: streams)
+            self._spreads.update(zip(missing, (spread_of(one, batch.mask) for one in streams), strict=True))
+        return [self._spreads[one] for one in boundaries]
+
+    @torch.no_grad()
     def _classify(self, hidden: Tensor) -> Tensor:
         assert self.model.head.output is not None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -117,7 +145,7 @@ class Teacher:
             return self.model.head.classify(hidden.to(self.model.head.output.weight.dtype))
 
 
-def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, EncodedBatch], Tensor]:
+def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Call, EncodedBatch], Tensor]:
     """The loss of a student that learns from `teacher`. Its batches must come from the windows that the teacher knows.
 
     Raises InputError where every weight is 0.
@@ -125,10 +153,10 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, 
     if not (weights.kl or weights.hidden or weights.squared or weights.task):
         raise InputError("all weights of the recovery loss are 0, so it teaches nothing; pass --recover-weights-kl 1")
 
-    def loss(student: Transformer, batch: EncodedBatch) -> Tensor:
+    def loss(model: Call, batch: EncodedBatch) -> Tensor:
+        student = transformer_in(model)
         boundaries = _shared_boundaries(student) if weights.hidden else ()
         theirs, their_streams = teacher.look(batch, boundaries)
-        hidden, our_streams = _walk(student, batch, boundaries)
         targets = _targets(batch)
 
         def compare(ours: Tensor, part: slice) -> Tensor:
@@ -142,12 +170,19 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Transformer, 
                 total = total + weights.task * task_loss(ours, targets[part])
             return total
 
-        total = hidden.new_zeros((), dtype=torch.float32)
-        if weights.kl or weights.squared or weights.task:
-            total = mean_over_positions(student.head, picked(student, batch, hidden), compare)
-        if weights.hidden:
-            total = total + weights.hidden * hidden_error(our_streams, their_streams, batch.batch.mask)
-        return total
+        def then(hidden: Tensor, our_streams: list[Tensor]) -> Tensor:
+            total = hidden.new_zeros((), dtype=torch.float32)
+            if weights.kl or weights.squared or weights.task:
+                mean = mean_over_positions(student.head, picked(student, batch, hidden), compare)
+                total = total + batch.share.targets * mean
+            if weights.hidden:
+                spreads = teacher.spreads(boundaries)
+                error = hidden_error(our_streams, their_streams, batch.batch.mask, spreads)
+                total = total + batch.share.tokens * weights.hidden * error
+            return total
+
+        found: Tensor = model(batch.batch, boundaries=boundaries, then=then)
+        return found
 
     return loss
 
@@ -172,18 +207,6 @@ def _targets_a_row(batch: EncodedBatch) -> list[int]:
     if batch.targets.ndim == 1:
         return [1] * len(batch.rows)
     return [int(count) for count in (batch.targets != IGNORED).sum(1)]
-
-
-def _walk(model: Transformer, batch: EncodedBatch, boundaries: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-    """The last hidden state, and the streams at some boundaries on the way."""
-    x, context = model.embed(batch.batch)
-    streams: list[Tensor] = []
-    start = 0
-    for boundary in boundaries:
-        x = model.run(x, context, start, boundary)
-        streams.append(x)
-        start = boundary
-    return model.finish(model.run(x, context, start)), streams
 
 
 def _shared_boundaries(student: Transformer) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def test_a_step_of_recovery_is_the_same(tiny_config, tiny_model, monkeypatch: py
         torch.manual_seed(0)
         teacher = tiny_model(tiny_config(num_kv_heads=4))
         student = tiny_model(tiny_config(num_kv_heads=4), {"1.mlp": "lose"})
-        loss = recovery_loss(Teacher(teacher.eval()), Weights(kl=1.0, hidden=0.5))
+        loss = recovery_loss(Teacher(teacher.eval(), lambda: epochs()(0)[0]), Weights(kl=1.0, hidden=0.5))
         with compiled(*([student, teacher] if run else [])):
             assert run == all(link._compiled_call_impl is not None for link in student.links.values())
             fit(student, epochs(), loss, SETTINGS, Console(quiet=True), label="toy")

@@ -18,6 +18,7 @@ from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train import loop
 from chinchilla_lm.train.loop import FitResult, FitSettings, fit, make_optimizer, schedule
+from chinchilla_lm.train.parts import with_keys
 from chinchilla_lm.train.recover import fine_tuning_loss
 from tests.train.toy import SETTINGS, epochs
 
@@ -283,7 +284,7 @@ def test_a_state_that_cannot_be_written_is_an_input_error(model, tmp_path: Path)
 
 def test_dropout_acts_in_training_only_and_follows_from_the_step(model):
     student = model()
-    given = epochs()(0)[0]
+    given = with_keys(epochs()(0)[0], 0, 0)
     plain = student(given.batch)
     student.dropout, student.token_dropout = 0.3, 0.2
     assert torch.equal(student.eval()(given.batch), plain)
@@ -299,7 +300,7 @@ def test_dropout_acts_in_training_only_and_follows_from_the_step(model):
 def test_token_dropout_takes_whole_tokens(model):
     student = model().train()
     student.token_dropout = 0.5
-    given = epochs()(0)[0].batch
+    given = with_keys(epochs()(0)[0], 0, 0).batch
     x, _ = student.embed(given)
     gone = (x == 0).all(-1)
     assert 0.3 < gone.float().mean() < 0.7

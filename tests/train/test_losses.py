@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from chinchilla_lm.data.encoded import IGNORED
-from chinchilla_lm.train.losses import hidden_error, logit_kl, squared_error, task_loss
+from chinchilla_lm.train.losses import hidden_error, logit_kl, spread_of, squared_error, task_loss
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
@@ -70,19 +70,20 @@ def test_hidden_error_is_relative_to_the_teachers_variance_and_leaves_padding_ou
         ((ours - theirs)[mask].square().mean() / theirs[mask].var()).item()
         for ours, theirs in zip(student, teacher, strict=True)
     ]
-    found = hidden_error(student, teacher, mask)
+    spreads = [spread_of(x, mask) for x in teacher]
+    found = hidden_error(student, teacher, mask, spreads)
     assert found.item() == pytest.approx(sum(wanted) / 2, rel=1e-5)
     assert wanted[0] == pytest.approx(wanted[1], rel=0.5), "the scale of a boundary does not decide its weight"
     for x in student:
         x[~mask] = 1e6
-    assert hidden_error(student, teacher, mask).item() == pytest.approx(found.item(), rel=1e-5)
-    assert hidden_error(student, teacher, None).item() > 1e3
-    assert hidden_error(teacher, teacher, None).item() == 0.0
+    assert hidden_error(student, teacher, mask, spreads).item() == pytest.approx(found.item(), rel=1e-5)
+    assert hidden_error(student, teacher, None, spreads).item() > 1e3
+    assert hidden_error(teacher, teacher, None, spreads).item() == 0.0
 
 
 def test_hidden_error_of_a_constant_stream_stays_finite():
     flat = torch.ones(1, 3, 4)
-    assert hidden_error([flat + 1], [flat], None).item() == pytest.approx(1e6)
+    assert hidden_error([flat + 1], [flat], None, [spread_of(flat, None)]).item() == pytest.approx(1e6)
 
 
 def test_task_loss_is_the_mean_over_positions_with_a_target():
