@@ -114,7 +114,7 @@ def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teache
             job.console,
             label="finetune",
             evaluate=lambda: judge(job.ready(model)).primary.score,
-            optimizer=make_optimizer(model, how, job.checkpoint.fresh),
+            optimizer=lambda trained: make_optimizer(trained, how, job.checkpoint.fresh),
             state=state,
             identity=sha256_text(json_text(inputs)),
         )

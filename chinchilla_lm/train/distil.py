@@ -211,7 +211,7 @@ def distil(
         console,
         label="distil",
         evaluate=lambda: -divergence(student, judging, held_out),
-        optimizer=_optimizer(student, rates),
+        optimizer=lambda _: _optimizer(student, rates),
         remedy="pass --distil 0",
         state=state,
         identity=identity,

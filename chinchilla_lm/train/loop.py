@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,9 @@ from torch import Tensor, nn
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.errors import InputError
-from chinchilla_lm.train.parts import parts_of, with_keys
-from chinchilla_lm.train.state import Place, load_state, save_state
-
-# Seconds between two saved states: 1.6 GB for a model of 135 M parameters, so a few seconds' writing in five minutes.
-STATE_INTERVAL_S = 300.0
+from chinchilla_lm.train.parallel import ONE, Layout, Parallel
+from chinchilla_lm.train.parts import with_keys
+from chinchilla_lm.train.state import Place, Saving
 
 M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[M, EncodedBatch], Tensor]
@@ -98,30 +95,33 @@ def fit(
     *,
     label: str,
     evaluate: Callable[[], float] | None = None,
-    optimizer: torch.optim.AdamW | None = None,
+    optimizer: Callable[[nn.Module], torch.optim.AdamW] | None = None,
     remedy: str | None = None,
     state: Path | None = None,
     identity: str = "",
+    layout: Layout = ONE,
 ) -> FitResult:
     """Train in place and leave the best weights in the model.
 
     batches(epoch) gives that epoch's batches; evaluate() gives the dev metric, higher is better, before the first step
-    and once an epoch. `optimizer` has the peak rate of each of its groups as `peak`; None: `make_optimizer`'s. `state`
-    is the file to resume from; it outlives the run, for the caller to remove when the model is saved. Raises InputError
-    when there is nothing to train on, or the loss is no longer a number, for which `remedy` says what to pass.
+    and once an epoch. `optimizer` makes one that has the peak rate of each of its groups as `peak`; None:
+    `make_optimizer`. `state` is the file to resume from; it outlives the run, for the caller to remove when the model
+    is saved. layout: with several processes, each of them comes here with the same batches; the first judges, keeps the
+    state and has the weights at last. Raises InputError when there is nothing to train on, or the loss is no longer a
+    number, for which `remedy` says what to pass.
     """
     first = batches(0)
     if not first:
         raise InputError("0 batches to train on; pass training data that is not empty")
     total = max(1, round(settings.epochs * len(first)))
-    if optimizer is None:
-        optimizer = make_optimizer(model, settings)
     remedy = remedy or f"pass a learning rate below {settings.learning_rate:.2g}"
-    run, place = _Run(model, optimizer, loss, settings, total, remedy), Place(identity)
-    if state is not None and (found := load_state(state, model, optimizer, identity)) is not None:
+    parallel = Parallel(model, layout)
+    made = make_optimizer(parallel.trained, settings) if optimizer is None else optimizer(parallel.trained)
+    run, place = _Run(parallel, made, loss, settings, total, remedy), Place(identity)
+    saving = Saving(state, parallel, made)
+    if (found := saving.load(identity)) is not None:
         place, run.best = found
         console.say(f"{label}: resumed at step {place.step} of {total}")
-    saved = time.monotonic()
     try:
         if evaluate is not None and not place.history:
             run.judge(evaluate, place, console, label)
@@ -134,21 +134,20 @@ def fit(
                     place.step += 1
                     run.whole = True
                     progress.advance(1, f"loss {value:.4f}")
-                    if state is not None and time.monotonic() - saved > STATE_INTERVAL_S:
-                        save_state(state, model, optimizer, run.best, place)
-                        saved = time.monotonic()
+                    saving.save_in_time(run.best, place)
                 epoch, before = epoch + 1, before + len(todo)
                 judged = any(entry["step"] == place.step for entry in place.history)
                 if evaluate is not None and place.step <= before and not judged:
                     run.judge(evaluate, place, console, label)
     except KeyboardInterrupt:
-        if state is not None and run.whole:
-            save_state(state, model, optimizer, run.best, place)
+        if run.whole and layout.dp == 1:  # several processes are not stopped at the same step
+            saving.save(run.best, place)
         raise
     if run.best is not None:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in parallel.trained.named_parameters():
                 parameter.copy_(run.best[name])
+    parallel.show()
     return FitResult(place.step, place.best, place.best_step, place.history)
 
 
@@ -157,15 +156,16 @@ class _Run(Generic[M]):
 
     def __init__(
         self,
-        model: M,
+        parallel: Parallel,
         optimizer: torch.optim.AdamW,
         loss: Loss[M],
         settings: FitSettings,
         total: int,
         remedy: str,
     ) -> None:
-        self.model, self.optimizer, self.loss, self.settings, self.total = model, optimizer, loss, settings, total
-        self.remedy, self.device = remedy, next(model.parameters()).device
+        self.parallel, self.model = parallel, parallel.trained
+        self.optimizer, self.loss, self.settings, self.total = optimizer, loss, settings, total
+        self.remedy, self.device = remedy, next(self.model.parameters()).device
         self.average = math.nan
         self.best: dict[str, Tensor] | None = None
         self.whole = True  # False while a step is half taken: such a state must not be saved
@@ -176,12 +176,12 @@ class _Run(Generic[M]):
         self.model.train()
         keyed = with_keys(batch, self.settings.seed, step)
         total = torch.zeros((), device=self.device)
-        for part in parts_of(keyed, most_tokens=self.settings.most_tokens):
+        for part in self.parallel.parts(keyed, self.settings.most_tokens):
             with autocast(self.device, self.settings.dtype):
-                loss = self.loss(self.model, part)
-            loss.backward()
+                loss = self.loss(cast(M, self.parallel.module), part)
+            self.parallel.backward(loss)
             total += loss.detach()
-        value = float(total)
+        value = float(self.parallel.here.summed(total))
         if not math.isfinite(value):
             self.optimizer.zero_grad(set_to_none=True)
             raise InputError(f"the loss is {value} at step {step}; {self.remedy}")
@@ -198,7 +198,9 @@ class _Run(Generic[M]):
         It is noted last: a run that was stopped before that judges these weights again.
         """
         self.model.eval()
-        value = evaluate()
+        here = self.parallel.here
+        with self.parallel.shown():
+            value = here.agreed(evaluate() if here.first else 0.0)
         lost = "" if math.isnan(self.average) else f"loss {self.average:.4f}, "
         console.say(f"{label}: step {place.step}, {lost}dev {value:.4f}")
         if place.best is None or value > place.best:

@@ -19,6 +19,7 @@ from chinchilla_lm.models.batch import Batch
 from chinchilla_lm.models.checkpoint import load
 from chinchilla_lm.runtime.loading import load as load_session
 from chinchilla_lm.train import loop
+from chinchilla_lm.train import state as states
 from tests.commands.conftest import TAGGING, TUNING, leftovers, some_words, write_jsonl
 
 SIZES = {"train": 80, "dev": 20, "test": 24}
@@ -99,7 +100,7 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
 
 def test_a_failed_save_does_not_cost_the_training(model_folder, tags: Path, tmp_path: Path, chinchilla, monkeypatch):
     """A file in the way of the model is noticed when hours have been spent; the state must be there still."""
-    monkeypatch.setattr(loop, "STATE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(states, "STATE_INTERVAL_S", 0.0)
     words = ["finetune", model_folder("bert"), *TAGGING, "--data", tags, "--finetune-epochs", 1, "-o", tmp_path / "run"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("{}")

@@ -13,7 +13,7 @@ import pytest
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.files import building, sha256_of
 from chinchilla_lm.models.checkpoint import load
-from chinchilla_lm.train import loop
+from chinchilla_lm.train import state as states
 from tests.commands.conftest import SHORTENING, TAGGING, leftovers
 
 # Between the small files of a run (reports: 50 kB) and the weights of a tiny model (86 kB and more).
@@ -55,7 +55,7 @@ def test_no_room_for_a_fine_tuned_model(model_folder, tags: Path, tmp_path: Path
 
 
 def test_no_room_for_the_state_of_a_training(model_folder, tags: Path, tmp_path: Path, chinchilla, monkeypatch):
-    monkeypatch.setattr(loop, "STATE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(states, "STATE_INTERVAL_S", 0.0)
     with no_file_beyond(ROOM):
         done = chinchilla(*finetune(model_folder, tags, tmp_path / "run"), "--quiet")
     done.refused(f"cannot write {tmp_path / 'run' / 'finetune.state'}", "free room or pass another -o")

@@ -16,7 +16,7 @@ from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.transformer import Transformer
-from chinchilla_lm.train import loop
+from chinchilla_lm.train import state as states
 from chinchilla_lm.train.loop import FitResult, FitSettings, fit, make_optimizer, schedule
 from chinchilla_lm.train.parts import with_keys
 from chinchilla_lm.train.recover import fine_tuning_loss
@@ -210,7 +210,7 @@ def test_a_run_that_was_stopped_while_it_was_judged_is_judged_again(model, tmp_p
 
 def test_a_state_is_saved_on_the_way_and_a_killed_run_goes_on_from_there(model, tmp_path: Path, monkeypatch):
     """Killed, not interrupted: what is resumed is the last state that was written by the clock."""
-    monkeypatch.setattr(loop, "STATE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(states, "STATE_INTERVAL_S", 0.0)
     whole, state, calls = model(), tmp_path / "state", 0
     train(whole)
 

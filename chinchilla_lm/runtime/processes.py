@@ -1,0 +1,129 @@
+"""The processes that work on one job together, started by torchrun: one leads, the others follow.
+
+The first process runs the verb: it alone reads arguments, writes files and speaks. The others wait for what it leads
+them into (`lead`, `led`), which so far is training, and wait again. What all must know alike, the first one says
+(`agreed`). Without torchrun there is one process, and nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from chinchilla_lm.errors import InputError
+
+T = TypeVar("T")
+# Longest that one process waits for another within a step of training, before the job ends; for the next thing to do.
+STEP_TIMEOUT, WAIT_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """rank: of this process; count: of all; waiting: the group in which they wait for long."""
+
+    rank: int = 0
+    count: int = 1
+    waiting: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process leads."""
+        return self.rank == 0
+
+    def agreed(self, value: T) -> T:
+        """What the first process says, wherever it is said: the others wait for it, however long."""
+        if self.count == 1:
+            return value
+        told = [value if self.first else None]
+        dist.broadcast_object_list(told, src=0, group=self.waiting)
+        return told[0]  # type: ignore[return-value]
+
+    def gathered(self, value: T) -> list[T]:
+        """What each process says, by rank."""
+        if self.count == 1:
+            return [value]
+        told: list[Any] = [None] * self.count
+        dist.all_gather_object(told, value, group=self.waiting)
+        return told
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copied(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors what they are on the first process, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def lead(self, what: str, **how: Any) -> None:
+        """Have the others, which wait in `led`, come along."""
+        if self.count > 1:
+            assert self.first, "the first process leads"
+            self.agreed((what, how))
+
+    def led(self) -> tuple[str, dict[str, Any]]:
+        """What the first process leads into next."""
+        return self.agreed(("", {}))
+
+    def same(self, **facts: str) -> None:
+        """Raises InputError, on every process, where one has found something else than the first."""
+        for rank, (host, theirs) in enumerate(self.gathered((socket.gethostname(), facts))):
+            for name, value in facts.items():
+                mine = self.agreed(value)
+                if theirs[name] != mine:
+                    raise InputError(
+                        f"process {rank} on {host} has another {name} than process 0: {theirs[name]!r}, not {mine!r}; "
+                        "give all processes the same files and arguments"
+                    )
+
+
+ALONE = Processes()
+_here = ALONE
+
+
+def processes() -> Processes:
+    """Those that work together here; one, outside of `joined`."""
+    return _here
+
+
+def asked_for() -> int:
+    """How many processes torchrun has started, by its environment; 1 without it. Raises InputError for nonsense."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"WORLD_SIZE {text!r} is not a number of processes; start with chinchilla launch")
+    return int(text)
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that torchrun has started, connected until the end of the block. Raises InputError where they
+    cannot be: an environment that is not torchrun's, a port that is taken, a process that does not come."""
+    global _here
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise InputError(f"the processes cannot meet at {where} ({error}); start with chinchilla launch") from error
+    try:
+        group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+        _here = Processes(dist.get_rank(), dist.get_world_size(), group)
+        yield _here
+    finally:
+        _here = ALONE
+        dist.destroy_process_group()
