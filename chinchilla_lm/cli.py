@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "search": ("chinchilla_lm.commands.search", "one stage: choose what to remove from the measured costs"),
     "shorten": ("chinchilla_lm.commands.shorten", "one stage: carry out a plan on the model"),
     "recover": ("chinchilla_lm.commands.recover", "one stage: train the short model on the original's outputs"),
+    "launch": ("chinchilla_lm.commands.launch", "run finetune, recover or compress by several processes"),
     "evaluate": ("chinchilla_lm.commands.evaluate", "measure a model's quality, alone or paired against another"),
     "bench": ("chinchilla_lm.commands.bench", "measure speed, models side by side in one interleaved run"),
     "pack": ("chinchilla_lm.commands.pack", "round a model's weights to a format and make a program of it"),
@@ -81,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**({"allow_abbrev": False} | settings))
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, "" if _is_follower() else f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return PIPE_CLOSED
         except BaseException as error:
             status, line = explain(error, verb)
+            if _is_follower() and isinstance(error, KeyboardInterrupt | InputError | ContractError):
+                return status
             if _wants_traceback(arguments):
                 traceback.print_exc()
             # A bug's own message may run over many lines; the first use of --traceback shows all of it.
@@ -118,7 +121,12 @@ def _run(arguments: list[str], verb: str | None) -> int:
     if module is None:
         parser.print_help(sys.stderr)
         return BAD_INPUT
-    return int(module.run(args, Console(json_mode=args.json, quiet=args.quiet)))
+    console = Console(json_mode=args.json, quiet=args.quiet)
+    if _is_one_of_several() and verb != "launch":
+        together = import_module("chinchilla_lm.pipeline.together")
+        work = lambda: int(module.run(args, console))  # noqa: E731 (narrowed above)
+        return int(together.run_together(str(verb), arguments, vars(args).get("parallel"), work))
+    return int(module.run(args, console))
 
 
 def _build_parser(verb: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:
@@ -179,6 +187,16 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _name(verb: str | None) -> str:
     return f"chinchilla {verb}" if verb in VERBS else "chinchilla"
+
+
+def _is_one_of_several() -> bool:
+    """Whether torchrun has started this process with others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _is_follower() -> bool:
+    """Whether another process says for this one what is wrong with the command."""
+    return _is_one_of_several() and os.environ.get("RANK", "0") != "0"
 
 
 def _wants_traceback(arguments: list[str]) -> bool:

@@ -11,7 +11,7 @@ FIELDS = (
     "model", "task", "data", "train", "dev", "test", "calibration", "guard",
     "text_column", "label_column", "group_column", "time_column", "split_by", "encoding",
     "output", "speedup", "latency_ms", "formats", "memory_mb", "margin", "metric", "method", "max_measures",
-    "device", "dtype", "backend", "threads", "batch", "tokens", "new_tokens",
+    "device", "dtype", "backend", "threads", "parallel", "batch", "tokens", "new_tokens",
     "context", "max_tokens", "seed", "calibration_tokens", "score_loss", "recover",
 )  # fmt: skip
 CERTIFICATE_FAILED = 3

@@ -10,7 +10,7 @@ from chinchilla_lm.recipe import add_flags, from_args
 FIELDS = (
     "model", "task", "data", "train", "dev", "test", "output", "text_column", "label_column",
     "group_column", "time_column", "split_by", "encoding",
-    "device", "dtype", "threads", "context", "bidirectional", "max_tokens", "seed", "finetune",
+    "device", "dtype", "threads", "parallel", "context", "bidirectional", "max_tokens", "seed", "finetune",
 )  # fmt: skip
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from chinchilla_lm.console import Console
+from chinchilla_lm.data.encode import Encoded
 from chinchilla_lm.data.labels import require_classes
 from chinchilla_lm.data.records import records_sha256
 from chinchilla_lm.errors import InputError
@@ -14,14 +17,16 @@ from chinchilla_lm.models.checkpoint import save
 from chinchilla_lm.models.meta import adapted
 from chinchilla_lm.pipeline.folder import RunFolder
 from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.pipeline.recovery import layout_of
 from chinchilla_lm.pipeline.teachers import Teachers
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.recipe.fields import FinetuneSettings
 from chinchilla_lm.results import FinetuneResult
+from chinchilla_lm.runtime.processes import processes
 from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit, make_optimizer
 from chinchilla_lm.train.rates import peak_rate
-from chinchilla_lm.train.recover import fine_tuning_loss
+from chinchilla_lm.train.recover import Answers, fine_tuning_loss
 
 # Peak rate of a model of base size.
 RATE = 5e-5
@@ -82,42 +87,78 @@ def _check_teaching(settings: FinetuneSettings, console: Console) -> None:
         console.warn("finetune.label_smoothing has no effect where the teachers' answers are all that is learnt")
 
 
-def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teachers | None) -> None:
-    settings = job.recipe.finetune
-    model = job.checkpoint.model
-    model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
-    encoded = job.encode(job.dataset.records("train"))
-    judge = job.judge("dev")
-    answers = None
-    if teachers is not None:
-        unlabelled = job.encode(teachers.unlabelled) if teachers.unlabelled else []
-        answers = teachers.answers(encoded, unlabelled)
-        encoded += unlabelled
-    rate = _rate(job)
-    job.console.say(f"finetune: peak rate {rate:.2g}, for the head {settings.head_learning_rate:.2g}")
-    state = folder.file("finetune.state")
-    how = FitSettings(
-        epochs=settings.epochs,
-        learning_rate=rate,
-        head_learning_rate=settings.head_learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup=settings.warmup,
-        seed=job.recipe.seed,
-        dtype=job.dtype,
-    )
-    with compiled(model):
-        fit(
-            model,
-            lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
-            fine_tuning_loss(settings.label_smoothing, answers),
-            how,
-            job.console,
-            label="finetune",
-            evaluate=lambda: judge(job.ready(model)).primary.score,
-            optimizer=lambda trained: make_optimizer(trained, how, job.checkpoint.fresh),
-            state=state,
-            identity=sha256_text(json_text(inputs)),
+class Finetuning:
+    """The training of one job's model, by all processes that are there."""
+
+    def __init__(self, job: Job, teachers: Teachers | None = None) -> None:
+        self.job, self.teachers = job, teachers
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What all processes that train together must have alike."""
+        return {"model": self.job.checkpoint.sha256, "data": self.job.data_sha256}
+
+    def start(self, state: Path, identity: str) -> None:
+        """Train, with the others that are there."""
+        here = processes()
+        if here.count > 1:
+            layout_of(self.job.recipe)
+            here.lead("finetune", recipe=self.job.recipe.model_dump(), state=state, identity=identity)
+            here.ready(**self.facts)
+        self.train_here(state, identity)
+
+    def train_here(self, state: Path, identity: str) -> None:
+        """This process's part. The first one asks the teachers, and tells the others what they said."""
+        job, settings, here = self.job, self.job.recipe.finetune, processes()
+        model = job.checkpoint.model
+        model.dropout, model.token_dropout = settings.dropout, settings.token_dropout
+        encoded = job.encode(job.dataset.records("train"))
+        answers = None
+        if settings.teachers:
+            unlabelled, answers = here.agreed(self._taught(encoded) if here.first else ([], None))
+            encoded += unlabelled
+        judge = job.judge("dev") if here.first else None
+        rate = _rate(job)
+        job.console.say(f"finetune: peak rate {rate:.2g}, for the head {settings.head_learning_rate:.2g}")
+        how = FitSettings(
+            epochs=settings.epochs,
+            learning_rate=rate,
+            head_learning_rate=settings.head_learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup=settings.warmup,
+            seed=job.recipe.seed,
+            dtype=job.dtype,
         )
+
+        def evaluate() -> float:
+            assert judge is not None, "the first process judges"
+            return judge(job.ready(model)).primary.score
+
+        with compiled(model):
+            fit(
+                model,
+                lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
+                fine_tuning_loss(settings.label_smoothing, answers),
+                how,
+                job.console,
+                label="finetune",
+                evaluate=evaluate,
+                optimizer=lambda trained: make_optimizer(trained, how, job.checkpoint.fresh),
+                state=state,
+                identity=identity,
+                layout=layout_of(job.recipe),
+            )
+
+    def _taught(self, encoded: Sequence[Encoded]) -> tuple[list[Encoded], Answers]:
+        """The windows of text without labels, and what the teachers say of these and of the training data."""
+        assert self.teachers is not None
+        unlabelled = self.job.encode(self.teachers.unlabelled) if self.teachers.unlabelled else []
+        return unlabelled, self.teachers.answers(encoded, unlabelled)
+
+
+def _train(job: Job, folder: RunFolder, inputs: dict[str, Any], teachers: Teachers | None) -> None:
+    state = folder.file("finetune.state")
+    Finetuning(job, teachers).start(state, sha256_text(json_text(inputs)))
     meta: dict[str, Any] = {"window": {"context": job.context, "max_tokens": job.window}}
     taught_by = [] if teachers is None else teachers.metas
     meta |= adapted(job.checkpoint.meta, records_sha256(job.dataset.records("train")), taught_by)

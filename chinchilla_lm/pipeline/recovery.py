@@ -18,8 +18,11 @@ from chinchilla_lm.evaluate.sums import paired
 from chinchilla_lm.evaluate.tables import Measurement, metric_among
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
+from chinchilla_lm.recipe import Recipe
+from chinchilla_lm.runtime.processes import processes
 from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit
+from chinchilla_lm.train.parallel import Layout
 from chinchilla_lm.train.rates import peak_rate
 from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
 
@@ -50,6 +53,11 @@ class Standing:
     def from_dict(cls, values: Mapping[str, Any]) -> Standing:
         """As it was written; a bound that is not known, null in JSON, is NaN."""
         return cls(*(math.nan if values[name] is None else float(values[name]) for name in cls.__slots__))
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """How training is parted among the processes that are there. Raises InputError where it does not fit them."""
+    return Layout.parse(recipe.parallel, processes().count)
 
 
 def recovery_rate(job: Job) -> float:
@@ -143,8 +151,24 @@ class Recovery:
         state: Path | None = None,
         identity: str = "",
     ) -> None:
-        """Train in place, for `tokens` at most where given, else as the recipe says. The weights that are best on dev
-        are kept, be it those of the start: a link that matters little may cost less than a short training does."""
+        """Train in place, for `tokens` at most where given, else as the recipe says, by all processes that are there.
+        The weights that are best on dev are kept, be it those of the start: a link that matters little may cost less
+        than a short training does."""
+        here = processes()
+        options: dict[str, Any] = {"label": label, "tokens": tokens, "state": state, "identity": identity}
+        if here.count > 1:
+            layout_of(self.job.recipe)
+            here.lead("recover", recipe=self.job.recipe.model_dump(), dropped=dict(short.dropped), options=options)
+            here.ready(**self.facts)
+        self.train_here(short, **options)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What all processes that train together must have alike."""
+        return {"model": self.job.checkpoint.sha256, "data": self.job.data_sha256}
+
+    def train_here(self, short: Transformer, label: str, tokens: int | None, state: Path | None, identity: str) -> None:
+        """This process's part of `train`."""
         job, settings = self.job, self.job.recipe.recover
         weights, rate = settings.weights, recovery_rate(job)
         if tokens is None:
@@ -173,4 +197,5 @@ class Recovery:
                 evaluate=lambda: self.dev(short),
                 state=state,
                 identity=identity,
+                layout=layout_of(job.recipe),
             )

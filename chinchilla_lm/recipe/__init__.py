@@ -5,11 +5,11 @@ Every field is a key of a YAML recipe and a flag of the command line by the same
 """
 
 from chinchilla_lm.recipe.checks import layered, make_recipe, read_yaml, require_one_target, require_target
-from chinchilla_lm.recipe.fields import Recipe
+from chinchilla_lm.recipe.fields import TRAINING, Recipe
 from chinchilla_lm.recipe.flags import add_flags, command_of, from_args
 from chinchilla_lm.recipe.names import field_paths, flag_of
 
 __all__ = [
-    "Recipe", "add_flags", "command_of", "field_paths", "flag_of", "from_args", "layered", "make_recipe", "read_yaml",
-    "require_one_target", "require_target",
+    "TRAINING", "Recipe", "add_flags", "command_of", "field_paths", "flag_of", "from_args", "layered", "make_recipe",
+    "read_yaml", "require_one_target", "require_target",
 ]  # fmt: skip

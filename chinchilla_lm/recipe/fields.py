@@ -12,6 +12,9 @@ from chinchilla_lm.files import write_atomic
 
 Task = Literal["language-modeling", "token-classification", "text-classification", "ranking"]
 
+# Verbs that train, which several processes may run together.
+TRAINING = ("finetune", "recover", "compress")
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(
@@ -142,6 +145,9 @@ class Recipe(_Settings):
     """what serves the model: the C++ engine or torch; auto: the engine where it is there and the device is the CPU"""
     threads: int | None = Field(default=None, ge=1, le=1024, examples=[4])
     """CPU threads; without it, one for each usable core"""
+    parallel: str | None = Field(default=None, min_length=1, examples=["dp=2"])
+    """how processes that chinchilla launch or torchrun has started train together: dp=N, each with some of the rows;
+    dp=N,shard, each with some of the weights too; without it, dp over all"""
     batch: int | None = Field(default=None, ge=1, examples=[1])
     """sequences a batch while timing; without it, 1 for a language model, 32 for others"""
     tokens: int | None = Field(default=None, ge=1, examples=[128])

@@ -22,6 +22,12 @@ from torch import Tensor
 from chinchilla_lm.errors import InputError
 
 T = TypeVar("T")
+
+
+class Agreed(InputError):
+    """Bad input of which all processes know alike, so that the first alone has to say it."""
+
+
 # Longest that one process waits for another within a step of training, before the job ends; for the next thing to do.
 STEP_TIMEOUT, WAIT_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 
@@ -77,15 +83,20 @@ class Processes:
         """What the first process leads into next."""
         return self.agreed(("", {}))
 
-    def same(self, **facts: str) -> None:
-        """Raises InputError, on every process, where one has found something else than the first."""
-        for rank, (host, theirs) in enumerate(self.gathered((socket.gethostname(), facts))):
-            for name, value in facts.items():
-                mine = self.agreed(value)
-                if theirs[name] != mine:
-                    raise InputError(
-                        f"process {rank} on {host} has another {name} than process 0: {theirs[name]!r}, not {mine!r}; "
-                        "give all processes the same files and arguments"
+    def ready(self, problem: str = "", **facts: str) -> None:
+        """All are about to go on together. Raises Agreed on every process where one has a problem that keeps it from
+        it, or found something else than the first, such as another model by its hash."""
+        if self.count == 1:
+            return
+        told = self.gathered((socket.gethostname(), problem, facts))
+        for rank, (host, problem, theirs) in enumerate(told):
+            if problem:
+                raise Agreed(problem if rank == 0 else f"process {rank} on {host}: {problem}")
+            for name, value in theirs.items():
+                if value != told[0][2][name]:
+                    raise Agreed(
+                        f"process {rank} on {host} has another {name} than process 0: {value}, not "
+                        f"{told[0][2][name]}; give all processes the same files and arguments"
                     )
 
 
@@ -96,6 +107,11 @@ _here = ALONE
 def processes() -> Processes:
     """Those that work together here; one, outside of `joined`."""
     return _here
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone, or has not answered in time."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def asked_for() -> int:
@@ -111,12 +127,19 @@ def joined() -> Iterator[Processes]:
     """The processes that torchrun has started, connected until the end of the block. Raises InputError where they
     cannot be: an environment that is not torchrun's, a port that is taken, a process that does not come."""
     global _here
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not; start with chinchilla launch")
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+        store, rank, count = next(iter(dist.rendezvous("env://", timeout=STEP_TIMEOUT)))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # torchrun's store outlives the processes that it starts again, and has the addresses of those that are
+            # gone. (Hosts count restarts each for itself; for several, see commands/launch.py.)
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT, store=store, rank=rank, world_size=count)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise InputError(f"the processes cannot meet at {where} ({error}); start with chinchilla launch") from error

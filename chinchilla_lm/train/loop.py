@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from chinchilla_lm.console import Console
 from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.errors import InputError
+from chinchilla_lm.runtime.processes import Agreed
 from chinchilla_lm.train.parallel import ONE, Layout, Parallel
 from chinchilla_lm.train.parts import with_keys
 from chinchilla_lm.train.state import Place, Saving
@@ -184,7 +185,7 @@ class _Run(Generic[M]):
         value = float(self.parallel.here.summed(total))
         if not math.isfinite(value):
             self.optimizer.zero_grad(set_to_none=True)
-            raise InputError(f"the loss is {value} at step {step}; {self.remedy}")
+            raise Agreed(f"the loss is {value} at step {step}; {self.remedy}")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.whole = False
         self.optimizer.step()
