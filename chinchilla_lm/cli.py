@@ -55,7 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 # Verbs that keep what is done in OUT and go on from there.
-RESUMING = frozenset({"demo", "finetune", "compress", "score", "search", "shorten", "recover"})
+RESUMING = frozenset({"demo", "finetune", "compress", "score", "search", "shorten", "recover", "launch"})
 
 _REFUSED_BY_THE_SYSTEM = {
     errno.ENOSPC: "free room or pass another -o",
