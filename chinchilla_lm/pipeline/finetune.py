@@ -100,12 +100,10 @@ class Finetuning:
 
     def start(self, state: Path, identity: str) -> None:
         """Train, with the others that are there."""
-        here = processes()
-        if here.count > 1:
-            layout_of(self.job.recipe)
-            here.lead("finetune", recipe=self.job.recipe.model_dump(), state=state, identity=identity)
-            here.ready(**self.facts)
-        self.train_here(state, identity)
+        layout_of(self.job.recipe)  # before the others are asked
+        how = {"recipe": self.job.recipe.model_dump(), "state": state, "identity": identity}
+        with processes().leading("finetune", self.facts, **how):
+            self.train_here(state, identity)
 
     def train_here(self, state: Path, identity: str) -> None:
         """This process's part. The first one asks the teachers, and tells the others what they said."""

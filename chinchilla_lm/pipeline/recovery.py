@@ -24,7 +24,7 @@ from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit
 from chinchilla_lm.train.parallel import Layout
 from chinchilla_lm.train.rates import peak_rate
-from chinchilla_lm.train.recover import Teacher, Weights, recovery_loss
+from chinchilla_lm.train.recover import Teacher, Weights, freeze_unseen, recovery_loss
 
 # Tokens of dev text that a language model is judged on while it recovers: two minutes less an epoch than all of it.
 MAX_DEV_TOKENS = 16_384
@@ -154,13 +154,11 @@ class Recovery:
         """Train in place, for `tokens` at most where given, else as the recipe says, by all processes that are there.
         The weights that are best on dev are kept, be it those of the start: a link that matters little may cost less
         than a short training does."""
-        here = processes()
         options: dict[str, Any] = {"label": label, "tokens": tokens, "state": state, "identity": identity}
-        if here.count > 1:
-            layout_of(self.job.recipe)
-            here.lead("recover", recipe=self.job.recipe.model_dump(), dropped=dict(short.dropped), options=options)
-            here.ready(**self.facts)
-        self.train_here(short, **options)
+        layout_of(self.job.recipe)  # before the others are asked
+        how = {"recipe": self.job.recipe.model_dump(), "dropped": dict(short.dropped), "options": options}
+        with processes().leading("recover", self.facts, **how):
+            self.train_here(short, **options)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -171,19 +169,18 @@ class Recovery:
         """This process's part of `train`."""
         job, settings = self.job, self.job.recipe.recover
         weights, rate = settings.weights, recovery_rate(job)
+        parts = Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature)
         if tokens is None:
             job.console.say(f"{label}: peak rate {rate:.2g}")
         # The embedding stays the original's: what feeds the kept links is right already, and a fifth of a small
         # model's gradient, and the dear one of a tied head, need not be computed.
         short.embedding.requires_grad_(False)
+        freeze_unseen(short, parts)
         with compiled(short, self.teacher.model):
             fit(
                 short,
                 lambda epoch: job.batches(self.encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),
-                recovery_loss(
-                    self.teacher,
-                    Weights(weights.kl, weights.hidden, weights.squared, weights.task, settings.temperature),
-                ),
+                recovery_loss(self.teacher, parts),
                 FitSettings(
                     epochs=self._epochs(tokens),
                     learning_rate=rate,

@@ -20,7 +20,7 @@ from chinchilla_lm.pipeline.finetune import Finetuning
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.pipeline.recovery import Recovery
 from chinchilla_lm.recipe import TRAINING, Recipe
-from chinchilla_lm.runtime.processes import STEP_TIMEOUT, Agreed, Processes, asked_for, joined, lost
+from chinchilla_lm.runtime.processes import END, STEP_TIMEOUT, Agreed, Processes, asked_for, joined, lost
 from chinchilla_lm.shorten.surgery import without
 from chinchilla_lm.train.parallel import Layout
 
@@ -56,9 +56,9 @@ def run_together(verb: str, arguments: list[str], parallel: str | None, run: Cal
                 raise
             return BAD_INPUT
         except (InputError, ContractError, KeyboardInterrupt):
-            if here.first:  # nothing is wrong with the others, which wait; torchrun ends them after any other error
-                with suppress(RuntimeError):
-                    here.lead("end")
+            if here.first:
+                with suppress(RuntimeError):  # of a process that is gone
+                    here.dismiss()
             raise
         except RuntimeError as error:
             if not lost(error):
@@ -67,7 +67,7 @@ def run_together(verb: str, arguments: list[str], parallel: str | None, run: Cal
                 f"a process that trains along is gone, or has not answered for {STEP_TIMEOUT}; "
                 "run the same command again to go on from what was saved"
             ) from error
-        here.lead("end")
+        here.dismiss()
         return status
 
 
@@ -75,7 +75,7 @@ def _follow(here: Processes) -> int:
     jobs: dict[str, Any] = {}
     while True:
         what, how = here.led()
-        if what == "end":
+        if what == END:
             return DONE
         problem, facts = "", dict[str, str]()
         train: Callable[[], None] | None = None

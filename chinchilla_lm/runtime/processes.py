@@ -1,7 +1,7 @@
 """The processes that work on one job together, started by torchrun: one leads, the others follow.
 
 The first process runs the verb: it alone reads arguments, writes files and speaks. The others wait for what it leads
-them into (`lead`, `led`), which so far is training, and wait again. What all must know alike, the first one says
+them into (`leading`, `led`), which so far is training, and wait again. What all must know alike, the first one says
 (`agreed`). Without torchrun there is one process, and nothing here communicates.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ from torch import Tensor
 from chinchilla_lm.errors import InputError
 
 T = TypeVar("T")
+END = "end"
 
 
 class Agreed(InputError):
@@ -32,13 +33,15 @@ class Agreed(InputError):
 STEP_TIMEOUT, WAIT_TIMEOUT = timedelta(minutes=10), timedelta(days=30)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Processes:
-    """rank: of this process; count: of all; waiting: the group in which they wait for long."""
+    """rank: of this process; count: of all; waiting: the group in which they wait for long. engaged: whether the others
+    are at work with the first, and not waiting for it to lead them."""
 
     rank: int = 0
     count: int = 1
     waiting: Any = None
+    engaged: bool = False
 
     @property
     def first(self) -> bool:
@@ -73,15 +76,28 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def lead(self, what: str, **how: Any) -> None:
-        """Have the others, which wait in `led`, come along."""
+    @contextmanager
+    def leading(self, what: str, facts: Mapping[str, str], **how: Any) -> Iterator[None]:
+        """Have the others, which wait in `led`, come along for what is done in the block. facts: see `ready`.
+
+        An error leaves them in the middle of it, where they learn that this process is gone.
+        """
         if self.count > 1:
             assert self.first, "the first process leads"
             self.agreed((what, how))
+            self.ready(**facts)
+            self.engaged = True
+        yield
+        self.engaged = False
+
+    def dismiss(self) -> None:
+        """Let the others end, if they wait."""
+        if self.count > 1 and not self.engaged:
+            self.agreed((END, {}))
 
     def led(self) -> tuple[str, dict[str, Any]]:
-        """What the first process leads into next."""
-        return self.agreed(("", {}))
+        """What the first process leads into next, or END."""
+        return self.agreed((END, {}))
 
     def ready(self, problem: str = "", **facts: str) -> None:
         """All are about to go on together. Raises Agreed on every process where one has a problem that keeps it from

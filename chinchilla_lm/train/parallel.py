@@ -132,7 +132,9 @@ def _sharded(model: nn.Module, layout: Layout, device: torch.device) -> nn.Modul
     copied = copy.deepcopy(model, {**shared, **own})
     copied.dropout, copied.token_dropout = model.dropout, model.token_dropout
     mesh = init_device_mesh(device.type, (layout.dp,), mesh_dim_names=("dp",))
-    for link in copied.links.values():
+    for name, link in copied.links.items():
+        if model.links[name]._compiled_call_impl is not None:  # a copy is not
+            link.compile()
         fully_shard(link, mesh=mesh)
     fully_shard(copied, mesh=mesh)
     return copied

@@ -17,7 +17,7 @@ from chinchilla_lm.data.batches import EncodedBatch
 from chinchilla_lm.data.encode import IGNORED
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.models.head import pool
-from chinchilla_lm.models.transformer import Transformer
+from chinchilla_lm.models.transformer import Transformer, key
 from chinchilla_lm.train.compiled import compiled_function
 from chinchilla_lm.train.losses import hidden_error, logit_kl, spread_of, squared_error, task_loss
 from chinchilla_lm.train.pieces import mean_over_positions
@@ -185,6 +185,20 @@ def recovery_loss(teacher: Teacher, weights: Weights) -> Callable[[Call, Encoded
         return found
 
     return loss
+
+
+def freeze_unseen(student: Transformer, weights: Weights) -> None:
+    """Do not train what no part of the loss sees: with hidden states alone, all that lies behind the last boundary.
+
+    Processes that train together wait for the gradient of each weight that is trained.
+    """
+    if weights.kl or weights.squared or weights.task:
+        return
+    last = _shared_boundaries(student)[-1]
+    behind = [student.links[key(name)] for name in student.names[last:] if key(name) in student.links]
+    for module in (*behind, student.norm, student.head):
+        if module is not None:
+            module.requires_grad_(False)
 
 
 def picked(model: Transformer, batch: EncodedBatch, hidden_BTD: Tensor) -> Tensor:

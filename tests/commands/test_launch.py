@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from chinchilla_lm.commands import launch
@@ -17,7 +20,7 @@ from tests.commands.conftest import SHORTENING, TAGGING, TUNING, leftovers
 from tests.train.together import ROOT, free_port
 
 PYTHON = [sys.executable, "-m", "chinchilla_lm"]
-# A process that is killed, or stops answering, at its seventh step, unless it was started again.
+# A process that is killed, or stops answering, at its seventh step, unless it was started again; or a full disk.
 FAILING = """
 import os, signal, sys, time
 from datetime import timedelta
@@ -40,7 +43,16 @@ def step(*arguments):
             time.sleep(600)
     return real(*arguments)
 
-loop._Run.step = step
+written, save = 0, state.save_file
+
+def save_file(*arguments, **options):
+    global written
+    written += 1
+    if {how!r} == "full" and written == 4:
+        raise OSError(28, "No space left on device")
+    return save(*arguments, **options)
+
+loop._Run.step, state.save_file = step, save_file
 sys.exit(cli.main())
 """
 
@@ -88,24 +100,46 @@ def test_recovery_by_two_processes_is_that_of_one(tagger: Path, tags: Path, tmp_
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("how", ["killed", "hangs"])
+def started(how: str, folder: Path, command: list[object], restarts: int = 1) -> subprocess.CompletedProcess[str]:
+    """The command by two processes of which the second fails."""
+    script = folder / f"{how}.py"
+    script.write_text(FAILING.format(how=how))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    return ran(sys.executable, "-m", *torchrun, script, *command, "-o", folder / how)
+
+
 def test_a_process_that_dies_is_started_again_and_the_result_is_the_same(
-    model_folder, tags: Path, tmp_path: Path, chinchilla, how: str
+    model_folder, tags: Path, tmp_path: Path, chinchilla
 ):
     """To the last bit: all processes go on from what was saved last. And near what one process makes."""
     command = ["finetune", model_folder("bert"), *TAGGING, "--data", tags, *TUNING, "--finetune-epochs", 4]
     command += ["--dtype", "float32"]
     assert chinchilla(*command, "-o", tmp_path / "one").status == 0
-    for name in ("goes on", how):
-        (tmp_path / f"{name}.py").write_text(FAILING.format(how=name))
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-        script = [tmp_path / f"{name}.py", *command, "-o", tmp_path / name]
-        done = ran(sys.executable, "-m", *torchrun, *script)
+    assert started("goes on", tmp_path, command).returncode == 0
+    wanted = weights(tmp_path / "goes on")
+    close(wanted, weights(tmp_path / "one"))
+    for how in ("killed", "hangs"):
+        done = started(how, tmp_path, command)
         assert done.returncode == 0, done.stderr
-    assert "finetune: resumed at step" in done.stdout
-    found, wanted = weights(tmp_path / how), weights(tmp_path / "goes on")
-    assert all(torch.equal(found[name], one) for name, one in wanted.items())
-    close(found, weights(tmp_path / "one"))
+        assert "finetune: resumed at step" in done.stdout
+        found = weights(tmp_path / how)
+        assert all(torch.equal(found[name], one) for name, one in wanted.items())
+
+
+def test_a_full_disk_ends_all_with_one_line(model_folder, tags: Path, tmp_path: Path):
+    """The first process fails in the middle of training; what was saved before is whole."""
+    command = ["finetune", model_folder("bert"), *TAGGING, "--data", tags, *TUNING, "--dtype", "float32"]
+    began = time.monotonic()
+    done = started("full", tmp_path, command, restarts=0)
+    assert time.monotonic() - began < 60
+    assert done.returncode == 1, "torchrun's own"
+    said = [line for line in done.stderr.splitlines() if line.startswith("chinchilla")]
+    assert len(said) == 1, done.stderr
+    assert "cannot write" in said[0]
+    assert "free room or pass another -o" in said[0]
+    with safe_open(tmp_path / "full" / "finetune.state", "pt") as state:
+        assert json.loads(state.metadata()["place"])["step"] == 3
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.shorten.surgery import without
 from chinchilla_lm.train.loop import FitSettings, fit
-from chinchilla_lm.train.recover import Answers, Teacher, Weights, fine_tuning_loss, recovery_loss
+from chinchilla_lm.train.recover import Answers, Teacher, Weights, fine_tuning_loss, freeze_unseen, recovery_loss
 from tests.train.toy import epochs
 
 POST = {"norm": "layernorm", "placement": "post", "causal": False, "gated": False, "final_norm": False}
@@ -140,6 +140,18 @@ def test_the_teacher_is_not_touched_and_the_student_comes_near_it(teacher):
     assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
     assert all(parameter.grad is None for parameter in original.parameters())
     assert original.training is False
+
+
+@pytest.mark.parametrize("weights", [Weights(kl=0, hidden=1.0), Weights(), Weights(kl=0, task=1.0)])
+@pytest.mark.parametrize("dropped", [{"1.attn": "lose"}, {"2.mlp": "lose"}, {"1.mlp": "lose", "2.attn": "lose"}])
+def test_every_weight_that_is_trained_has_a_gradient(teacher, dropped, weights):
+    original, given = teacher("text"), batch("text")
+    student = without(original, dropped, share=False)
+    freeze_unseen(student, weights)
+    recovery_loss(Teacher(original, lambda: given), weights)(student, given).backward()
+    trained = {name for name, one in student.named_parameters() if one.requires_grad}
+    assert trained == {name for name, one in student.named_parameters() if one.grad is not None}
+    assert len(trained) > 5
 
 
 def test_a_loss_without_any_part_is_an_input_error(teacher):
