@@ -126,6 +126,7 @@ class Finetuning:
             warmup=settings.warmup,
             seed=job.recipe.seed,
             dtype=job.dtype,
+            most_tokens=settings.micro_tokens,
         )
 
         def evaluate() -> float:

@@ -188,6 +188,7 @@ class Recovery:
                     warmup=settings.warmup,
                     seed=job.recipe.seed,
                     dtype=job.dtype,
+                    most_tokens=settings.micro_tokens,
                 ),
                 job.console,
                 label=label,

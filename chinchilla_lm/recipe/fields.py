@@ -46,6 +46,8 @@ class RecoverSettings(_Settings):
     """peak step size of AdamW; without it, by the model's width"""
     batch_tokens: int = Field(default=1024, ge=1)
     """tokens a step; more is faster on a GPU, and takes a higher rate"""
+    micro_tokens: int | None = Field(default=None, ge=1, examples=[4096])
+    """tokens that are run at a time where a step has more, to save memory; the gradients are those of the whole step"""
     temperature: float = Field(default=1.0, gt=0, le=100)
     """both models' outputs are divided by this before the divergence is taken"""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -65,6 +67,8 @@ class FinetuneSettings(_Settings):
     """peak step size for weights that start from nothing"""
     batch_tokens: int = Field(default=1024, ge=1)
     """tokens a step; more is faster on a GPU, and takes a higher rate"""
+    micro_tokens: int | None = Field(default=None, ge=1, examples=[4096])
+    """tokens that are run at a time where a step has more, to save memory; the gradients are those of the whole step"""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """AdamW's decoupled decay of matrices, a step, relative to the rate"""
     warmup: float = Field(default=0.1, ge=0, lt=1)

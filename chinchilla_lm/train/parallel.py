@@ -49,7 +49,7 @@ class Layout:
             raise InputError(
                 f"parallel {text!r} is for {dp} processes, and {count} are started; pass dp={count} or start {dp}"
             )
-        return cls(dp, "shard" in parts)
+        return cls(dp, dp > 1 and "shard" in parts)
 
 
 ONE = Layout()

@@ -193,3 +193,4 @@ def test_a_layout_that_does_not_fit_is_refused(text: str, message: str):
 def test_layouts():
     assert Layout.parse(None, 4) == Layout(4)
     assert Layout.parse("dp=2, shard", 2) == Layout(2, True)
+    assert Layout.parse("dp=1,shard", 1) == Layout(1, False), "one process has nobody to share with"
