@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
-from chinchilla_lm.errors import ContractError, InputError
+from chinchilla_lm.errors import ContractError, InputError, LostError
 from chinchilla_lm.installed import lacks, part_of
 from chinchilla_lm.openmp import share_cores
 
@@ -97,19 +97,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             status = _run(arguments, verb)
             sys.stdout.flush()
-            return status
+            return _told(status)
         except BrokenPipeError:
             _close_standard_output()
             return PIPE_CLOSED
         except BaseException as error:
             status, line = explain(error, verb)
+            again = isinstance(error, LostError) or not isinstance(
+                error, KeyboardInterrupt | InputError | ContractError
+            )
             if _is_follower() and isinstance(error, KeyboardInterrupt | InputError | ContractError):
-                return status
+                return status if again else _told(status)
             if _wants_traceback(arguments):
                 traceback.print_exc()
             # A bug's own message may run over many lines; the first use of --traceback shows all of it.
             print(" ".join(f"{_name(verb)}{line}".split()), file=sys.stderr)
-            return status
+            return status if again else _told(status)
 
 
 def _run(arguments: list[str], verb: str | None) -> int:
@@ -191,12 +194,23 @@ def _name(verb: str | None) -> str:
 
 def _is_one_of_several() -> bool:
     """Whether torchrun has started this process with others."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _is_follower() -> bool:
     """Whether another process says for this one what is wrong with the command."""
     return _is_one_of_several() and os.environ.get("RANK", "0") != "0"
+
+
+def _told(status: int) -> int:
+    """The status, or 0 after it was told to `chinchilla launch`: torchrun takes any other for a crash, and would start
+    the processes again."""
+    folder = os.environ.get("CHINCHILLA_STATUS")
+    if folder is None or not _is_one_of_several():
+        return status
+    with open(os.path.join(folder, os.environ.get("RANK", "0")), "w", encoding="utf-8") as file:
+        file.write(str(status))
+    return DONE
 
 
 def _wants_traceback(arguments: list[str]) -> bool:

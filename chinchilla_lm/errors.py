@@ -16,3 +16,7 @@ class ContractError(RuntimeError):
 def in_one_line(error: Exception) -> str:
     """What another library's exception says, cut to 200 characters; its name where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class LostError(ContractError):
+    """A process that works along is gone, or does not answer: what would go well if all were started again."""

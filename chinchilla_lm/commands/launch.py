@@ -6,13 +6,15 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 from chinchilla_lm.console import Console
 from chinchilla_lm.errors import InputError
 from chinchilla_lm.recipe import TRAINING
 from chinchilla_lm.runtime.cpu import usable_cores
 
-DONE, FAILED = 0, 1
+DONE, FAILED, STOPPED = 0, 1, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,29 +52,50 @@ def torchrun_arguments(args: argparse.Namespace) -> list[str]:
         else ["--standalone"]
     )
     numbers = [f"--nnodes={args.nnodes}", f"--nproc-per-node={args.nproc}", f"--max-restarts={args.max_restarts}"]
-    return [*meeting, *numbers, "-m", "chinchilla_lm", *args.command]
+    said = [f"--{name}" for name in ("json", "quiet", "traceback") if getattr(args, name, False)]
+    return [*meeting, *numbers, "-m", "chinchilla_lm", *args.command, *said]
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Returns the exit status of the process that failed first, where one has."""
+    """Returns the exit status of the verb; where a process has crashed, that of the first."""
     arguments = torchrun_arguments(args)
-    # torchrun gives each process one thread where this is not set.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // args.nproc)))
+    # torchrun gives each process one thread where this is not set; they share the cores where they work together.
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     if args.nnodes > 1:
         # A store of their own each time that they are started: torchrun's keeps the addresses of those that are gone.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    console.say(f"torchrun {' '.join(arguments)}")
+    if not args.quiet:
+        print(f"torchrun {' '.join(arguments)}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CHINCHILLA_STATUS"] = folder
+        return _torchrun(arguments, Path(folder))
+
+
+def _torchrun(arguments: list[str], folder: Path) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed has said so itself
+    # What failed has said so itself.
+    for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         main(arguments)
+    except SignalException:
+        return STOPPED
     except ChildFailedError as error:
+        if (told := _told(folder)) != DONE:
+            return told
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
-            return failure.exitcode
+            return int(failure.exitcode)
         print(f"chinchilla launch failed: process {rank} was killed (signal {-failure.exitcode}); "
               "run the same command again to go on from what was saved", file=sys.stderr)  # fmt: skip
         return FAILED
-    return DONE
+    return _told(folder)
+
+
+def _told(folder: Path) -> int:
+    """What the first process said of the verb, or where that is on another host, the worst of those of this one."""
+    told = {path.name: int(path.read_text()) for path in folder.iterdir()}
+    return told.get("0", max(told.values(), default=DONE))

@@ -22,7 +22,7 @@ from chinchilla_lm.pipeline.teachers import Teachers
 from chinchilla_lm.recipe import Recipe
 from chinchilla_lm.recipe.fields import FinetuneSettings
 from chinchilla_lm.results import FinetuneResult
-from chinchilla_lm.runtime.processes import processes
+from chinchilla_lm.runtime.processes import processes, sharing_cores
 from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit, make_optimizer
 from chinchilla_lm.train.rates import peak_rate
@@ -133,7 +133,7 @@ class Finetuning:
             assert judge is not None, "the first process judges"
             return judge(job.ready(model)).primary.score
 
-        with compiled(model):
+        with sharing_cores(), compiled(model):
             fit(
                 model,
                 lambda epoch: job.batches(encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),

@@ -19,7 +19,7 @@ from chinchilla_lm.evaluate.tables import Measurement, metric_among
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.pipeline.job import Job
 from chinchilla_lm.recipe import Recipe
-from chinchilla_lm.runtime.processes import processes
+from chinchilla_lm.runtime.processes import processes, sharing_cores
 from chinchilla_lm.train.compiled import compiled
 from chinchilla_lm.train.loop import FitSettings, fit
 from chinchilla_lm.train.parallel import Layout
@@ -176,7 +176,7 @@ class Recovery:
         # model's gradient, and the dear one of a tied head, need not be computed.
         short.embedding.requires_grad_(False)
         freeze_unseen(short, parts)
-        with compiled(short, self.teacher.model):
+        with sharing_cores(), compiled(short, self.teacher.model):
             fit(
                 short,
                 lambda epoch: job.batches(self.encoded, settings.batch_tokens, seed=job.recipe.seed + epoch),

@@ -7,6 +7,7 @@ one ends the verb with its reason. Followers write nothing and print nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from chinchilla_lm import __version__
 from chinchilla_lm.console import Console
-from chinchilla_lm.errors import ContractError, InputError
+from chinchilla_lm.errors import ContractError, InputError, LostError
 from chinchilla_lm.files import json_text
 from chinchilla_lm.pipeline.finetune import Finetuning
 from chinchilla_lm.pipeline.job import Job
@@ -25,6 +26,8 @@ from chinchilla_lm.shorten.surgery import without
 from chinchilla_lm.train.parallel import Layout
 
 DONE, BAD_INPUT = 0, 2
+# Seconds that a follower which finds others gone leaves to the first process, if that is still there.
+GRACE_S = 10
 
 
 class _Silent(Console):
@@ -58,12 +61,17 @@ def run_together(verb: str, arguments: list[str], parallel: str | None, run: Cal
         except (InputError, ContractError, KeyboardInterrupt):
             if here.first:
                 with suppress(RuntimeError):  # of a process that is gone
+                    here.leave()
                     here.dismiss()
             raise
         except RuntimeError as error:
             if not lost(error):
                 raise
-            raise ContractError(
+            if not here.first:
+                if here.left():
+                    return BAD_INPUT
+                time.sleep(GRACE_S)  # the first process says what is wrong, if it can; torchrun ends this one meanwhile
+            raise LostError(
                 f"a process that trains along is gone, or has not answered for {STEP_TIMEOUT}; "
                 "run the same command again to go on from what was saved"
             ) from error

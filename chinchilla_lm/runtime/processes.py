@@ -42,6 +42,7 @@ class Processes:
     count: int = 1
     waiting: Any = None
     engaged: bool = False
+    store: Any = None
 
     @property
     def first(self) -> bool:
@@ -90,6 +91,18 @@ class Processes:
         yield
         self.engaged = False
 
+    def leave(self) -> None:
+        """The first process ends the verb for a reason of its own, which the others then see to be no failure."""
+        if self.count > 1:
+            self.store.set(END, END)
+
+    def left(self) -> bool:
+        """Whether it did. False too where the store went with it."""
+        try:
+            return bool(self.store.check([END]))
+        except RuntimeError:
+            return False
+
     def dismiss(self) -> None:
         """Let the others end, if they wait."""
         if self.count > 1 and not self.engaged:
@@ -125,6 +138,21 @@ def processes() -> Processes:
     return _here
 
 
+def _on_this_host() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@contextmanager
+def sharing_cores() -> Iterator[None]:
+    """While the processes of a host work at the same time, each has its share of the threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // _on_this_host()) if processes().count > 1 else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def lost(error: RuntimeError) -> bool:
     """Whether an error says that another process is gone, or has not answered in time."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
@@ -145,9 +173,14 @@ def joined() -> Iterator[Processes]:
     global _here
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(f"WORLD_SIZE is set and {missing[0]} is not; start with chinchilla launch")
-    backend = "gloo"
+    backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"{_on_this_host()} processes on this host are more than its {torch.cuda.device_count()} GPUs; "
+                "start one for each GPU"
+            )
+        torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, rank, count = next(iter(dist.rendezvous("env://", timeout=STEP_TIMEOUT)))
@@ -161,7 +194,7 @@ def joined() -> Iterator[Processes]:
         raise InputError(f"the processes cannot meet at {where} ({error}); start with chinchilla launch") from error
     try:
         group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
-        _here = Processes(dist.get_rank(), dist.get_world_size(), group)
+        _here = Processes(rank, count, group, store=store)
         yield _here
     finally:
         _here = ALONE

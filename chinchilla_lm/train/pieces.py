@@ -39,6 +39,8 @@ def mean_in_pieces(
     classify: Classify, outputs: int, trained: Sequence[Tensor], hidden_ND: Tensor, loss: PieceLoss
 ) -> Tensor:
     """The same with any head of so many outputs, with gradients for the tensors in `trained`, which it is given."""
+    if not len(hidden_ND):  # of a part of a batch without a target: 0, with a gradient of 0 for what the others train
+        return sum((one.sum() * 0.0 for one in trained), hidden_ND.sum() * 0.0).float()
     size = max(1, (GPU_LOGITS if hidden_ND.is_cuda else LOGITS) // outputs)
     if len(hidden_ND) <= size:
         return loss(classify(hidden_ND, *trained), slice(0, len(hidden_ND)))

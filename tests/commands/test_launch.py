@@ -25,6 +25,8 @@ FAILING = """
 import os, signal, sys, time
 from datetime import timedelta
 from chinchilla_lm import cli
+from chinchilla_lm.errors import InputError
+from chinchilla_lm.evaluate.judge import Judge
 from chinchilla_lm.runtime import processes
 from chinchilla_lm.train import loop, state
 
@@ -52,7 +54,14 @@ def save_file(*arguments, **options):
         raise OSError(28, "No space left on device")
     return save(*arguments, **options)
 
-loop._Run.step, state.save_file = step, save_file
+judge = Judge.__call__
+
+def judged(*arguments):
+    if {how!r} == "unjudged" and calls:
+        raise InputError("not to be judged")
+    return judge(*arguments)
+
+loop._Run.step, state.save_file, Judge.__call__ = step, save_file, judged
 sys.exit(cli.main())
 """
 
@@ -93,19 +102,20 @@ def test_recovery_by_two_processes_is_that_of_one(tagger: Path, tags: Path, tmp_
         assert chinchilla(verb, *common, "-o", one).status == 0
     shutil.copytree(one, two)
     assert chinchilla("recover", *common, "-o", one).status == 0
-    done = ran(*PYTHON, "launch", "--nproc", 2, "recover", *common, "--parallel", "dp=2,shard", "-o", two)
+    words = ["launch", "--json", "--nproc", 2, "recover", *common, "--parallel", "dp=2,shard", "-o", two]
+    done = ran(*PYTHON, *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("recovered") == 1
+    assert json.loads(done.stdout) == {"model": str(two / "model")}
     close(weights(two), weights(one))
     assert leftovers(tmp_path) == []
 
 
-def started(how: str, folder: Path, command: list[object], restarts: int = 1) -> subprocess.CompletedProcess[str]:
+def started(how: str, folder: Path, command: list[object], **environment: str) -> subprocess.CompletedProcess[str]:
     """The command by two processes of which the second fails."""
     script = folder / f"{how}.py"
     script.write_text(FAILING.format(how=how))
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    return ran(sys.executable, "-m", *torchrun, script, *command, "-o", folder / how)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    return ran(sys.executable, "-m", *torchrun, script, *command, "-o", folder / how, **environment)
 
 
 def test_a_process_that_dies_is_started_again_and_the_result_is_the_same(
@@ -126,20 +136,43 @@ def test_a_process_that_dies_is_started_again_and_the_result_is_the_same(
         assert all(torch.equal(found[name], one) for name, one in wanted.items())
 
 
-def test_a_full_disk_ends_all_with_one_line(model_folder, tags: Path, tmp_path: Path):
-    """The first process fails in the middle of training; what was saved before is whole."""
+@pytest.mark.parametrize("how", ["full", "unjudged"])
+def test_an_error_of_the_first_process_alone_ends_all_with_one_line(model_folder, tags: Path, tmp_path: Path, how: str):
+    """In the middle of training, by a full disk or a model that cannot be judged; what was saved before is whole."""
     command = ["finetune", model_folder("bert"), *TAGGING, "--data", tags, *TUNING, "--dtype", "float32"]
     began = time.monotonic()
-    done = started("full", tmp_path, command, restarts=0)
+    (tmp_path / "told").mkdir()
+    done = started(how, tmp_path, command, CHINCHILLA_STATUS=str(tmp_path / "told"))
     assert time.monotonic() - began < 60
-    assert done.returncode == 1, "torchrun's own"
+    assert done.returncode == 0, "nothing to start again for"
+    assert (tmp_path / "told" / "0").read_text() == "2"
     said = [line for line in done.stderr.splitlines() if line.startswith("chinchilla")]
     assert len(said) == 1, done.stderr
-    assert "cannot write" in said[0]
-    assert "free room or pass another -o" in said[0]
-    with safe_open(tmp_path / "full" / "finetune.state", "pt") as state:
-        assert json.loads(state.metadata()["place"])["step"] == 3
+    assert ("cannot write" if how == "full" else "not to be judged") in said[0]
+    if how == "full":
+        with safe_open(tmp_path / "full" / "finetune.state", "pt") as state:
+            assert json.loads(state.metadata()["place"])["step"] == 3
     assert leftovers(tmp_path) == []
+
+
+def test_a_launch_that_is_stopped(model_folder, tags: Path, tmp_path: Path):
+    """By SIGTERM to it alone: status 130, one line, and no process is left."""
+    words = [*PYTHON, "launch", "--nproc", 2, "finetune", model_folder("bert"), *TAGGING, "--data", tags, *TUNING]
+    words += ["--finetune-epochs", 900, "-o", tmp_path / "out"]
+    environment = os.environ | {"CHINCHILLA_KEEP": "0", "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(
+        [str(word) for word in words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "step 5" in line:
+            break
+    running.terminate()
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    first, *rest = said.splitlines()
+    assert first.startswith("torchrun --standalone")
+    assert rest == ["chinchilla finetune stopped; run the same command again to resume from what is done"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +205,7 @@ def test_what_is_launched():
 
 def test_bad_input_is_one_line_of_one_process(tagger: Path, tags: Path, tmp_path: Path):
     finetune = ["finetune", tagger, *TAGGING, "-o", tmp_path / "out"]
-    two = [*PYTHON, "launch", "--quiet", "--nproc", 2]
+    two = [*PYTHON, "launch", "--quiet", "--nproc", 2, "--max-restarts", 2]
     refused(ran(*two, *finetune, "--data", tmp_path / "none"), f"{tmp_path}/none is not there")
     refused(ran(*two, *finetune, "--data", tags, "--parallel", "dp=3"), "is for 3 processes, and 2 are started")
     refused(ran(*two, *finetune, "--data", tags, "--nonsense"), "unrecognized arguments: --nonsense")
@@ -180,7 +213,12 @@ def test_bad_input_is_one_line_of_one_process(tagger: Path, tags: Path, tmp_path
 
 
 def test_processes_that_were_started_differently(tagger: Path, tags: Path, tmp_path: Path):
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "x",
+    }
     running = []
     for rank in (0, 1):
         words = [*PYTHON, "finetune", tagger, *TAGGING, "--data", tags, "--seed", rank, "-o", tmp_path / "out"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chinchilla_lm.data.batches import EncodedBatch, batches
-from chinchilla_lm.data.encoded import Encoded
+from chinchilla_lm.data.encoded import IGNORED, Encoded
 from chinchilla_lm.models.config import HeadConfig
 from chinchilla_lm.models.transformer import Transformer
 from chinchilla_lm.train.parts import parts_of, with_keys
@@ -79,11 +79,20 @@ def test_a_process_without_rows_adds_nothing():
     assert part.batch.ids.shape[0] == 1
 
 
-def test_rows_without_a_target_have_no_share():
+def test_rows_without_a_target_add_nothing(tiny_config, tiny_model):
     whole = given()
     assert whole.targets is not None
     targets = whole.targets.clone()
-    targets[0] = -100
-    first = parts_of(replace(whole, targets=targets), most_tokens=1)[0]
+    targets[0] = IGNORED
+    whole = replace(whole, targets=targets)
+    first, *_ = parts = parts_of(whole, most_tokens=1)
     assert first.share.targets == 0
     assert first.share.tokens > 0
+    teacher, student = tiny_model(tiny_config()), tiny_model(tiny_config(), seed=1)
+    for loss in (fine_tuning_loss(0.1), recovery_loss(Teacher(teacher, lambda: whole), WEIGHTS)):
+        (wanted, theirs), (found, ours) = (gradients(student, some, loss) for some in ([whole], parts))
+        assert found == pytest.approx(wanted, rel=1e-5)
+        for name, one in theirs.items():
+            torch.testing.assert_close(ours[name], one, rtol=1e-4, atol=1e-6)
+        _, alone = gradients(student, [first], loss)
+        assert alone.keys() == theirs.keys(), "processes wait for the gradient of each weight"

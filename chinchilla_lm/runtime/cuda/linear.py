@@ -6,6 +6,7 @@ T rows, N outputs, K inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +71,11 @@ class PackedMatrix(nn.Module):
         split = min(tiles, max(1, PROGRAMS // columns))
         sums = torch.empty(split, rows, outputs, dtype=torch.float32, device=x_TK.device)
         height = max(16, triton.next_power_of_2(rows))
-        kernels.product[(columns, split)](
-            x_TK, sums, *self._codes(), rows, outputs, self.in_features, x_TK.stride(0),
-            **self.meaning, ROWS=height, OUTPUTS=OUTPUTS, INPUTS=self.inputs, SPLIT=split, num_warps=4,
-        )  # fmt: skip
+        with _device_of(x_TK):
+            kernels.product[(columns, split)](
+                x_TK, sums, *self._codes(), rows, outputs, self.in_features, x_TK.stride(0),
+                **self.meaning, ROWS=height, OUTPUTS=OUTPUTS, INPUTS=self.inputs, SPLIT=split, num_warps=4,
+            )  # fmt: skip
         return (sums[0] if split == 1 else sums.sum(0)).to(x_TK.dtype)
 
     def values(self) -> Tensor:
@@ -96,13 +98,19 @@ class PackedMatrix(nn.Module):
     def _written(self, codes: Sequence[Tensor], outputs: int) -> Tensor:
         found = torch.empty(outputs, self.in_features, dtype=self.dtype, device=self.scales.device)
         grid = (-(-outputs // WRITTEN), -(-self.in_features // self.inputs))
-        kernels.written_out[grid](
-            found, *codes, outputs, self.in_features, **self.meaning, OUTPUTS=WRITTEN, INPUTS=self.inputs
-        )  # fmt: skip
+        with _device_of(found):
+            kernels.written_out[grid](
+                found, *codes, outputs, self.in_features, **self.meaning, OUTPUTS=WRITTEN, INPUTS=self.inputs
+            )  # fmt: skip
         return found
 
     def _codes(self) -> tuple[Tensor, ...]:
         return self.first, self.second, self.scales, self.minima, self.mask, self.book
+
+
+def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton runs on the current device, whichever a tensor is on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 class PackedLinear(PackedMatrix):
