@@ -35,6 +35,7 @@ NEEDING: dict[str, list[str]] = {
     "search": ["m", "--task", "token-classification", "--data", "d", "-o", "o", "--speedup", "2"],
     "shorten": ["m", "--task", "token-classification", "--data", "d", "-o", "o"],
     "recover": ["m", "--task", "token-classification", "--data", "d", "-o", "o"],
+    "launch": ["--nproc", "2", "finetune", "m", "--task", "token-classification", "--data", "d", "-o", "o"],
     "evaluate": ["m", "--task", "token-classification", "--data", "d"],
     "bench": ["m"],
     "pack": ["m", "--format", "int8", "-o", "o"],

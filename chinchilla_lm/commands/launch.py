@@ -64,18 +64,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.nnodes > 1:
         # A store of their own each time that they are started: torchrun's keeps the addresses of those that are gone.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    if not args.quiet:
-        print(f"torchrun {' '.join(arguments)}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CHINCHILLA_STATUS"] = folder
-        return _torchrun(arguments, Path(folder))
+        return _torchrun(arguments, Path(folder), args.quiet)
 
 
-def _torchrun(arguments: list[str], folder: Path) -> int:
+def _torchrun(arguments: list[str], folder: Path, quiet: bool) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
+    if not quiet:
+        print(f"torchrun {' '.join(arguments)}", file=sys.stderr)
     # What failed has said so itself.
     for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -39,6 +39,9 @@ class _Silent(Console):
     def warn(self, text: str) -> None:
         """Not said."""
 
+    def show(self, text: str) -> None:
+        """Not said."""
+
 
 def run_together(verb: str, arguments: list[str], parallel: str | None, run: Callable[[], int]) -> int:
     """Run a verb by the processes that torchrun started; its exit status. Raises what the verb raises, in the first.
