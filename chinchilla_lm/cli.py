@@ -103,16 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return PIPE_CLOSED
         except BaseException as error:
             status, line = explain(error, verb)
-            again = isinstance(error, LostError) or not isinstance(
-                error, KeyboardInterrupt | InputError | ContractError
-            )
+            if not _is_a_crash(error, status):
+                status = _told(status)
             if _is_follower() and isinstance(error, KeyboardInterrupt | InputError | ContractError):
-                return status if again else _told(status)
+                return status
             if _wants_traceback(arguments):
                 traceback.print_exc()
             # A bug's own message may run over many lines; the first use of --traceback shows all of it.
             print(" ".join(f"{_name(verb)}{line}".split()), file=sys.stderr)
-            return status if again else _told(status)
+            return status
 
 
 def _run(arguments: list[str], verb: str | None) -> int:
@@ -202,14 +201,22 @@ def _is_follower() -> bool:
     return _is_one_of_several() and os.environ.get("RANK", "0") != "0"
 
 
+def _is_a_crash(error: BaseException, status: int) -> bool:
+    """Whether the same command, started again, may go well."""
+    return isinstance(error, LostError) or (status == FAILED and not isinstance(error, ContractError))
+
+
 def _told(status: int) -> int:
     """The status, or 0 after it was told to `chinchilla launch`: torchrun takes any other for a crash, and would start
     the processes again."""
     folder = os.environ.get("CHINCHILLA_STATUS")
-    if folder is None or not _is_one_of_several():
+    if folder is None or "TORCHELASTIC_RUN_ID" not in os.environ:
         return status
-    with open(os.path.join(folder, os.environ.get("RANK", "0")), "w", encoding="utf-8") as file:
-        file.write(str(status))
+    try:
+        with open(os.path.join(folder, os.environ.get("RANK", "0")), "w", encoding="utf-8") as file:
+            file.write(str(status))
+    except OSError:
+        return status
     return DONE
 
 

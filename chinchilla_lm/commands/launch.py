@@ -66,7 +66,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CHINCHILLA_STATUS"] = folder
-        return _torchrun(arguments, Path(folder), args.quiet)
+        try:
+            return _torchrun(arguments, Path(folder), args.quiet)
+        finally:
+            del os.environ["CHINCHILLA_STATUS"]
 
 
 def _torchrun(arguments: list[str], folder: Path, quiet: bool) -> int:
@@ -97,5 +100,6 @@ def _torchrun(arguments: list[str], folder: Path, quiet: bool) -> int:
 
 def _told(folder: Path) -> int:
     """What the first process said of the verb, or where that is on another host, the worst of those of this one."""
-    told = {path.name: int(path.read_text()) for path in folder.iterdir()}
+    found = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    told = {name: int(text) for name, text in found.items() if text}  # of one that was killed meanwhile: nothing
     return told.get("0", max(told.values(), default=DONE))

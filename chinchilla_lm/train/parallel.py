@@ -130,7 +130,6 @@ def _sharded(model: nn.Module, layout: Layout, device: torch.device) -> nn.Modul
     shared = {id(tensor): tensor for tensor in model.buffers()}
     own = {id(one): nn.Parameter(one.detach(), requires_grad=one.requires_grad) for one in model.parameters()}
     copied = copy.deepcopy(model, {**shared, **own})
-    copied.dropout, copied.token_dropout = model.dropout, model.token_dropout
     mesh = init_device_mesh(device.type, (layout.dp,), mesh_dim_names=("dp",))
     for name, link in copied.links.items():
         if model.links[name]._compiled_call_impl is not None:  # a copy is not

@@ -209,6 +209,8 @@ def test_bad_input_is_one_line_of_one_process(tagger: Path, tags: Path, tmp_path
     refused(ran(*two, *finetune, "--data", tmp_path / "none"), f"{tmp_path}/none is not there")
     refused(ran(*two, *finetune, "--data", tags, "--parallel", "dp=3"), "is for 3 processes, and 2 are started")
     refused(ran(*two, *finetune, "--data", tags, "--nonsense"), "unrecognized arguments: --nonsense")
+    one = [*PYTHON, "launch", "--quiet", "--nproc", 1, "--max-restarts", 2]
+    refused(ran(*one, *finetune, "--data", tmp_path / "none"), f"{tmp_path}/none is not there")
     assert not (tmp_path / "out" / "model").exists()
 
 
